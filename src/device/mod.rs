@@ -1,0 +1,55 @@
+//! Executing modules on accelerators: PJRT plug-ins, and what this machine offers.
+
+use crate::graph::ArrayShape;
+use crate::graph::export::Alias;
+use crate::units::Bytes;
+
+/// What went wrong at the plug-in or the hardware.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Memory the compiler reserves for one executable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutableMemory {
+    pub arguments: Bytes,
+    pub outputs: Bytes,
+    /// Part of `outputs` that lies in donated arguments.
+    pub aliased: Bytes,
+    pub temporaries: Bytes,
+    pub code: Bytes,
+}
+
+/// An argument of an execution.
+pub enum Arg<'a, B> {
+    /// Read; stays valid.
+    Keep(&'a B),
+    /// Consumed; its memory may become an output.
+    Donate(B),
+}
+
+/// One device that compiles and runs HLO modules.
+pub trait Device: Send + Sync + 'static {
+    type Buffer: Send + Sync + 'static;
+    type Executable: Send + Sync + 'static;
+
+    /// Kind and version of what executes, for logs and cache keys.
+    fn platform(&self) -> &str;
+    /// `hlo` is a verified `HloModuleProto` that carries `aliases`.
+    fn compile(&self, name: &str, hlo: &[u8], aliases: &[Alias]) -> Result<Self::Executable, DeviceError>;
+    fn memory(&self, executable: &Self::Executable) -> Result<ExecutableMemory, DeviceError>;
+    /// Copies `data` (dense, row-major) to the device.
+    fn upload(&self, shape: &ArrayShape, data: &[u8]) -> Result<Self::Buffer, DeviceError>;
+    /// Starts an execution; the outputs may still be in the making when it returns.
+    fn execute(
+        &self,
+        executable: &Self::Executable,
+        args: Vec<Arg<'_, Self::Buffer>>,
+    ) -> Result<Vec<Self::Buffer>, DeviceError>;
+    /// Blocks until the buffer holds its value.
+    fn wait(&self, buffer: &Self::Buffer) -> Result<(), DeviceError>;
+    /// Blocks, then copies the value, dense and row-major, into `out`.
+    fn download(&self, buffer: &Self::Buffer, out: &mut [u8]) -> Result<(), DeviceError>;
+}

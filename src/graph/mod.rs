@@ -1,0 +1,19 @@
+//! The model as a graph of XLA ops: import, passes, verification, cutting, export.
+//!
+//! `graph` knows nothing of devices, costs, plans or files.
+
+pub mod cut;
+pub mod error;
+pub mod export;
+pub mod import;
+pub mod ir;
+pub mod manifest;
+pub mod model;
+pub mod shape;
+pub mod verify;
+
+pub use error::GraphError;
+pub use ir::{CompId, Computation, Graph, Op, OpId};
+pub use manifest::Manifest;
+pub use model::{GradGraph, Model, StateTensor};
+pub use shape::{ArrayShape, DType, Shape};

@@ -1,0 +1,27 @@
+//! Foreshard: foresee the load, then shard the model.
+//!
+//! The crate is a house of rooms; imports run one way, from the top of this list to the bottom.
+
+// Core: sync, deterministic; no clock, environment, files, `unsafe` or Kubernetes.
+pub mod units;
+
+pub mod graph;
+pub mod topology;
+
+pub mod cost;
+pub mod plan;
+
+// Contract: data only.
+pub mod api;
+pub mod wire;
+
+// Edges: may block, fail, surprise.
+pub mod device;
+pub mod telemetry;
+
+pub mod runtime;
+pub mod trainer;
+
+pub mod local;
+
+pub mod cli;

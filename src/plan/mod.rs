@@ -1,0 +1,99 @@
+//! Problem in, plan out: which shard runs each op, in which order, at what predicted cost.
+//!
+//! `plan` knows nothing of pods, processes, clocks or files.
+
+pub mod schedule;
+pub mod segment;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::graph::OpId;
+use crate::topology::DeviceId;
+use crate::units::{Bytes, Seconds};
+
+pub use schedule::{Schedule, ScheduleKind};
+
+/// Position of a shard in its plan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ShardId(pub u32);
+
+impl ShardId {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+impl fmt::Debug for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard{}", self.0)
+    }
+}
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Where an op runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    Shard(ShardId),
+    /// Cheap and without inputs that only one shard holds (constants, iota, index arithmetic, the key): every
+    /// shard that reads the value computes it.
+    Everywhere,
+}
+
+/// Which shard runs every op of one graph. Index: [`OpId`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Assignment(pub Vec<Place>);
+
+impl Assignment {
+    pub fn place(&self, op: OpId) -> Place {
+        self.0[op.index()]
+    }
+}
+
+/// One shard of a plan, with what the planner predicts for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardPlan {
+    /// The device of every replica of this shard; all shards have the same number of replicas.
+    pub devices: Vec<DeviceId>,
+    /// Computing time per step, without waiting.
+    pub busy: Seconds,
+    /// Peak memory: state, gradients, residuals in flight, temporaries.
+    pub memory: Bytes,
+    /// Sent to other shards per step.
+    pub sent: Bytes,
+}
+
+/// A whole assignment with its predictions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub revision: u64,
+    /// Fingerprint of the model the assignments index.
+    pub model: String,
+    /// Rows of one microbatch: the plan runs the variants of this size.
+    pub microbatch: u64,
+    pub shards: Vec<ShardPlan>,
+    /// Replicas of the whole pipeline.
+    pub n_replicas: u32,
+    /// Microbatches each replica runs per step.
+    pub n_microbatches: u32,
+    /// Places of the ops of every grad graph of this microbatch size, by variant name.
+    pub grads: BTreeMap<String, Assignment>,
+    /// Owner of every state tensor: a slot goes with its param, a shared slot is everywhere. Param ops of the grad
+    /// graphs are placed on the owner.
+    pub owners: Vec<Place>,
+    pub schedule: ScheduleKind,
+    /// Predicted time of one step.
+    pub step_time: Seconds,
+    /// No plan on these devices can be faster.
+    pub bound: Seconds,
+    /// Crossing between shards per step.
+    pub bytes_cut: Bytes,
+}

@@ -1,0 +1,1 @@
+//! Segments: what one shard runs between two exchanges.

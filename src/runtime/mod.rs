@@ -1,0 +1,3 @@
+//! The sidecar: a worker that executes one shard, and the session that drives all of them.
+
+pub mod session;

@@ -1,0 +1,7 @@
+//! What travels between processes: data only.
+//!
+//! `wire` knows nothing of sockets, threads or devices.
+
+pub mod tensor;
+
+pub use tensor::{Batch, Position, Tensor};
