@@ -1,1 +1,418 @@
 //! Segments: what one shard runs between two exchanges.
+//!
+//! `level(op)` is the maximum over operands of `level(operand)`, plus one where the operand lives on another shard.
+//! Ops with the same (shard, level) form a segment. A path that leaves a segment for another shard comes back at a
+//! higher level, so segments are convex and their graph is acyclic by construction; a pipeline's forward and
+//! backward halves appear without being told apart by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Assignment, Place, ShardId};
+use crate::graph::{Graph, OpId};
+use crate::units::Bytes;
+
+/// Ops of one shard that run as one executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub shard: ShardId,
+    pub level: u32,
+    /// Ascending; ops placed everywhere are cloned into every segment that reads them. Never entry parameters.
+    pub ops: Vec<OpId>,
+    /// Values from outside: entry parameters and values of other segments, ascending.
+    pub inputs: Vec<OpId>,
+    /// Values that other segments read, ascending. An input may stand here too: it is passed through.
+    pub outputs: Vec<OpId>,
+    /// Graph outputs (positions) that this segment yields. Their op is in `ops` or `inputs`.
+    pub results: Vec<usize>,
+}
+
+/// Tensors that travel together: everything one segment sends to one other shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Position of the sending segment.
+    pub from: usize,
+    pub to: ShardId,
+    /// Ascending.
+    pub values: Vec<OpId>,
+}
+
+/// A graph cut into segments, with what travels between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// By (level, shard): a valid order of execution.
+    pub segments: Vec<Segment>,
+    /// By (from, to).
+    pub messages: Vec<Message>,
+}
+
+/// A position in a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Task {
+    pub segment: u32,
+    pub microbatch: u32,
+}
+
+/// How entry parameters reach shards that do not hold them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameters {
+    /// A copy is there before the graph starts (grad graphs: params change once per step).
+    Mirrored,
+    /// They travel like any other value (update graph).
+    Sent,
+}
+
+/// An assignment that cannot be cut into segments: a bug in the planner or a plan made for another graph.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SegmentError {
+    #[error("the plan places {found} ops, the graph {graph} has {expected}; plan again for this bundle")]
+    WrongGraph { graph: String, expected: usize, found: usize },
+    #[error("{op} ({name}) is placed everywhere but reads {operand}, which only {shard} holds")]
+    NotEverywhere { op: OpId, name: String, operand: OpId, shard: ShardId },
+    #[error("{op} ({name}) is placed on {shard}, but the plan has {n_shards} shards")]
+    NoSuchShard { op: OpId, name: String, shard: ShardId, n_shards: usize },
+    #[error("{op} ({name}) yields {shape}, which cannot travel between shards; place it with its users")]
+    NotAnArray { op: OpId, name: String, shape: String },
+}
+
+impl Segmentation {
+    /// Cuts `graph` by `assignment`.
+    ///
+    /// # Shapes
+    /// `assignment`: one place per op; an entry parameter placed everywhere is known to all shards (batch, key).
+    /// `results`: where each graph output must end up.
+    ///
+    /// # Complexity
+    /// O(ops + operands + segments · everywhere-ops).
+    pub fn new(
+        graph: &Graph,
+        assignment: &Assignment,
+        results: &[Place],
+        n_shards: usize,
+        parameters: Parameters,
+    ) -> Result<Self, SegmentError> {
+        check(graph, assignment, n_shards)?;
+        let mut levels = levels(graph, assignment, parameters);
+        sink(graph, assignment, &mut levels, parameters);
+        Builder { graph, assignment, levels, parameters, parts: BTreeMap::new() }.build(results, n_shards)
+    }
+
+    /// Segments of one shard, in order of level.
+    pub fn of_shard(&self, shard: ShardId) -> impl Iterator<Item = (usize, &Segment)> {
+        self.segments.iter().enumerate().filter(move |(_, s)| s.shard == shard)
+    }
+
+    /// For every segment: the segments it needs, and the message that brings their values where they are on
+    /// another shard.
+    pub fn dependencies(&self, graph: &Graph) -> Vec<Vec<Dependency>> {
+        // A value may be passed through a segment of its own shard only: its producer is the first that yields it.
+        let mut producer: BTreeMap<OpId, usize> = BTreeMap::new();
+        for (i, s) in self.segments.iter().enumerate() {
+            for &v in &s.outputs {
+                producer.entry(v).or_insert(i);
+            }
+        }
+        let message_of: BTreeMap<(usize, ShardId), usize> =
+            self.messages.iter().enumerate().map(|(i, m)| ((m.from, m.to), i)).collect();
+        self.segments
+            .iter()
+            .enumerate()
+            .map(|(i, s)| {
+                let mut needed: BTreeSet<usize> = BTreeSet::new();
+                for v in &s.inputs {
+                    match producer.get(v) {
+                        Some(&p) if p != i && (!is_parameter(graph, *v) || self.segments[p].shard != s.shard) => {
+                            needed.insert(p);
+                        }
+                        _ => {}
+                    }
+                }
+                needed
+                    .into_iter()
+                    .map(|p| Dependency {
+                        segment: p,
+                        message: (self.segments[p].shard != s.shard).then(|| message_of[&(p, s.shard)]),
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// Size of one message.
+    pub fn bytes(&self, graph: &Graph, message: usize) -> Bytes {
+        self.messages[message].values.iter().map(|&v| graph.op(v).shape.bytes()).sum()
+    }
+
+    /// Entry parameters placed on another shard than the one that reads them, ascending: (parameter, reader).
+    pub fn mirrors(&self, graph: &Graph, assignment: &Assignment) -> Vec<(OpId, ShardId)> {
+        let mut out = BTreeSet::new();
+        for s in &self.segments {
+            for &v in &s.inputs {
+                if is_parameter(graph, v) && matches!(assignment.place(v), Place::Shard(o) if o != s.shard) {
+                    out.insert((v, s.shard));
+                }
+            }
+        }
+        out.into_iter().collect()
+    }
+}
+
+/// One segment's need of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    pub segment: usize,
+    /// Position in [`Segmentation::messages`]; `None` when both are on one shard.
+    pub message: Option<usize>,
+}
+
+fn is_parameter(graph: &Graph, op: OpId) -> bool {
+    &*graph.op(op).opcode == "parameter"
+}
+
+fn check(graph: &Graph, assignment: &Assignment, n_shards: usize) -> Result<(), SegmentError> {
+    if assignment.0.len() != graph.n_ops() {
+        return Err(SegmentError::WrongGraph {
+            graph: graph.name.clone(),
+            expected: graph.n_ops(),
+            found: assignment.0.len(),
+        });
+    }
+    for (id, op) in graph.ops() {
+        match assignment.place(id) {
+            Place::Shard(shard) if shard.index() >= n_shards => {
+                return Err(SegmentError::NoSuchShard { op: id, name: op.name.clone(), shard, n_shards });
+            }
+            Place::Everywhere => {
+                for &o in &op.operands {
+                    if let Place::Shard(shard) = assignment.place(o) {
+                        return Err(SegmentError::NotEverywhere { op: id, name: op.name.clone(), operand: o, shard });
+                    }
+                }
+            }
+            Place::Shard(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Earliest level of every op; 0 for ops placed everywhere.
+fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec<u32> {
+    let mut level = vec![0u32; graph.n_ops()];
+    for (id, op) in graph.ops() {
+        let Place::Shard(shard) = assignment.place(id) else { continue };
+        for &o in &op.operands {
+            let Place::Shard(from) = assignment.place(o) else { continue };
+            if parameters == Parameters::Mirrored && is_parameter(graph, o) {
+                continue;
+            }
+            level[id.index()] = level[id.index()].max(level[o.index()] + u32::from(from != shard));
+        }
+    }
+    level
+}
+
+/// Moves ops to the level of their first reader where that keeps fewer bytes alive in between: a transposed
+/// weight that only the backward half reads need not be a residual of the forward half.
+fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: Parameters) {
+    let mut is_output = vec![false; graph.n_ops()];
+    for &o in graph.outputs() {
+        is_output[o.index()] = true;
+    }
+    // Latest level at which a shard-local reader keeps the value alive anyway.
+    let last_use = |level: &[u32], v: OpId, shard: ShardId| {
+        graph
+            .users(v)
+            .iter()
+            .filter(|&&u| assignment.place(u) == Place::Shard(shard))
+            .map(|u| level[u.index()])
+            .max()
+            .unwrap_or(0)
+    };
+    for (id, op) in graph.ops().rev() {
+        let Place::Shard(shard) = assignment.place(id) else { continue };
+        if is_output[id.index()] || is_parameter(graph, id) || graph.users(id).is_empty() {
+            continue;
+        }
+        let local_only = graph.users(id).iter().all(|&u| assignment.place(u) == Place::Shard(shard));
+        let target = graph.users(id).iter().map(|u| level[u.index()]).min().unwrap_or(0);
+        if !local_only || target <= level[id.index()] {
+            continue;
+        }
+        // Operands that would now have to live until `target`.
+        let mut kept: Vec<OpId> = op.operands.clone();
+        kept.sort();
+        kept.dedup();
+        let extra: Bytes = kept
+            .iter()
+            .filter(|&&o| match assignment.place(o) {
+                Place::Everywhere => false,
+                Place::Shard(_) if is_parameter(graph, o) && parameters == Parameters::Mirrored => false,
+                Place::Shard(from) => from != shard || last_use(level, o, shard) < target,
+            })
+            .map(|&o| graph.op(o).shape.bytes())
+            .sum();
+        if extra <= op.shape.bytes() && (extra < op.shape.bytes() || extra == Bytes(0)) {
+            level[id.index()] = target;
+        }
+    }
+}
+
+/// A segment in the making.
+#[derive(Default)]
+struct Part {
+    ops: BTreeSet<OpId>,
+    inputs: BTreeSet<OpId>,
+    outputs: BTreeSet<OpId>,
+    results: BTreeSet<usize>,
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    assignment: &'a Assignment,
+    levels: Vec<u32>,
+    parameters: Parameters,
+    /// By (level, shard).
+    parts: BTreeMap<(u32, ShardId), Part>,
+}
+
+impl Builder<'_> {
+    fn build(mut self, results: &[Place], n_shards: usize) -> Result<Segmentation, SegmentError> {
+        for (id, _) in self.graph.ops() {
+            if let Place::Shard(shard) = self.assignment.place(id)
+                && !is_parameter(self.graph, id)
+            {
+                let key = (self.levels[id.index()], shard);
+                self.parts.entry(key).or_default().ops.insert(id);
+            }
+        }
+        for (position, &place) in results.iter().enumerate() {
+            match place {
+                Place::Shard(shard) => self.add_result(position, shard),
+                Place::Everywhere => (0..n_shards as u32).for_each(|s| self.add_result(position, ShardId(s))),
+            }
+        }
+        let keys: Vec<_> = self.parts.keys().copied().collect();
+        for &key in &keys {
+            self.pull_inputs(key)?;
+        }
+        self.connect(&keys)
+    }
+
+    /// Makes some segment on `shard` yield graph output `position`.
+    fn add_result(&mut self, position: usize, shard: ShardId) {
+        let op = self.graph.outputs()[position];
+        let key = match self.assignment.place(op) {
+            Place::Shard(from) if from == shard => (self.levels[op.index()], shard),
+            // Passed on from the shard that computes it.
+            Place::Shard(_) => (self.levels[op.index()] + 1, shard),
+            Place::Everywhere => {
+                let first = self.parts.keys().copied().find(|&(_, s)| s == shard);
+                first.unwrap_or((0, shard))
+            }
+        };
+        self.parts.entry(key).or_default().results.insert(position);
+    }
+
+    /// Clones what is placed everywhere into the segment and lists what must come from outside.
+    fn pull_inputs(&mut self, key: (u32, ShardId)) -> Result<(), SegmentError> {
+        let Some(mut part) = self.parts.remove(&key) else { return Ok(()) };
+        let mut queue: Vec<OpId> = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied()).collect();
+        queue.extend(part.results.iter().map(|&p| self.graph.outputs()[p]));
+        while let Some(v) = queue.pop() {
+            if part.ops.contains(&v) || part.inputs.contains(&v) {
+                continue;
+            }
+            let op = self.graph.op(v);
+            if self.assignment.place(v) == Place::Everywhere && !is_parameter(self.graph, v) {
+                part.ops.insert(v);
+                queue.extend(op.operands.iter().copied());
+            } else {
+                if op.shape.as_array().is_none() {
+                    let shape = op.shape.to_string();
+                    return Err(SegmentError::NotAnArray { op: v, name: op.name.clone(), shape });
+                }
+                part.inputs.insert(v);
+            }
+        }
+        self.parts.insert(key, part);
+        Ok(())
+    }
+
+    fn connect(mut self, keys: &[(u32, ShardId)]) -> Result<Segmentation, SegmentError> {
+        // What every segment must yield to others, and to which shards.
+        let mut sent: BTreeMap<((u32, ShardId), ShardId), BTreeSet<OpId>> = BTreeMap::new();
+        let mut yielded: BTreeMap<(u32, ShardId), BTreeSet<OpId>> = BTreeMap::new();
+        for &key in keys {
+            for &v in &self.parts[&key].inputs {
+                let Place::Shard(from) = self.assignment.place(v) else { continue };
+                if is_parameter(self.graph, v) && (from == key.1 || self.parameters == Parameters::Mirrored) {
+                    continue;
+                }
+                let source = (self.levels[v.index()], from);
+                yielded.entry(source).or_default().insert(v);
+                if from != key.1 {
+                    sent.entry((source, key.1)).or_default().insert(v);
+                }
+            }
+        }
+        for (source, values) in yielded {
+            let part = self.parts.entry(source).or_default();
+            for v in values {
+                if !part.ops.contains(&v) {
+                    part.inputs.insert(v);
+                }
+                part.outputs.insert(v);
+            }
+        }
+        let position: BTreeMap<(u32, ShardId), usize> =
+            self.parts.keys().enumerate().map(|(i, &key)| (key, i)).collect();
+        let mut messages: Vec<Message> = sent
+            .into_iter()
+            .map(|((source, to), values)| Message {
+                from: position[&source],
+                to,
+                values: values.into_iter().collect(),
+            })
+            .collect();
+        messages.sort_by_key(|m| (m.from, m.to));
+        let segments = self
+            .parts
+            .into_iter()
+            .map(|((level, shard), p)| Segment {
+                shard,
+                level,
+                ops: p.ops.into_iter().collect(),
+                inputs: p.inputs.into_iter().collect(),
+                outputs: p.outputs.into_iter().collect(),
+                results: p.results.into_iter().collect(),
+            })
+            .collect();
+        Ok(Segmentation { segments, messages })
+    }
+}
+
+/// Places the ops of a graph whose parameters are placed: what depends on nothing placed is everywhere, else an op
+/// goes where its largest operand is, so that only small values travel. Ties go to the lowest shard.
+///
+/// # Shapes
+/// `parameters`: one place per entry parameter.
+pub fn follow_parameters(graph: &Graph, parameters: &[Place]) -> Assignment {
+    let mut places = vec![Place::Everywhere; graph.n_ops()];
+    for (&op, &place) in graph.parameters().iter().zip(parameters) {
+        places[op.index()] = place;
+    }
+    for (id, op) in graph.ops() {
+        if is_parameter(graph, id) {
+            continue;
+        }
+        let held = op.operands.iter().filter_map(|o| match places[o.index()] {
+            Place::Shard(s) => Some((graph.op(*o).shape.bytes(), std::cmp::Reverse(s))),
+            Place::Everywhere => None,
+        });
+        if let Some((_, std::cmp::Reverse(shard))) = held.max() {
+            places[id.index()] = Place::Shard(shard);
+        }
+    }
+    Assignment(places)
+}
