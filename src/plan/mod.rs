@@ -15,6 +15,7 @@ use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
 pub use schedule::{Schedule, ScheduleKind};
+pub use segment::Task;
 
 /// Position of a shard in its plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -90,6 +91,8 @@ pub struct Plan {
     /// graphs are placed on the owner.
     pub owners: Vec<Place>,
     pub schedule: ScheduleKind,
+    /// Order of work by variant and shard; `segment` indexes the variant's [`segment::Segmentation`].
+    pub orders: BTreeMap<String, Vec<Vec<Task>>>,
     /// Predicted time of one step.
     pub step_time: Seconds,
     /// No plan on these devices can be faster.

@@ -369,11 +369,7 @@ impl Builder<'_> {
             self.parts.keys().enumerate().map(|(i, &key)| (key, i)).collect();
         let mut messages: Vec<Message> = sent
             .into_iter()
-            .map(|((source, to), values)| Message {
-                from: position[&source],
-                to,
-                values: values.into_iter().collect(),
-            })
+            .map(|((source, to), values)| Message { from: position[&source], to, values: values.into_iter().collect() })
             .collect();
         messages.sort_by_key(|m| (m.from, m.to));
         let segments = self
