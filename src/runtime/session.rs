@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::graph::Model;
 use crate::plan::Plan;
 use crate::wire::Batch;
+pub use crate::wire::control::Span;
 
 /// What went wrong on the way to or inside a worker.
 #[derive(Debug, thiserror::Error)]
@@ -111,16 +112,4 @@ pub struct WorkerReport {
     /// Highest resident memory of the process so far.
     pub peak_rss: u64,
     pub spans: Vec<Span>,
-}
-
-/// Work on a worker's timeline.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Span {
-    /// `compute`, `send`, `receive`, `update`.
-    pub kind: String,
-    pub name: String,
-    pub microbatch: Option<u32>,
-    /// Microseconds since the Unix epoch.
-    pub start_us: u64,
-    pub duration_us: u64,
 }

@@ -2,6 +2,8 @@
 //!
 //! `wire` knows nothing of sockets, threads or devices.
 
+pub mod control;
+pub mod frame;
 pub mod tensor;
 
 pub use tensor::{Batch, Position, Tensor};
