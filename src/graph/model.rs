@@ -23,6 +23,17 @@ pub struct StateTensor {
     pub param: Option<usize>,
 }
 
+impl StateTensor {
+    /// Where this piece lies inside the manifest's tensor.
+    pub fn byte_range(&self, manifest: &Manifest) -> Range<u64> {
+        let _ = manifest;
+        let rows = self.rows.clone().unwrap_or(0..1);
+        let n = (rows.end - rows.start).max(1);
+        let per_row = self.shape.bytes().0 / n;
+        rows.start * per_row..rows.start * per_row + self.shape.bytes().0
+    }
+}
+
 /// The gradient function of one microbatch shape.
 #[derive(Clone, Debug)]
 pub struct GradGraph {
