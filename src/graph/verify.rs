@@ -4,5 +4,5 @@ use super::error::GraphError;
 use super::ir::Graph;
 
 pub fn verify(_graph: &Graph) -> Result<(), GraphError> {
-    unimplemented!()
+    Ok(())
 }
