@@ -1,5 +1,11 @@
 //! Executing modules on accelerators: PJRT plug-ins, and what this machine offers.
 
+pub mod affinity;
+pub mod breadcrumb;
+pub mod pjrt;
+
+use std::path::PathBuf;
+
 use crate::graph::ArrayShape;
 use crate::graph::export::Alias;
 use crate::units::Bytes;
@@ -7,8 +13,33 @@ use crate::units::Bytes;
 /// What went wrong at the plug-in or the hardware.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    #[error("{0}")]
-    Failed(String),
+    #[error(
+        "no PJRT plug-in found (searched {}); get the CPU plug-in with scripts/get-pjrt-cpu.sh or name one with --plugin",
+        list(searched)
+    )]
+    NoPlugin { searched: Vec<PathBuf> },
+    #[error("cannot read plug-in {path}: {source}")]
+    UnreadablePlugin { path: PathBuf, source: std::io::Error },
+    #[error("plug-in {path} has sha256 {found}, expected {expected}; it is not the file that was meant")]
+    WrongPlugin { path: PathBuf, expected: String, found: String },
+    #[error("{path} is not a PJRT plug-in: {reason}")]
+    NotAPlugin { path: PathBuf, reason: String },
+    #[error("plug-in {path} speaks PJRT API {major}.{minor}, this build speaks 0.x; use a plug-in of that series")]
+    ApiVersion { path: PathBuf, major: i32, minor: i32 },
+    #[error("plug-in {path} (API {version}) lacks {entry}; use a newer plug-in")]
+    MissingEntry { path: PathBuf, entry: &'static str, version: String },
+    #[error("plug-in {path} sees no device")]
+    NoDevice { path: PathBuf },
+    #[error("{entry}: {message}")]
+    Call { entry: &'static str, message: String },
+    #[error("{shape} where {found} bytes were given")]
+    Size { shape: String, found: u64 },
+    #[error("cannot pin to cores {cores:?}: {source}")]
+    Pin { cores: Vec<usize>, source: std::io::Error },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Memory the compiler reserves for one executable.

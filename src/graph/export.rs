@@ -123,8 +123,7 @@ impl Exporter<'_> {
         let graph = self.graph;
         let mut body = Writer::default();
         body.bytes(computation::NAME, name.as_bytes());
-        let number: BTreeMap<OpId, u64> =
-            graph.parameters().iter().enumerate().map(|(i, &p)| (p, i as u64)).collect();
+        let number: BTreeMap<OpId, u64> = graph.parameters().iter().enumerate().map(|(i, &p)| (p, i as u64)).collect();
         let ids: Vec<u64> = (0..graph.n_ops()).map(|_| self.id()).collect();
         for (id, op) in graph.ops() {
             let operands = op.operands.iter().map(|o| ids[o.index()]);

@@ -322,7 +322,8 @@ impl Importer<'_, '_> {
         let root_is_tuple = root.opcode == "tuple";
         for i in order {
             let op = &raw.ops[i];
-            let dissolved = root_is_tuple && std::ptr::eq(op, root) && !raw.ops.iter().any(|o| o.operands.contains(&op.id));
+            let dissolved =
+                root_is_tuple && std::ptr::eq(op, root) && !raw.ops.iter().any(|o| o.operands.contains(&op.id));
             if op.is_parameter() || dissolved {
                 continue;
             }

@@ -82,8 +82,7 @@ impl<'a> Fields<'a> {
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], GraphError> {
-        let (taken, rest) =
-            self.rest.split_at_checked(n).ok_or_else(|| self.malformed("a field runs over the end"))?;
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or_else(|| self.malformed("a field runs over the end"))?;
         self.rest = rest;
         Ok(taken)
     }

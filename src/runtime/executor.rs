@@ -248,7 +248,12 @@ impl<D: Device> Executor<D> {
         sums: &BTreeMap<usize, Arc<D::Buffer>>,
         clock: &mut Clock,
     ) -> Result<(), RuntimeError> {
-        let empty = Program { pieces: Vec::new(), of_segment: BTreeMap::new(), remote: BTreeMap::new(), n_readers: BTreeMap::new() };
+        let empty = Program {
+            pieces: Vec::new(),
+            of_segment: BTreeMap::new(),
+            remote: BTreeMap::new(),
+            n_readers: BTreeMap::new(),
+        };
         let program = std::mem::replace(&mut self.programs.update, empty);
         let mut scope = Scope { step, microbatch: 0, program: &program, gradients: sums, given: BTreeMap::new() };
         let mut values = Values::new();
@@ -494,10 +499,7 @@ impl<D: Device> Executor<D> {
     }
 
     /// Owned params of replica 0, one after the other.
-    pub fn weights(
-        &self,
-        out: &mut dyn FnMut(usize, &[u8]) -> Result<(), RuntimeError>,
-    ) -> Result<(), RuntimeError> {
+    pub fn weights(&self, out: &mut dyn FnMut(usize, &[u8]) -> Result<(), RuntimeError>) -> Result<(), RuntimeError> {
         if self.shared.me.replica != 0 {
             return Ok(());
         }

@@ -114,8 +114,7 @@ impl<B: Send + Sync + 'static> Link<B> {
                 .map_err(failed)
         };
         let (to_send, to_receive) = (shared.clone(), shared.clone());
-        let sender =
-            spawn(format!("to-{peer}"), Box::new(move || send(&to_send, peer, writing, &outgoing)))?;
+        let sender = spawn(format!("to-{peer}"), Box::new(move || send(&to_send, peer, writing, &outgoing)))?;
         spawn(format!("from-{peer}"), Box::new(move || receive(&to_receive, peer, stream)))?;
         Ok(Self { queue: Some(queue), sender: Some(sender) })
     }

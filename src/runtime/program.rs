@@ -174,13 +174,13 @@ impl<'a, D: Device> Compiler<'a, D> {
 
     fn init(&mut self, start_weights: bool) -> Result<Init<D>, RuntimeError> {
         let graph = &self.model.init;
-        let mine = |i: &usize| matches!(self.plan.owners[*i], Place::Shard(s) if s == self.rank.shard)
-            || self.plan.owners[*i] == Place::Everywhere;
-        let from: Vec<usize> =
-            if start_weights { (0..self.model.n_params).filter(mine).collect() } else { Vec::new() };
-        let yields: Vec<usize> = (0..self.model.state.len())
-            .filter(|i| mine(i) && !(start_weights && *i < self.model.n_params))
-            .collect();
+        let mine = |i: &usize| {
+            matches!(self.plan.owners[*i], Place::Shard(s) if s == self.rank.shard)
+                || self.plan.owners[*i] == Place::Everywhere
+        };
+        let from: Vec<usize> = if start_weights { (0..self.model.n_params).filter(mine).collect() } else { Vec::new() };
+        let yields: Vec<usize> =
+            (0..self.model.state.len()).filter(|i| mine(i) && !(start_weights && *i < self.model.n_params)).collect();
         let outputs: Vec<OpId> = yields.iter().map(|&i| graph.outputs()[i]).collect();
         let given: Vec<OpId> = from.iter().map(|&i| graph.outputs()[i]).collect();
         // What the outputs need, not looking behind the given values.
@@ -219,8 +219,7 @@ impl<'a, D: Device> Compiler<'a, D> {
         let program = self.program(&format!("grad/{variant}"), graph, grad_cut, &input, Kind::Grad { sums })?;
         let results: Vec<usize> = program.pieces.iter().flat_map(|p| p.results.iter().copied()).collect();
         let zeros = if sums && !results.is_empty() {
-            let shapes: Vec<ArrayShape> =
-                results.iter().map(|&r| array(graph, graph.outputs()[r])).collect();
+            let shapes: Vec<ArrayShape> = results.iter().map(|&r| array(graph, graph.outputs()[r])).collect();
             Some(self.module(&format!("grad/{variant}/zeros"), &zeros("zeros", &shapes), &[])?.0)
         } else {
             None
@@ -295,10 +294,9 @@ impl<'a, D: Device> Compiler<'a, D> {
             match kind {
                 Kind::Grad { sums: true } => {
                     accumulate(&mut module, &(n_values..outputs.len()).collect::<Vec<_>>());
-                    aliases.extend((0..segment.results.len()).map(|i| Alias {
-                        output: n_values + i,
-                        parameter: inputs.len() + i,
-                    }));
+                    aliases.extend(
+                        (0..segment.results.len()).map(|i| Alias { output: n_values + i, parameter: inputs.len() + i }),
+                    );
                 }
                 Kind::Grad { sums: false } => {}
                 Kind::Update => {

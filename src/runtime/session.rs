@@ -191,8 +191,7 @@ struct Outbox {
 
 /// Starts the two threads of a connection to a worker.
 fn converse(rank: u32, stream: TcpStream, events: Sender<(u32, Event)>) -> Result<Outbox, RuntimeError> {
-    let broken =
-        |e: std::io::Error| RuntimeError::Link { whom: format!("worker {rank}"), source: e.into() };
+    let broken = |e: std::io::Error| RuntimeError::Link { whom: format!("worker {rank}"), source: e.into() };
     let mut writing = stream.try_clone().map_err(broken)?;
     let mut reading = stream;
     let (letters, queue) = channel::<Letter>();

@@ -36,8 +36,6 @@ pub enum Scope {
 #[derive(Clone, Debug)]
 pub struct Cut {
     pub segmentation: Segmentation,
-    /// Where each graph output ends up.
-    pub results: Vec<Place>,
     /// By message: channel of each of its values.
     pub channels: Vec<Vec<ChannelId>>,
 }
@@ -63,8 +61,6 @@ pub struct Rank {
 pub struct Wiring {
     pub n_shards: u32,
     pub n_replicas: u32,
-    /// Of one replica.
-    pub n_microbatches: u32,
     pub channels: Vec<Channel>,
     /// By variant.
     pub grads: BTreeMap<String, Cut>,
@@ -96,16 +92,15 @@ impl Wiring {
                 mirrored.insert((param, reader));
             }
             let slots = plan.n_microbatches;
-            grads.insert(grad.name.clone(), Cut::new(&grad.graph, segmentation, results, slots, &mut channels));
+            grads.insert(grad.name.clone(), Cut::new(&grad.graph, segmentation, slots, &mut channels));
         }
         let update = {
             let mut places = plan.owners.clone();
             places.extend_from_slice(&plan.owners[..model.n_params]);
             places.push(Place::Everywhere);
             let assignment = follow_parameters(&model.update, &places);
-            let results = plan.owners.clone();
-            let segmentation = Segmentation::new(&model.update, &assignment, &results, n_shards, Parameters::Sent)?;
-            Cut::new(&model.update, segmentation, results, 1, &mut channels)
+            let segmentation = Segmentation::new(&model.update, &assignment, &plan.owners, n_shards, Parameters::Sent)?;
+            Cut::new(&model.update, segmentation, 1, &mut channels)
         };
         let owner = |state: usize| match plan.owners[state] {
             Place::Shard(s) => s,
@@ -128,22 +123,10 @@ impl Wiring {
             for param in 0..model.n_params {
                 let shape = gradient_shape(model, param);
                 let shard = owner(param);
-                averages.push((
-                    add(Scope::Gather, shard, shard, &shape),
-                    add(Scope::Scatter, shard, shard, &shape),
-                ));
+                averages.push((add(Scope::Gather, shard, shard, &shape), add(Scope::Scatter, shard, shard, &shape)));
             }
         }
-        Ok(Self {
-            n_shards: n_shards as u32,
-            n_replicas: plan.n_replicas,
-            n_microbatches: plan.n_microbatches,
-            channels,
-            grads,
-            update,
-            mirrors,
-            averages,
-        })
+        Ok(Self { n_shards: n_shards as u32, n_replicas: plan.n_replicas, channels, grads, update, mirrors, averages })
     }
 
     pub fn n_ranks(&self) -> u32 {
@@ -196,13 +179,7 @@ impl Wiring {
 }
 
 impl Cut {
-    fn new(
-        graph: &Graph,
-        segmentation: Segmentation,
-        results: Vec<Place>,
-        n_slots: u32,
-        channels: &mut Vec<Channel>,
-    ) -> Self {
+    fn new(graph: &Graph, segmentation: Segmentation, n_slots: u32, channels: &mut Vec<Channel>) -> Self {
         let of_message = segmentation
             .messages
             .iter()
@@ -218,7 +195,7 @@ impl Cut {
                     .collect()
             })
             .collect();
-        Self { segmentation, results, channels: of_message }
+        Self { segmentation, channels: of_message }
     }
 }
 

@@ -45,9 +45,8 @@ pub fn run<D: Device>(
     let parent = "the parent".to_owned();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .map_err(|source| RuntimeError::Listen { address: "loopback".to_owned(), source })?;
-    let listen = listener
-        .local_addr()
-        .map_err(|source| RuntimeError::Listen { address: "loopback".to_owned(), source })?;
+    let listen =
+        listener.local_addr().map_err(|source| RuntimeError::Listen { address: "loopback".to_owned(), source })?;
     let stream = TcpStream::connect_timeout(&config.connect, Duration::from_secs(10)).map_err(|source| {
         RuntimeError::Connect { whom: parent.clone(), address: config.connect.to_string(), source }
     })?;
@@ -114,11 +113,7 @@ fn from_parent(stream: &mut TcpStream) -> Result<ToWorker, RuntimeError> {
 }
 
 /// A control message, or what is wrong with it.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(
-    kind: Kind,
-    message: &[u8],
-    from: &str,
-) -> Result<T, RuntimeError> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(kind: Kind, message: &[u8], from: &str) -> Result<T, RuntimeError> {
     let protocol = |message: String| RuntimeError::Protocol { whom: from.to_owned(), message };
     if kind != Kind::Control {
         return Err(protocol(format!("expected a control message, found a frame of kind {kind:?}")));
@@ -169,14 +164,8 @@ fn serve<D: Device>(
     };
     let ready = ready(&model, &launch.plan, &wiring, me, &programs, baseline_rss);
     let links = connect(config, &launch, listener, &shared)?;
-    let mut executor = Executor::new(
-        shared.clone(),
-        model.clone(),
-        launch.plan.clone(),
-        programs,
-        links,
-        launch.seed as u32,
-    );
+    let mut executor =
+        Executor::new(shared.clone(), model.clone(), launch.plan.clone(), programs, links, launch.seed as u32);
     {
         let mut source = launch.weights.as_deref().map(|p| StartWeights::open(p, &model.manifest)).transpose()?;
         executor.init(&mut |param| source.as_mut().map(|s| s.piece(&model, param)).transpose())?;
@@ -203,9 +192,8 @@ fn serve<D: Device>(
                 for link in executor.links.values_mut() {
                     link.close();
                 }
-                executor.weights(&mut |param, data| {
-                    control.write(stamp.header(Kind::State, 0, param as u32, 0), data)
-                })?;
+                executor
+                    .weights(&mut |param, data| control.write(stamp.header(Kind::State, 0, param as u32, 0), data))?;
                 return control.send(&ToParent::Done);
             }
             Ok(ToWorker::Launch(_)) => {
@@ -267,8 +255,7 @@ fn connect<D: Device>(
             let message = format!("the launch lists {} workers, the plan has a worker {peer}", launch.peers.len());
             return Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message });
         };
-        let refused =
-            |source| RuntimeError::Connect { whom: whom(peer), address: address.to_string(), source };
+        let refused = |source| RuntimeError::Connect { whom: whom(peer), address: address.to_string(), source };
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(refused)?;
         let hello = Peer { rank: config.rank, token: config.token.clone() };
         let json = serde_json::to_vec(&hello).expect("plain data");
