@@ -25,3 +25,25 @@ impl GraphError {
         GraphError::In { file: file.to_owned(), source: Box::new(self) }
     }
 }
+
+/// `; did you mean "x"?` for the candidate most like `found`, or nothing.
+pub fn closest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::normalized_damerau_levenshtein(&found.to_lowercase(), &c.to_lowercase()), c))
+        .filter(|(likeness, _)| *likeness > 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or(String::new(), |(_, c)| format!("; did you mean {c:?}?"))
+}
+
+/// Adds a suggestion to serde's message about an unknown field or variant.
+pub fn explain(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match quoted.next() {
+        Some(found) if message.contains("unknown field") || message.contains("unknown variant") => {
+            let hint = closest(found, quoted);
+            format!("{message}{hint}")
+        }
+        _ => message.to_owned(),
+    }
+}

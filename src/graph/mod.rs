@@ -9,6 +9,7 @@ pub mod import;
 pub mod ir;
 pub mod manifest;
 pub mod model;
+pub mod passes;
 pub mod proto;
 pub mod shape;
 pub mod verify;
