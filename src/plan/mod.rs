@@ -2,20 +2,26 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+pub mod coordinate;
+pub mod predict;
+pub mod problem;
 pub mod schedule;
 pub mod segment;
+pub mod solve;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::OpId;
+use crate::graph::{Graph, Model, OpId};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
+pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
+pub use solve::solve;
 
 /// Position of a shard in its plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -99,4 +105,17 @@ pub struct Plan {
     pub bound: Seconds,
     /// Crossing between shards per step.
     pub bytes_cut: Bytes,
+}
+
+impl Plan {
+    /// Where each output of a grad graph ends up: loss and metrics where they are computed, gradients on the owners of
+    /// their params.
+    pub fn grad_results(&self, model: &Model, graph: &Graph, assignment: &Assignment) -> Vec<Place> {
+        let n_scalars = graph.outputs().len() - model.n_params;
+        let scalars = graph.outputs()[..n_scalars].iter().map(|&o| match assignment.place(o) {
+            Place::Everywhere => Place::Shard(ShardId(0)),
+            place => place,
+        });
+        scalars.chain(self.owners[..model.n_params].iter().copied()).collect()
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::graph::{ArrayShape, Graph, Model};
 use crate::plan::segment::{Parameters, SegmentError, Segmentation, follow_parameters};
-use crate::plan::{Assignment, Place, Plan, ShardId};
+use crate::plan::{Place, Plan, ShardId};
 
 /// Position in [`Wiring::channels`].
 pub type ChannelId = u32;
@@ -85,7 +85,7 @@ impl Wiring {
                     found: assignment.0.len(),
                 });
             }
-            let results = grad_results(model, plan, &grad.graph, assignment);
+            let results = plan.grad_results(model, &grad.graph, assignment);
             let segmentation = Segmentation::new(&grad.graph, assignment, &results, n_shards, Parameters::Mirrored)?;
             for (op, reader) in segmentation.mirrors(&grad.graph, assignment) {
                 let param = grad.graph.parameters().iter().position(|&p| p == op).expect("mirrors are parameters");
@@ -197,16 +197,6 @@ impl Cut {
             .collect();
         Self { segmentation, channels: of_message }
     }
-}
-
-/// Loss and metrics stay where they are computed, gradients go to the owners of their params.
-fn grad_results(model: &Model, plan: &Plan, graph: &Graph, assignment: &Assignment) -> Vec<Place> {
-    let n_scalars = graph.outputs().len() - model.n_params;
-    let scalars = graph.outputs()[..n_scalars].iter().map(|&o| match assignment.place(o) {
-        Place::Everywhere => Place::Shard(ShardId(0)),
-        place => place,
-    });
-    scalars.chain(plan.owners[..model.n_params].iter().copied()).collect()
 }
 
 /// Shape of a param's gradient: the param's, in the type its sum is kept in.
