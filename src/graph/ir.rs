@@ -7,6 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::proto::{find, instruction};
 use super::shape::Shape;
 
 /// Position of an op in its graph.
@@ -50,6 +51,15 @@ pub struct Op {
     pub attributes: Arc<[u8]>,
     /// The imported `ShapeProto`, layout and all; `None` once a pass has changed the shape.
     pub shape_raw: Option<Arc<[u8]>>,
+}
+
+impl Op {
+    /// The exporter's path to this op, such as `jit(grad)/transpose(jvp(block3))/dot_general`.
+    pub fn scope(&self) -> Option<&str> {
+        const OP_NAME: u32 = 2;
+        let metadata = find(&self.attributes, instruction::METADATA)?.bytes("metadata").ok()?;
+        find(metadata, OP_NAME)?.text("op name").ok()
+    }
 }
 
 /// A computation that ops of the entry call: kept as imported, opaque to planning.

@@ -1,1 +1,3 @@
-//! The `local` room.
+//! The whole loop on one machine: real worker processes, one parent that plans, feeds and reports.
+
+pub mod bundle;

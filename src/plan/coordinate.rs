@@ -54,8 +54,12 @@ pub fn coordinates(graph: &Graph, n_params: usize, n_scalars: usize, costs: &[Op
     let readers: Vec<Vec<u32>> = graph
         .ops()
         .map(|(id, _)| {
-            let mut at: Vec<u32> =
-                graph.users(id).iter().filter(|u| forward[u.index()]).filter_map(|u| of[u.index()]).collect();
+            // Everyone reads what is everywhere: that tells nothing.
+            if everywhere[id.index()] {
+                return Vec::new();
+            }
+            let users = graph.users(id).iter().filter(|u| forward[u.index()]);
+            let mut at: Vec<u32> = users.filter_map(|u| of[u.index()]).collect();
             at.sort_unstable();
             at
         })
