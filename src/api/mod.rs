@@ -1,1 +1,5 @@
-//! The `api` room.
+//! The custom resources: what a user writes, and nothing that runs.
+
+mod job;
+
+pub use job::{Data, Format, Parallelism, Resources, Schedule, Shuffle, TrainingJob, TrainingJobSpec, crd, parse};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::schedule::TaskGraph;
 use super::segment::{Parameters, SegmentError, Segmentation, follow_parameters};
-use super::{Assignment, Place, Plan, ShardId, Task};
+use super::{Place, Plan, ShardId, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
 use crate::topology::{Device, Topology};

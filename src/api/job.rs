@@ -1,0 +1,273 @@
+//! `TrainingJob`: one model, its data, and the devices it may use.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, CustomResourceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::graph::error::explain;
+use crate::plan::ScheduleKind;
+
+/// Train a model: cut its graph over devices and run it.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "foreshard.dev",
+    version = "v1alpha1",
+    kind = "TrainingJob",
+    namespaced,
+    shortname = "tj",
+    category = "foreshard",
+    printcolumn = r#"{"name":"Shards","type":"integer","jsonPath":".spec.parallelism.shards"}"#,
+    printcolumn = r#"{"name":"Replicas","type":"integer","jsonPath":".spec.parallelism.replicas"}"#,
+    printcolumn = r#"{"name":"Steps","type":"integer","jsonPath":".spec.steps"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainingJobSpec {
+    /// Directory of the bundle that `foreshard-export` wrote.
+    pub bundle: String,
+    pub data: Data,
+    /// Optimizer steps to take.
+    #[schemars(range(min = 1))]
+    pub steps: u64,
+    /// Seeds initial params, dropout and the order of the data.
+    #[serde(default)]
+    pub seed: u32,
+    /// Start weights (safetensors by the bundle's names) instead of freshly made ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    #[serde(default)]
+    pub parallelism: Parallelism,
+    #[serde(default)]
+    pub resources: Resources,
+}
+
+/// Where training data comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Data {
+    /// A file, a directory, or a URL of an object store (`s3://`, `gs://`, `az://`, `https://`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
+    /// Told from the file's extension when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Batch tensor to columns of the data; a tensor of the same name as a column needs no entry. Several columns
+    /// become one tensor, in order; `pixel*` stands for all columns that begin so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub shuffle: Shuffle,
+    /// Unix socket on which a program of yours writes batches as an Arrow IPC stream, instead of `uri`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+    /// Batches read ahead of the training loop.
+    #[serde(default = "read_ahead")]
+    #[schemars(range(min = 1, max = 64))]
+    pub read_ahead: u32,
+}
+
+fn read_ahead() -> u32 {
+    4
+}
+
+/// Format of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Bytes are tokens; `targets` are the tokens one place later.
+    Text,
+    Csv,
+    /// One JSON object per line.
+    Jsonl,
+    Parquet,
+    /// One array, for a single batch tensor.
+    Npy,
+    Safetensors,
+}
+
+/// Order of samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Shuffle {
+    /// Another order in each pass over the data, fixed by the seed.
+    #[default]
+    Epoch,
+    /// As stored.
+    None,
+}
+
+/// How the model is spread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Parallelism {
+    /// Parts the graph is cut into.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub shards: u32,
+    /// Copies of the whole pipeline; each takes its share of every batch.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub replicas: u32,
+    /// Rows of a microbatch; the planner chooses among those of the bundle when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microbatch: Option<u64>,
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for Parallelism {
+    fn default() -> Self {
+        Self { shards: 1, replicas: 1, microbatch: None, schedule: Schedule::default() }
+    }
+}
+
+/// Order of microbatches through the pipeline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Schedule {
+    /// One forward, one backward: least memory.
+    #[default]
+    #[serde(rename = "1F1B")]
+    OneFOneB,
+    /// All forward, then all backward.
+    GPipe,
+}
+
+impl From<Schedule> for ScheduleKind {
+    fn from(s: Schedule) -> Self {
+        match s {
+            Schedule::OneFOneB => ScheduleKind::OneFOneB,
+            Schedule::GPipe => ScheduleKind::GPipe,
+        }
+    }
+}
+
+/// What each shard gets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// CPU cores of each worker; an even share of the machine when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub cores: Option<u32>,
+    /// Memory of each worker, such as `4Gi`; an even share of the machine when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+}
+
+impl Resources {
+    /// `memory` in bytes.
+    pub fn memory_bytes(&self) -> Result<Option<u64>, String> {
+        let Some(text) = &self.memory else { return Ok(None) };
+        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let scale = match unit {
+            "" => 1.0,
+            "Ki" => 1024.0,
+            "Mi" => 1024.0 * 1024.0,
+            "Gi" => 1024.0 * 1024.0 * 1024.0,
+            "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+            "k" => 1e3,
+            "M" => 1e6,
+            "G" => 1e9,
+            "T" => 1e12,
+            _ => f64::NAN,
+        };
+        match number.parse::<f64>() {
+            Ok(n) if n * scale >= 1.0 => Ok(Some((n * scale) as u64)),
+            _ => Err(format!("spec.resources.memory: {text:?} is not a quantity; write one like 4Gi or 512Mi")),
+        }
+    }
+}
+
+/// Reads a manifest. The error names line and field, and suggests what was meant.
+pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
+    const VERSION: &str = "foreshard.dev/v1alpha1";
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Kind {
+        #[serde(default)]
+        api_version: String,
+        #[serde(default)]
+        kind: String,
+    }
+    let kind: Kind = serde_yaml::from_str(yaml).map_err(|e| format!("not a manifest: {e}"))?;
+    if kind.api_version != VERSION || kind.kind != "TrainingJob" {
+        return Err(format!(
+            "apiVersion {:?} and kind {:?}, expected {VERSION:?} and \"TrainingJob\"",
+            kind.api_version, kind.kind
+        ));
+    }
+    let job: TrainingJob = serde_yaml::from_str(yaml).map_err(|e| explain(&e.to_string()))?;
+    let spec = &job.spec;
+    let positive = [
+        ("spec.steps", spec.steps),
+        ("spec.parallelism.shards", spec.parallelism.shards.into()),
+        ("spec.parallelism.replicas", spec.parallelism.replicas.into()),
+        ("spec.parallelism.microbatch", spec.parallelism.microbatch.unwrap_or(1)),
+        ("spec.resources.cores", spec.resources.cores.unwrap_or(1).into()),
+        ("spec.data.readAhead", spec.data.read_ahead.into()),
+    ];
+    if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
+        return Err(format!("{field}: 0, must be at least 1"));
+    }
+    if spec.data.uri.is_some() == spec.data.socket.is_some() {
+        return Err("spec.data: give either uri or socket".to_owned());
+    }
+    spec.resources.memory_bytes()?;
+    Ok(job)
+}
+
+/// The CRD, as `kubectl apply` takes it.
+pub fn crd() -> String {
+    serde_yaml::to_string(&TrainingJob::crd()).expect("a CRD is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a}\nspec:\n  bundle: b\n  steps: 3\n  data: {uri: x.txt}\n  parallelism: {shards: 2}\n";
+
+    #[test]
+    fn says_which_field_is_wrong_and_what_was_meant() {
+        assert_eq!(parse(JOB).unwrap().spec.parallelism.shards, 2);
+        for (from, to, says) in [
+            ("shards", "shard", vec!["spec.parallelism", "unknown field `shard`", "did you mean \"shards\"?"]),
+            ("shards: 2", "shards: two", vec!["spec.parallelism.shards", "two"]),
+            ("shards: 2", "shards: 0", vec!["spec.parallelism.shards: 0, must be at least 1"]),
+            ("shards: 2", "schedule: 1f1b", vec!["unknown variant `1f1b`", "did you mean \"1F1B\"?"]),
+            ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
+            ("v1alpha1", "v2", vec!["apiVersion", "v2"]),
+            ("uri: x.txt", "uri: x.txt, socket: s", vec!["either uri or socket"]),
+        ] {
+            let e = parse(&JOB.replacen(from, to, 1)).unwrap_err();
+            for part in says {
+                assert!(e.contains(part), "{e:?} lacks {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn reads_quantities() {
+        let of = |m: &str| Resources { cores: None, memory: Some(m.to_owned()) }.memory_bytes();
+        assert_eq!(of("2Gi"), Ok(Some(2 << 30)));
+        assert_eq!(of("1.5M"), Ok(Some(1_500_000)));
+        assert!(of("2 GB").unwrap_err().contains("4Gi"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(at in 0usize..300, byte in 0u8..128) {
+            let mut yaml = JOB.as_bytes().to_vec();
+            let at = at % yaml.len();
+            yaml[at] = byte;
+            let _ = parse(std::str::from_utf8(&yaml).unwrap());
+        }
+    }
+}
