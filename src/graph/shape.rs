@@ -94,6 +94,35 @@ impl DType {
         .find(|t| t.to_hlo() == n)
     }
 
+    /// The type's name in safetensors files, which know no `complex128`.
+    pub fn to_safetensors(self) -> Option<safetensors::Dtype> {
+        use safetensors::Dtype as S;
+        Some(match self {
+            DType::Bool => S::BOOL,
+            DType::Int8 => S::I8,
+            DType::Int16 => S::I16,
+            DType::Int32 => S::I32,
+            DType::Int64 => S::I64,
+            DType::Uint8 => S::U8,
+            DType::Uint16 => S::U16,
+            DType::Uint32 => S::U32,
+            DType::Uint64 => S::U64,
+            DType::Float16 => S::F16,
+            DType::Bfloat16 => S::BF16,
+            DType::Float32 => S::F32,
+            DType::Float64 => S::F64,
+            DType::Complex64 => S::C64,
+            DType::Complex128 => return None,
+            DType::Float8E4m3fn => S::F8_E4M3,
+            DType::Float8E5m2 => S::F8_E5M2,
+        })
+    }
+
+    /// The inverse of [`DType::to_safetensors`].
+    pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
+        (1..=20).filter_map(Self::from_hlo).find(|d| d.to_safetensors() == Some(dtype))
+    }
+
     /// Short HLO spelling, as in `f32[2,3]`.
     pub fn hlo_name(self) -> &'static str {
         use DType::*;

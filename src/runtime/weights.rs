@@ -9,11 +9,10 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::RuntimeError;
-use crate::graph::{DType, Manifest, Model};
+use crate::graph::{Manifest, Model};
 
 /// Longest header read.
 const MAX_HEADER: u64 = 100 << 20;
@@ -48,7 +47,7 @@ impl StartWeights {
                 return Err(wrong(format!("has no tensor {:?}, a param of this model", param.name)));
             };
             let shape: Vec<u64> = info.shape.iter().map(|&d| d as u64).collect();
-            if shape != param.shape || Some(info.dtype) != dtype(param.dtype) {
+            if shape != param.shape || Some(info.dtype) != param.dtype.to_safetensors() {
                 return Err(wrong(format!(
                     "tensor {:?} is {:?}{:?}, the model wants {:?}{:?}",
                     param.name, info.dtype, info.shape, param.dtype, param.shape
@@ -93,7 +92,7 @@ impl<'a> WeightsFile<'a> {
         let mut end = 0u64;
         for param in params {
             let bytes = crate::graph::ArrayShape::new(param.dtype, param.shape.clone()).bytes().0;
-            let Some(dtype) = dtype(param.dtype) else {
+            let Some(dtype) = param.dtype.to_safetensors() else {
                 let source = std::io::Error::other(format!("safetensors has no type for {:?}", param.dtype));
                 return Err(failed(source));
             };
@@ -145,27 +144,4 @@ impl<'a> WeightsFile<'a> {
         self.file.persist(&self.path).map_err(|e| failed(e.error))?;
         Ok(())
     }
-}
-
-/// The format's type; it has none for `complex128`.
-fn dtype(dtype: DType) -> Option<Dtype> {
-    Some(match dtype {
-        DType::Bool => Dtype::BOOL,
-        DType::Int8 => Dtype::I8,
-        DType::Int16 => Dtype::I16,
-        DType::Int32 => Dtype::I32,
-        DType::Int64 => Dtype::I64,
-        DType::Uint8 => Dtype::U8,
-        DType::Uint16 => Dtype::U16,
-        DType::Uint32 => Dtype::U32,
-        DType::Uint64 => Dtype::U64,
-        DType::Float16 => Dtype::F16,
-        DType::Bfloat16 => Dtype::BF16,
-        DType::Float32 => Dtype::F32,
-        DType::Float64 => Dtype::F64,
-        DType::Complex64 => Dtype::C64,
-        DType::Complex128 => return None,
-        DType::Float8E4m3fn => Dtype::F8_E4M3,
-        DType::Float8E5m2 => Dtype::F8_E5M2,
-    })
 }

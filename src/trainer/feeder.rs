@@ -1,0 +1,91 @@
+//! A feeder: any program that connects to a Unix socket and writes batches as an Arrow IPC stream.
+//!
+//! # Expected flow
+//! The trainer listens; one feeder connects and writes record batches whose rows are samples. Rows are put together to
+//! global batches in the order they come. The end of the stream is the end of the data.
+//!
+//! # Caveats
+//! A rest of rows smaller than a batch at the end is dropped. Position counts rows; going on from one is the feeder's
+//! own business.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
+
+use arrow::ipc::reader::StreamReader;
+use bytes::Bytes;
+
+use super::DataError;
+use super::table::{Table, Wanted};
+use crate::wire::{Batch, Position, Tensor};
+
+/// Listens on `socket` and reads the first program that connects, on a thread of its own.
+pub fn listen(
+    socket: &str,
+    wanted: Vec<Wanted>,
+    batch_size: u64,
+    queue: SyncSender<Result<Batch, DataError>>,
+) -> Result<(), DataError> {
+    let problem = |p: String| DataError::Feeder { socket: socket.to_owned(), problem: p };
+    let path = PathBuf::from(socket);
+    // A socket file without a listener is left from an earlier run.
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        return Err(problem("another process listens there".to_owned()));
+    }
+    let stale =
+        std::fs::symlink_metadata(&path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
+    if stale {
+        std::fs::remove_file(&path).map_err(|e| problem(e.to_string()))?;
+    }
+    let listener = UnixListener::bind(&path).map_err(|e| problem(e.to_string()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| problem(e.to_string()))?;
+    let socket = socket.to_owned();
+    let work = move || {
+        let result = feed(&listener, &socket, &wanted, batch_size, &queue);
+        let _ = std::fs::remove_file(&path);
+        if let Err(e) = result {
+            let _ = queue.send(Err(e));
+        }
+    };
+    std::thread::Builder::new().name("feeder".to_owned()).spawn(work).map(drop).map_err(|e| problem(e.to_string()))
+}
+
+fn feed(
+    listener: &UnixListener,
+    socket: &str,
+    wanted: &[Wanted],
+    batch_size: u64,
+    queue: &SyncSender<Result<Batch, DataError>>,
+) -> Result<(), DataError> {
+    let problem = |p: String| DataError::Feeder { socket: socket.to_owned(), problem: p };
+    let (stream, _) = listener.accept().map_err(|e| problem(e.to_string()))?;
+    let stream = StreamReader::try_new(std::io::BufReader::new(stream), None)
+        .map_err(|e| problem(format!("not an Arrow IPC stream: {e}")))?;
+    let mut table = Table::new(wanted);
+    let mut waiting: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
+    let mut position = Position::default();
+    for batch in stream {
+        let batch = batch.map_err(|e| problem(format!("the stream broke: {e}")))?;
+        table.append(socket, &batch, wanted)?;
+        let rows = std::mem::replace(&mut table, Table::new(wanted)).finish(socket)?;
+        for row in 0..rows.n_rows {
+            for (i, w) in waiting.iter_mut().enumerate() {
+                w.extend_from_slice(rows.row(i, row));
+            }
+            position.sample += 1;
+            if !position.sample.is_multiple_of(batch_size) {
+                continue;
+            }
+            let tensors = wanted
+                .iter()
+                .zip(&mut waiting)
+                .map(|(w, data)| Tensor { shape: w.tensor.array(), data: Bytes::from(std::mem::take(data)) })
+                .collect();
+            if queue.send(Ok(Batch { position, tensors })).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
