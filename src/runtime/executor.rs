@@ -69,25 +69,15 @@ impl<D: Device> Executor<D> {
         Self { shared, model, plan, programs, links, seed, state, mirrors: BTreeMap::new() }
     }
 
-    /// Makes the state: from the seed, or from start weights by `weights(param)`.
-    pub fn init(
-        &mut self,
-        weights: &mut dyn FnMut(usize) -> Result<Option<Vec<u8>>, RuntimeError>,
-    ) -> Result<(), RuntimeError> {
-        let mut args = Vec::new();
+    /// Makes the state: from the seed, and from start weights by `given(state tensor)`.
+    pub fn init(&mut self, given: &mut dyn FnMut(usize) -> Result<Vec<u8>, RuntimeError>) -> Result<(), RuntimeError> {
         let init = &self.programs.init;
-        if init.reads_key {
-            args.push(Arc::new(self.upload_key(key::from_seed(self.seed))?));
+        for &i in &init.from {
+            self.state[i] = Some(Arc::new(self.upload(&self.model.state[i].shape, &given(i)?)?));
         }
-        for &param in &init.from {
-            let data = weights(param)?.unwrap_or_default();
-            let buffer = Arc::new(self.upload(&self.model.state[param].shape, &data)?);
-            args.push(buffer.clone());
-            self.state[param] = Some(buffer);
-        }
-        let args: Vec<_> = args.iter().map(|a| Arg::Keep(&**a)).collect();
         let at = |source| RuntimeError::Device { at: "running init".to_owned(), source };
-        let results = self.shared.device.execute(&init.executable, args).map_err(at)?;
+        let key = self.upload_key(key::from_seed(self.seed))?;
+        let results = self.shared.device.execute(&init.executable, vec![Arg::Keep(&key)]).map_err(at)?;
         for (&i, buffer) in init.yields.iter().zip(results) {
             self.shared.device.wait(&buffer).map_err(at)?;
             self.state[i] = Some(Arc::new(buffer));

@@ -86,12 +86,10 @@ pub struct Programs<D: Device> {
     pub owned: Vec<usize>,
 }
 
-/// Makes the state this shard keeps.
+/// Makes the state this shard keeps: the key goes in.
 pub struct Init<D: Device> {
     pub executable: Arc<D::Executable>,
-    /// Reads the key; else the params in `from`.
-    pub reads_key: bool,
-    /// Params that come from the start weights.
+    /// State tensors that come from the start weights instead.
     pub from: Vec<usize>,
     /// State tensors it yields.
     pub yields: Vec<usize>,
@@ -130,10 +128,10 @@ impl<'a, D: Device> Compiler<'a, D> {
         Self { device, model, plan, wiring, rank, progress, cache: BTreeMap::new(), n_compiled: 0, n_modules }
     }
 
-    pub fn compile(mut self, start_weights: bool) -> Result<Programs<D>, RuntimeError> {
+    pub fn compile(mut self, given: &BTreeSet<usize>) -> Result<Programs<D>, RuntimeError> {
         let owned: Vec<usize> =
             (0..self.model.n_params).filter(|&p| self.plan.owners[p] == Place::Shard(self.rank.shard)).collect();
-        let init = self.init(start_weights)?;
+        let init = self.init(given)?;
         let wiring = self.wiring;
         let mut grads = BTreeMap::new();
         for (variant, cut) in &wiring.grads {
@@ -172,38 +170,26 @@ impl<'a, D: Device> Compiler<'a, D> {
         Ok(compiled)
     }
 
-    fn init(&mut self, start_weights: bool) -> Result<Init<D>, RuntimeError> {
+    /// The part of `init` that makes what this shard keeps and the start weights do not hold.
+    fn init(&mut self, given: &BTreeSet<usize>) -> Result<Init<D>, RuntimeError> {
         let graph = &self.model.init;
-        let mine = |i: &usize| {
-            matches!(self.plan.owners[*i], Place::Shard(s) if s == self.rank.shard)
-                || self.plan.owners[*i] == Place::Everywhere
-        };
-        let from: Vec<usize> = if start_weights { (0..self.model.n_params).filter(mine).collect() } else { Vec::new() };
-        let yields: Vec<usize> =
-            (0..self.model.state.len()).filter(|i| mine(i) && !(start_weights && *i < self.model.n_params)).collect();
+        let mine: Vec<usize> = (0..self.model.state.len())
+            .filter(|&i| {
+                matches!(self.plan.owners[i], Place::Everywhere) || self.plan.owners[i] == Place::Shard(self.rank.shard)
+            })
+            .collect();
+        let (from, yields): (Vec<usize>, Vec<usize>) = mine.into_iter().partition(|i| given.contains(i));
         let outputs: Vec<OpId> = yields.iter().map(|&i| graph.outputs()[i]).collect();
-        let given: Vec<OpId> = from.iter().map(|&i| graph.outputs()[i]).collect();
-        // What the outputs need, not looking behind the given values.
         let mut ops: BTreeSet<OpId> = BTreeSet::new();
-        let mut inputs: BTreeSet<OpId> = given.iter().copied().collect();
         let mut queue = outputs.clone();
         while let Some(v) = queue.pop() {
-            if inputs.contains(&v) || ops.contains(&v) {
-                continue;
-            }
-            if graph.parameters().contains(&v) {
-                inputs.insert(v);
-            } else {
-                ops.insert(v);
+            if !graph.parameters().contains(&v) && ops.insert(v) {
                 queue.extend_from_slice(&graph.op(v).operands);
             }
         }
-        let reads_key = graph.parameters().iter().any(|p| inputs.contains(p));
         let ops: Vec<OpId> = ops.into_iter().collect();
-        let mut parameters: Vec<OpId> = graph.parameters().iter().copied().filter(|_| reads_key).collect();
-        parameters.extend_from_slice(&given);
-        let (executable, _) = self.module("init", &cut(graph, "init", &ops, &parameters, &outputs), &[])?;
-        Ok(Init { executable, reads_key, from, yields })
+        let (executable, _) = self.module("init", &cut(graph, "init", &ops, graph.parameters(), &outputs), &[])?;
+        Ok(Init { executable, from, yields })
     }
 
     fn grad(&mut self, variant: &str, grad_cut: &Cut) -> Result<GradProgram<D>, RuntimeError> {

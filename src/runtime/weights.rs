@@ -12,22 +12,25 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::RuntimeError;
-use crate::graph::{Manifest, Model};
+use crate::graph::{DType, Graph, Manifest, Model};
 
 /// Longest header read.
 const MAX_HEADER: u64 = 100 << 20;
 
-/// A safetensors file with a model's params.
+/// A safetensors file with a model's params, and perhaps some of its slots.
 pub struct StartWeights {
     path: PathBuf,
     file: File,
     header: Metadata,
     data_at: u64,
+    /// Indices in `Model::state`.
+    tensors: BTreeSet<usize>,
 }
 
 impl StartWeights {
-    /// Opens a file and checks that it holds every param of `manifest`.
-    pub fn open(path: &Path, manifest: &Manifest) -> Result<Self, RuntimeError> {
+    /// Opens a file and checks that it holds every param, and every slot whose start depends on the params (a master
+    /// copy of them): made from another start, it would undo the weights in the first step.
+    pub fn open(path: &Path, model: &Model) -> Result<Self, RuntimeError> {
         let wrong = |message: String| RuntimeError::Weights { path: path.to_owned(), message };
         let mut file = File::open(path).map_err(|e| wrong(e.to_string()))?;
         let size = file.metadata().map_err(|e| wrong(e.to_string()))?.len();
@@ -42,28 +45,44 @@ impl StartWeights {
         let header: Metadata =
             serde_json::from_slice(&json).map_err(|e| wrong(format!("its header is malformed: {e}")))?;
         let data_at = 8 + length;
-        for param in &manifest.params {
-            let Some(info) = header.info(&param.name) else {
-                return Err(wrong(format!("has no tensor {:?}, a param of this model", param.name)));
+        let random = depends_on_key(&model.init);
+        let mut tensors = BTreeSet::new();
+        for (i, tensor) in model.state.iter().enumerate() {
+            let (name, dtype, dims) = described(&model.manifest, tensor.tensor);
+            let Some(info) = header.info(name) else {
+                if i < model.n_params {
+                    return Err(wrong(format!("has no tensor {name:?}, a param of this model")));
+                }
+                if random[i] {
+                    return Err(wrong(format!(
+                        "has no tensor {name:?}, a slot that starts from the params; export it too"
+                    )));
+                }
+                continue;
             };
             let shape: Vec<u64> = info.shape.iter().map(|&d| d as u64).collect();
-            if shape != param.shape || Some(info.dtype) != param.dtype.to_safetensors() {
-                return Err(wrong(format!(
-                    "tensor {:?} is {:?}{:?}, the model wants {:?}{:?}",
-                    param.name, info.dtype, info.shape, param.dtype, param.shape
-                )));
+            if shape != *dims || Some(info.dtype) != dtype.to_safetensors() {
+                let (found, at) = (info.dtype, &info.shape);
+                return Err(wrong(format!("tensor {name:?} is {found:?}{at:?}, the model wants {dtype:?}{dims:?}")));
             }
             if info.data_offsets.1 as u64 > size - data_at {
-                return Err(wrong(format!("is cut short: tensor {:?} ends behind its {size} bytes", param.name)));
+                return Err(wrong(format!("is cut short: tensor {name:?} ends behind its {size} bytes")));
             }
+            tensors.insert(i);
         }
-        Ok(Self { path: path.to_owned(), file, header, data_at })
+        Ok(Self { path: path.to_owned(), file, header, data_at, tensors })
     }
 
-    /// Bytes of one state tensor: a param or a piece of one.
-    pub fn piece(&mut self, model: &Model, param: usize) -> Result<Vec<u8>, RuntimeError> {
-        let tensor = &model.state[param];
-        let info = self.header.info(&model.manifest.params[tensor.tensor].name).expect("checked on opening");
+    /// State tensors the file holds, as indices in `Model::state`.
+    pub fn tensors(&self) -> BTreeSet<usize> {
+        self.tensors.clone()
+    }
+
+    /// Bytes of one state tensor: a whole one or a piece of one.
+    pub fn piece(&mut self, model: &Model, state: usize) -> Result<Vec<u8>, RuntimeError> {
+        let tensor = &model.state[state];
+        let (name, ..) = described(&model.manifest, tensor.tensor);
+        let info = self.header.info(name).expect("checked on opening");
         let range = tensor.byte_range(&model.manifest);
         let mut data = vec![0; (range.end - range.start) as usize];
         let at = self.data_at + info.data_offsets.0 as u64 + range.start;
@@ -71,6 +90,26 @@ impl StartWeights {
         read.map_err(|e| RuntimeError::Weights { path: self.path.clone(), message: e.to_string() })?;
         Ok(data)
     }
+}
+
+/// Name, type and shape of a tensor of the manifest, params first.
+fn described(manifest: &Manifest, tensor: usize) -> (&str, DType, &Vec<u64>) {
+    match manifest.params.get(tensor) {
+        Some(p) => (&p.name, p.dtype, &p.shape),
+        None => {
+            let s = &manifest.slots[tensor - manifest.params.len()];
+            (&s.name, s.dtype, &s.shape)
+        }
+    }
+}
+
+/// By output: whether its value depends on a parameter.
+fn depends_on_key(init: &Graph) -> Vec<bool> {
+    let mut depends = vec![false; init.n_ops()];
+    for (id, op) in init.ops() {
+        depends[id.index()] = init.parameters().contains(&id) || op.operands.iter().any(|o| depends[o.index()]);
+    }
+    init.outputs().iter().map(|o| depends[o.index()]).collect()
 }
 
 /// A file in the making: invisible under its name until every param is in it.

@@ -155,21 +155,24 @@ fn serve<D: Device>(
     });
     shared.traffic.traced_until.store(launch.traced_steps, Ordering::Relaxed);
     let baseline_rss = peak_rss();
+    let mut weights = launch.weights.as_deref().map(|p| StartWeights::open(p, &model)).transpose()?;
+    let given = weights.as_ref().map(StartWeights::tensors).unwrap_or_default();
     let programs = {
         let mut progress = |compiled, of| {
             // A parent that is gone shows at the next read.
             let _ = control.send(&ToParent::Progress { compiled, of });
         };
-        Compiler::new(&*device, &model, &launch.plan, &wiring, me, &mut progress).compile(launch.weights.is_some())?
+        Compiler::new(&*device, &model, &launch.plan, &wiring, me, &mut progress).compile(&given)?
     };
     let ready = ready(&model, &launch.plan, &wiring, me, &programs, baseline_rss);
     let links = connect(config, &launch, listener, &shared)?;
     let mut executor =
         Executor::new(shared.clone(), model.clone(), launch.plan.clone(), programs, links, launch.seed as u32);
-    {
-        let mut source = launch.weights.as_deref().map(|p| StartWeights::open(p, &model.manifest)).transpose()?;
-        executor.init(&mut |param| source.as_mut().map(|s| s.piece(&model, param)).transpose())?;
-    }
+    executor.init(&mut |i| match &mut weights {
+        Some(weights) => weights.piece(&model, i),
+        None => Ok(Vec::new()),
+    })?;
+    drop(weights);
     control.send(&ToParent::Ready(ready))?;
 
     let (orders, inbox) = channel();
