@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod breadcrumb;
+pub mod host;
 pub mod pjrt;
 
 use std::path::PathBuf;
