@@ -1,1 +1,90 @@
-//! The `cli` room.
+//! The command line: one file per subcommand. Only here is the environment read.
+
+mod crd;
+mod devices;
+mod graph;
+mod local;
+mod plan;
+mod plugin;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Foresee the load, then shard the model.
+///
+/// Foreshard cuts the computational graph of a training step over devices and runs the parts, each in a worker process
+/// of its own. Start with `foreshard local run manifests/charlm.yaml`.
+#[derive(Debug, Parser)]
+#[command(name = "foreshard", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train on this machine, with real worker processes and no cluster.
+    #[command(subcommand)]
+    Local(local::Command),
+    Plan(plan::Args),
+    Devices(devices::Args),
+    Graph(graph::Args),
+    Crd(crd::Args),
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+/// Input that cannot be used: exit code 2, where a failure while running is 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct BadInput(pub anyhow::Error);
+
+/// Marks an error as one of input.
+pub fn bad_input(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    BadInput(error.into()).into()
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Local(c) => local::run(c),
+        Command::Plan(a) => plan::run(a),
+        Command::Devices(a) => devices::run(a),
+        Command::Graph(a) => graph::run(a),
+        Command::Crd(a) => crd::run(a),
+        Command::Worker(a) => return worker::run(a),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(if e.is::<BadInput>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// The reference of all commands, as `docs/cli.md` holds it.
+pub fn reference() -> String {
+    fn page(command: &mut clap::Command, path: &str, out: &mut String) {
+        let name = format!("{path}{}", command.get_name());
+        let help = command.clone().bin_name(&name).term_width(100).render_long_help().to_string();
+        out.push_str(&format!("## `{name}`\n\n```text\n{}\n```\n\n", help.trim_end()));
+        let visible: Vec<String> = command
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+            .map(|c| c.get_name().to_owned())
+            .collect();
+        for sub in visible {
+            if let Some(sub) = command.find_subcommand_mut(&sub) {
+                page(sub, &format!("{name} "), out);
+            }
+        }
+    }
+    let mut out = String::from(
+        "# Commands\n\nExit codes: 0 done, 1 failed while running, 2 input that cannot be used, 130 stopped by Ctrl-C (weights are written).\n\n",
+    );
+    page(&mut Cli::command(), "", &mut out);
+    out.trim_end().to_owned() + "\n"
+}

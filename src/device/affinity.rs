@@ -33,3 +33,17 @@ pub fn pin(cores: &[usize]) -> Result<(), DeviceError> {
     }
     Ok(())
 }
+
+/// Makes the kernel end this process when its parent does.
+pub fn die_with_parent(parent: u32) -> Result<(), DeviceError> {
+    // SAFETY: both calls take and return plain numbers.
+    let (set, actual) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL), libc::getppid()) };
+    if set != 0 {
+        return Err(DeviceError::Parent { source: std::io::Error::last_os_error() });
+    }
+    // The parent may have gone before the call.
+    if actual as u32 != parent {
+        return Err(DeviceError::Parent { source: std::io::Error::other("the parent is gone") });
+    }
+    Ok(())
+}

@@ -2,7 +2,8 @@
 
 pub mod affinity;
 pub mod breadcrumb;
-pub mod host;
+mod cuda;
+pub mod inventory;
 pub mod pjrt;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub enum DeviceError {
     Call { entry: &'static str, message: String },
     #[error("{shape} where {found} bytes were given")]
     Size { shape: String, found: u64 },
+    #[error("cannot follow the parent process: {source}")]
+    Parent { source: std::io::Error },
     #[error("cannot pin to cores {cores:?}: {source}")]
     Pin { cores: Vec<usize>, source: std::io::Error },
 }

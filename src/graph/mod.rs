@@ -12,6 +12,7 @@ pub mod model;
 pub mod passes;
 pub mod proto;
 pub mod shape;
+pub mod text;
 pub mod verify;
 
 pub use error::GraphError;

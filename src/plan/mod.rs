@@ -3,11 +3,13 @@
 //! `plan` knows nothing of pods, processes, clocks or files.
 
 pub mod coordinate;
+pub mod picture;
 pub mod predict;
 pub mod problem;
 pub mod schedule;
 pub mod segment;
 pub mod solve;
+pub mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -75,3 +75,123 @@ impl Topology {
         if self.devices[a.index()].node == self.devices[b.index()].node { self.local } else { self.remote }
     }
 }
+
+/// Nominal figures of a kind of device, used until something has been measured.
+pub fn nominal(kind: &str) -> Option<Device> {
+    let gib = 1u64 << 30;
+    let (name, flops, bandwidth, overhead, memory) = match kind {
+        // One core of a recent server, as XLA's CPU plug-in uses it.
+        "cpu" => ("cpu", 3e10, 8e9, 2e-6, 4 * gib),
+        // NVIDIA H100 SXM data sheet: dense TF32 with tensor cores at about half its peak, HBM3.
+        "gpu" | "nvidia.com/gpu" => ("nvidia.com/gpu", 2.5e14, 3.3e12, 5e-6, 80 * gib),
+        // Google Cloud TPU v5e data sheet: bf16 at about half its peak.
+        "tpu" | "google.com/tpu" => ("google.com/tpu", 1e14, 8.2e11, 5e-6, 16 * gib),
+        _ => return None,
+    };
+    Some(Device {
+        name: name.rsplit('/').next().unwrap_or(name).to_owned(),
+        kind: name.to_owned(),
+        node: "local".to_owned(),
+        flops: FlopsPerSec(flops),
+        bandwidth: BytesPerSec(bandwidth),
+        overhead: Seconds(overhead),
+        memory: Bytes(memory),
+        speed: 1.0,
+    })
+}
+
+/// Loopback TCP between two processes, checksummed.
+pub const LOOPBACK: Link = Link { bandwidth: BytesPerSec(1e9), latency: Seconds(60e-6) };
+/// A 25 Gbit/s network.
+pub const NETWORK: Link = Link { bandwidth: BytesPerSec(2.5e9), latency: Seconds(50e-6) };
+
+/// Reads devices such as `2xcpu` or `cpu:flops=50G:memory=4Gi,cpu:speed=0.5`.
+pub fn parse_devices(text: &str) -> Result<Topology, String> {
+    const FIELDS: &str = "flops, bandwidth, memory, speed, node";
+    const MAX_DEVICES: usize = 65_536;
+    let mut devices: Vec<Device> = Vec::new();
+    for item in text.split(',') {
+        let mut parts = item.trim().split(':');
+        let head = parts.next().unwrap_or("");
+        let (count, kind) = match head.split_once('x') {
+            Some((n, kind)) if n.chars().all(|c| c.is_ascii_digit()) && !n.is_empty() => {
+                (n.parse::<usize>().map_err(|_| format!("{n:?} devices are too many"))?, kind)
+            }
+            _ => (1, head),
+        };
+        let mut device =
+            nominal(kind).ok_or_else(|| format!("{kind:?} is no kind of device; use cpu, gpu or tpu, as in 2xcpu"))?;
+        for field in parts {
+            let (key, value) =
+                field.split_once('=').ok_or_else(|| format!("{field:?} is not KEY=VALUE; keys are {FIELDS}"))?;
+            match key {
+                "flops" => device.flops = FlopsPerSec(quantity(key, value)?),
+                "bandwidth" => device.bandwidth = BytesPerSec(quantity(key, value)?),
+                "memory" => device.memory = Bytes(quantity(key, value)? as u64),
+                "speed" => device.speed = quantity(key, value)?,
+                "node" => device.node = value.to_owned(),
+                _ => return Err(format!("{key:?} is not a field of a device; fields are {FIELDS}")),
+            }
+        }
+        if count == 0 || devices.len() + count > MAX_DEVICES {
+            return Err(format!("{count} devices of {kind}: give between 1 and {MAX_DEVICES} in all"));
+        }
+        for _ in 0..count {
+            let name = format!("{}{}", device.name, devices.len());
+            devices.push(Device { name, ..device.clone() });
+        }
+    }
+    Ok(Topology { devices, local: LOOPBACK, remote: NETWORK })
+}
+
+/// A positive number with a decimal (`k M G T P`) or binary (`Ki Mi Gi Ti`) suffix.
+fn quantity(key: &str, text: &str) -> Result<f64, String> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(split);
+    let scale = match suffix {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0f64.powi(2),
+        "Gi" => 1024.0f64.powi(3),
+        "Ti" => 1024.0f64.powi(4),
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|n| n * scale) {
+        Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
+        _ => Err(format!("{key}={text}: not a positive number such as 50G or 4Gi")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_devices_as_people_write_them() {
+        let topology = parse_devices("2xcpu:memory=4Gi,cpu:speed=0.5:node=b").unwrap();
+        let names: Vec<&str> = topology.devices.iter().map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["cpu0", "cpu1", "cpu2"]);
+        assert_eq!(topology.devices[0].memory, Bytes(4 << 30));
+        assert_eq!(topology.devices[2].speed, 0.5);
+        assert_eq!(topology.link(DeviceId(0), DeviceId(2)), topology.remote);
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_device() {
+        for (text, says) in [
+            ("3xabacus", "\"abacus\" is no kind of device"),
+            ("cpu:speed=0", "speed=0: not a positive number"),
+            ("cpu:colour=red", "fields are flops"),
+            ("0xcpu", "0 devices"),
+            ("99999999999999999999xcpu", "too many"),
+        ] {
+            let e = parse_devices(text).unwrap_err();
+            assert!(e.contains(says), "{e}");
+        }
+    }
+}

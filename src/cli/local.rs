@@ -1,0 +1,87 @@
+//! `foreshard local`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::bad_input;
+use super::plugin::PluginArgs;
+use super::worker::TOKEN;
+use crate::local::run::{Ending, Options, Problem, run as train};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    Run(RunArgs),
+}
+
+/// Train a job on this machine: one worker process per shard, pinned to its cores.
+///
+/// The run directory holds the log (log.jsonl), the plan (plan.json, plan.svg), the loss curve (loss.svg), a timeline
+/// for ui.perfetto.dev (timeline.json), the trained weights (weights.safetensors) and summary.json. Ctrl-C writes the
+/// weights and stops; a second one stops at once.
+///
+/// Example: foreshard local run manifests/charlm.yaml --steps 50
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Manifest of a TrainingJob.
+    job: PathBuf,
+    /// Where results go; runs/NAME-N when absent.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Steps to take, instead of the manifest's.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Shards, instead of the manifest's.
+    #[arg(long)]
+    shards: Option<u32>,
+    /// Steps whose work the timeline shows.
+    #[arg(long, default_value_t = 20)]
+    traced_steps: u64,
+    /// No progress, only errors.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    plugin: PluginArgs,
+}
+
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Run(args) = command;
+    let options = Options {
+        job: args.job,
+        run_dir: args.run_dir,
+        steps: args.steps,
+        shards: args.shards,
+        traced_steps: args.traced_steps,
+        quiet: args.quiet,
+        plugin: args.plugin.spec(),
+        token_variable: TOKEN,
+        interrupts: interrupts()?,
+    };
+    match train(&options) {
+        Ok(Ending::Done) => Ok(ExitCode::SUCCESS),
+        Ok(Ending::Interrupted) => Ok(ExitCode::from(130)),
+        Err(Problem::Input(e)) => Err(bad_input(e)),
+        Err(Problem::Failed(e)) => Err(e),
+    }
+}
+
+/// Counts Ctrl-C and SIGTERM.
+fn interrupts() -> anyhow::Result<Arc<AtomicU32>> {
+    let count = Arc::new(AtomicU32::new(0));
+    let counted = count.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+                return;
+            };
+            loop {
+                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    })?;
+    Ok(count)
+}

@@ -1,0 +1,66 @@
+//! `foreshard worker`: started by the parent of a job, never by people.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::device::pjrt::{Pjrt, PluginSpec};
+use crate::device::{DeviceError, affinity};
+use crate::local::bundle;
+use crate::runtime::RuntimeError;
+use crate::runtime::worker::{WorkerConfig, run as work};
+
+/// Execute one shard.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the parent listens.
+    #[arg(long)]
+    connect: SocketAddr,
+    #[arg(long)]
+    rank: u32,
+    /// Cores to run on, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    cores: Vec<usize>,
+    /// Process that started this one; the worker ends with it.
+    #[arg(long)]
+    parent: u32,
+    #[arg(long)]
+    plugin: PathBuf,
+    #[arg(long)]
+    plugin_sha256: Option<String>,
+    /// File that names the module being compiled.
+    #[arg(long)]
+    breadcrumb: PathBuf,
+}
+
+/// Environment variable with the job's secret: command lines are visible to everyone on the machine.
+pub const TOKEN: &str = "FORESHARD_TOKEN";
+
+pub fn run(args: Args) -> ExitCode {
+    let Ok(token) = std::env::var(TOKEN) else {
+        eprintln!("error: {TOKEN} is not set; workers are started by `foreshard local run`");
+        return ExitCode::from(2);
+    };
+    if let Err(e) = start(args, token) {
+        eprintln!("error: {:#}", anyhow::Error::from(e));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn start(args: Args, token: String) -> Result<(), RuntimeError> {
+    let at = |source: DeviceError| RuntimeError::Device { at: "starting the worker".to_owned(), source };
+    affinity::die_with_parent(args.parent).map_err(at)?;
+    if !args.cores.is_empty() {
+        affinity::pin(&args.cores).map_err(at)?;
+    }
+    let config = WorkerConfig { connect: args.connect, rank: args.rank, token };
+    let device = || {
+        let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
+        let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };
+        Pjrt::new(&spec.find().map_err(at)?, Some(args.breadcrumb)).map_err(at)
+    };
+    work(&config, device, |path| {
+        bundle::load(path).map_err(|e| RuntimeError::Bundle { path: path.to_owned(), message: e.to_string() })
+    })
+}

@@ -1,0 +1,102 @@
+//! What the terminal shows while a job trains.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::runtime::StepReport;
+
+/// A bar on a terminal, a line now and then elsewhere, nothing when quiet.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    unit: &'static str,
+    per_step: f64,
+    steps: u64,
+    began: Instant,
+    last_line: Option<Instant>,
+    /// Moving average of units per second.
+    rate: Option<f64>,
+}
+
+const EVERY: Duration = Duration::from_secs(5);
+
+impl Progress {
+    /// `per_step` units (`tokens`, `rows`) are trained in each of `steps`.
+    pub fn new(quiet: bool, steps: u64, unit: &'static str, per_step: f64) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = (!quiet && terminal).then(|| {
+            let bar = ProgressBar::new(steps);
+            let template = "{bar:28.cyan/dim} {pos}/{len} {msg} eta {eta}";
+            bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
+            bar
+        });
+        Self {
+            bar,
+            plain: !quiet && !terminal,
+            unit,
+            per_step,
+            steps,
+            began: Instant::now(),
+            last_line: None,
+            rate: None,
+        }
+    }
+
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None if self.plain => eprintln!("{line}"),
+            None => {}
+        }
+    }
+
+    pub fn compiling(&self, done: u64, of: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("compiling {done}/{of}"));
+        }
+    }
+
+    pub fn step(&mut self, report: &StepReport) {
+        let now = self.per_step / report.seconds.max(1e-9);
+        let rate = self.rate.map_or(now, |r| r + 0.1 * (now - r));
+        self.rate = Some(rate);
+        let done = report.step + 1;
+        let load: Vec<String> = report.workers.iter().map(|w| load(w.busy_s / report.seconds.max(1e-9))).collect();
+        let text = format!("loss {:.4} {} {}/s load {}", report.loss, thousands(rate), self.unit, load.join(" "));
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(text);
+        } else if self.plain && (done == self.steps || self.last_line.is_none_or(|l| l.elapsed() > EVERY)) {
+            self.last_line = Some(Instant::now());
+            let left = self.began.elapsed().as_secs_f64() / done as f64 * (self.steps - done) as f64;
+            eprintln!("step {done}/{} {text} eta {left:.0} s", self.steps);
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A small bar and a percentage.
+fn load(share: f64) -> String {
+    let share = share.clamp(0.0, 1.0);
+    let eighths = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+    format!("{}{:.0}%", eighths[((share * 8.0) as usize).min(7)], share * 100.0)
+}
+
+pub fn thousands(n: f64) -> String {
+    let digits = format!("{n:.0}");
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}

@@ -1,0 +1,199 @@
+//! A plan as a picture: the model's blocks on their shards, what crosses between them, and the predicted step.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::schedule::{Slot, TaskGraph};
+use super::segment::{Parameters, Segmentation};
+use super::{Place, Plan, ShardId};
+use crate::cost;
+use crate::graph::{Graph, Model};
+use crate::topology::Topology;
+use crate::units::{Bytes, Seconds};
+
+/// Told apart with and without colour vision (Okabe and Ito).
+pub const COLOURS: [&str; 8] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8A8A8A"];
+
+const WIDTH: f64 = 960.0;
+const MARGIN: f64 = 28.0;
+
+pub fn colour(shard: usize) -> &'static str {
+    COLOURS[shard % COLOURS.len()]
+}
+
+/// Draws the first variant of a plan as SVG.
+pub fn svg(plan: &Plan, model: &Model, topology: &Topology) -> String {
+    let n = plan.shards.len();
+    let mut body = String::new();
+    let title = format!(
+        "{} · {n} shards × {} replicas · {} microbatches of {} rows · {:?}",
+        model.manifest.name, plan.n_replicas, plan.n_microbatches, plan.microbatch, plan.schedule
+    );
+    text(&mut body, MARGIN, 34.0, 17.0, "start", "#111", &title);
+    let subtitle = format!(
+        "step {} predicted, bound {}, {} cross between shards per step",
+        plan.step_time, plan.bound, plan.bytes_cut
+    );
+    text(&mut body, MARGIN, 56.0, 13.0, "start", "#555", &subtitle);
+    let mut y = 78.0;
+    if let Some((variant, assignment)) = plan.grads.iter().next()
+        && let Some(grad) = model.variant(variant)
+    {
+        let graph = &grad.graph;
+        y = shards(&mut body, plan, model, graph, assignment, topology, y);
+        let results = plan.grad_results(model, graph, assignment);
+        if let Ok(cut) = Segmentation::new(graph, assignment, &results, n, Parameters::Mirrored) {
+            y = timeline(&mut body, plan, graph, &cut, variant, topology, y + 26.0);
+        }
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {h}\" width=\"{WIDTH}\" height=\"{h}\" font-family=\"system-ui, sans-serif\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>{body}</svg>\n",
+        h = y + 20.0
+    )
+}
+
+/// One column per shard: its blocks by work, its device, memory and traffic.
+fn shards(
+    out: &mut String,
+    plan: &Plan,
+    model: &Model,
+    graph: &Graph,
+    assignment: &super::Assignment,
+    topology: &Topology,
+    top: f64,
+) -> f64 {
+    let n = plan.shards.len();
+    let gap = 40.0;
+    let width = ((WIDTH - 2.0 * MARGIN - gap * (n as f64 - 1.0)) / n as f64).min(300.0);
+    let costs = cost::of_graph(graph);
+    let device = &topology.devices[0];
+    let mut blocks: Vec<BTreeMap<(usize, String), f64>> = vec![BTreeMap::new(); n];
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for (id, op) in graph.ops() {
+        let Place::Shard(shard) = assignment.place(id) else { continue };
+        let block = block_of(op.scope().unwrap_or(""));
+        let next = seen.len();
+        let order = *seen.entry(block.clone()).or_insert(next);
+        *blocks[shard.index()].entry((order, block)).or_default() += costs[id.index()].time(device).0;
+    }
+    let most: f64 = blocks.iter().map(|b| b.values().sum::<f64>()).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let height = 210.0;
+    for (i, shard) in plan.shards.iter().enumerate() {
+        let x = MARGIN + i as f64 * (width + gap);
+        let names: Vec<&str> = shard.devices.iter().map(|d| topology.devices[d.index()].name.as_str()).collect();
+        text(out, x, top + 14.0, 14.0, "start", "#111", &format!("shard {i} on {}", names.join(", ")));
+        let facts = format!("{} busy, {}", shard.busy, shard.memory);
+        text(out, x, top + 32.0, 12.0, "start", "#555", &facts);
+        let mut y = top + 42.0;
+        let total: f64 = blocks[i].values().sum::<f64>().max(f64::MIN_POSITIVE);
+        let column = (height * total / most).max(24.0);
+        for ((_, name), work) in &blocks[i] {
+            let h = column * work / total;
+            let _ = write!(
+                out,
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\" rx=\"3\" fill=\"{}\" fill-opacity=\"0.85\"/>",
+                (h - 2.0).max(0.6),
+                colour(i)
+            );
+            if h > 15.0 {
+                text(
+                    out,
+                    x + 8.0,
+                    y + h / 2.0 + 4.0,
+                    12.0,
+                    "start",
+                    "#fff",
+                    &format!("{name}  {:.0} %", 100.0 * work / total),
+                );
+            }
+            y += h;
+        }
+        if i + 1 < n {
+            let middle = x + width + gap / 2.0;
+            let at = top + 42.0 + height / 2.0;
+            let crossing: Bytes = plan.shards[i].sent + plan.shards[i + 1].sent;
+            let _ = write!(
+                out,
+                "<path d=\"M{:.1} {at:.1} h{:.1} m-5 -4 l5 4 l-5 4\" stroke=\"#444\" fill=\"none\" stroke-width=\"1.6\"/>",
+                x + width + 6.0,
+                gap - 12.0
+            );
+            if width > 90.0 {
+                text(out, middle, at - 10.0, 10.0, "middle", "#444", &crossing.to_string());
+            }
+        }
+    }
+    let _ = model;
+    top + 42.0 + height
+}
+
+/// The block an op belongs to: the named scope inside `jvp(...)`, or the loop iteration.
+pub fn block_of(scope: &str) -> String {
+    let inner = scope.rsplit("jvp(").next().unwrap_or(scope);
+    let end = inner.find([')', '/']).unwrap_or(inner.len());
+    if scope.contains("jvp(") && end > 0 && !inner[..end].contains("jit") {
+        return inner[..end].to_owned();
+    }
+    if let Some(at) = scope.find("while/body[") {
+        let rest = &scope[at + "while/body[".len()..];
+        return format!("layer {}", rest.split(']').next().unwrap_or(""));
+    }
+    "other".to_owned()
+}
+
+/// The simulated step: a lane per shard, forward work light, work that ends a microbatch dark.
+fn timeline(
+    out: &mut String,
+    plan: &Plan,
+    graph: &Graph,
+    cut: &Segmentation,
+    variant: &str,
+    topology: &Topology,
+    top: f64,
+) -> f64 {
+    let n = plan.shards.len();
+    let costs = cost::of_graph(graph);
+    let device = |s: ShardId| &topology.devices[plan.shards[s.index()].devices[0].index()];
+    let durations: Vec<Seconds> =
+        cut.segments.iter().map(|s| s.ops.iter().map(|o| costs[o.index()].time(device(s.shard))).sum()).collect();
+    let tasks = TaskGraph::new(graph, cut, n, &durations, |i, m| {
+        let from = plan.shards[cut.segments[m.from].shard.index()].devices[0];
+        topology.link(from, plan.shards[m.to.index()].devices[0]).time(cut.bytes(graph, i))
+    });
+    let Some(orders) = plan.orders.get(variant) else { return top };
+    let Ok(lanes) = tasks.replay(orders, plan.n_microbatches) else { return top };
+    let end = lanes.iter().flatten().map(|s| s.end.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    text(out, MARGIN, top, 14.0, "start", "#111", "predicted order of microbatches");
+    let (left, lane) = (MARGIN + 60.0, 26.0);
+    let scale = (WIDTH - MARGIN - left) / end;
+    for (i, slots) in lanes.iter().enumerate() {
+        let y = top + 12.0 + i as f64 * (lane + 4.0);
+        text(out, MARGIN, y + 17.0, 12.0, "start", "#333", &format!("shard {i}"));
+        let last = cut.of_shard(ShardId(i as u32)).map(|(_, s)| s.level).max().unwrap_or(0);
+        for Slot { task, start, end } in slots {
+            let (x, w) = (left + start.0 * scale, (end.0 - start.0) * scale);
+            let opacity = if cut.segments[task.segment as usize].level == last { 0.95 } else { 0.5 };
+            let _ = write!(
+                out,
+                "<rect x=\"{x:.2}\" y=\"{y:.1}\" width=\"{:.2}\" height=\"{lane}\" rx=\"2\" fill=\"{}\" fill-opacity=\"{opacity}\"/>",
+                (w - 0.7).max(0.3),
+                colour(i)
+            );
+            if w > 12.0 {
+                text(out, x + w / 2.0, y + 17.0, 11.0, "middle", "#fff", &task.microbatch.to_string());
+            }
+        }
+    }
+    let bottom = top + 12.0 + n as f64 * (lane + 4.0);
+    text(out, left, bottom + 14.0, 11.0, "start", "#555", "0");
+    text(out, WIDTH - MARGIN, bottom + 14.0, 11.0, "end", "#555", &Seconds(end).to_string());
+    bottom + 16.0
+}
+
+fn text(out: &mut String, x: f64, y: f64, size: f64, anchor: &str, fill: &str, content: &str) {
+    let escaped = content.replace('&', "&amp;").replace('<', "&lt;");
+    let _ = write!(
+        out,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{escaped}</text>"
+    );
+}
