@@ -1,9 +1,11 @@
 //! What several tests need.
+#![allow(dead_code)]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use foreshard::device::pjrt::{Pjrt, PluginSpec};
+use foreshard::graph::Manifest;
 
 /// Where the test set-up puts the CPU plug-in (`make plugin`), or `FORESHARD_PLUGIN`.
 pub fn plugin() -> PluginSpec {
@@ -18,4 +20,49 @@ pub fn cpu() -> &'static Pjrt {
         let plugin = plugin().find().expect("the test set-up installs the plug-in");
         Pjrt::new(&plugin, None).expect("the plug-in starts")
     })
+}
+
+/// The binary, with the plug-in of the test set-up.
+pub fn foreshard() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_foreshard"));
+    let plugin = plugin().find().expect("the test set-up installs the plug-in");
+    command.env("FORESHARD_PLUGIN", plugin.path());
+    command
+}
+
+/// Python with JAX: `FORESHARD_PYTHON`, or the environment that `make venv` makes.
+pub fn python() -> PathBuf {
+    let made = std::env::current_dir().expect("a working directory").join(".venv/bin/python");
+    std::env::var_os("FORESHARD_PYTHON").map_or(made, PathBuf::from)
+}
+
+/// Rows for `steps` batches, drawn from the data of the quick start, as one safetensors file: what both Foreshard and
+/// the reference read.
+pub fn write_batches(manifest: &Manifest, steps: usize, path: &std::path::Path) {
+    let rows = steps * manifest.batch_size as usize;
+    let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
+    if manifest.batch.iter().any(|b| b.name == "tokens") {
+        let text = std::fs::read("examples/data/tinyshakespeare.txt").expect("examples/data");
+        let length = manifest.batch[0].shape[1] as usize;
+        for (name, shift) in [("tokens", 0), ("targets", 1)] {
+            let windows = (0..rows).flat_map(|r| &text[r * length + shift..][..length]);
+            tensors.push((name.to_owned(), windows.flat_map(|&b| i32::from(b).to_le_bytes()).collect()));
+        }
+    } else {
+        let csv = std::fs::read_to_string("examples/data/digits.csv").expect("examples/data");
+        let lines: Vec<Vec<f32>> =
+            csv.lines().skip(1).map(|l| l.split(',').map(|v| v.parse().expect("a number")).collect()).collect();
+        let of = |r: usize| &lines[r % lines.len()];
+        let x = (0..rows).flat_map(|r| of(r)[..64].iter().flat_map(|v| (v / 16.0).to_le_bytes()));
+        let y = (0..rows).flat_map(|r| (of(r)[64] as i32).to_le_bytes());
+        tensors.push(("x".to_owned(), x.collect()));
+        tensors.push(("y".to_owned(), y.collect()));
+    }
+    let views = tensors.iter().map(|(name, data)| {
+        let spec = manifest.batch.iter().find(|b| b.name == *name).expect("a batch tensor");
+        let shape = [&[rows], &spec.shape[1..].iter().map(|&d| d as usize).collect::<Vec<_>>()[..]].concat();
+        let dtype = spec.dtype.to_safetensors().expect("a common type");
+        (name, safetensors::tensor::TensorView::new(dtype, shape, data).expect("dense rows"))
+    });
+    safetensors::serialize_to_file(views, None, path).expect("a temporary directory");
 }
