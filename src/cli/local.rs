@@ -55,6 +55,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         traced_steps: args.traced_steps,
         quiet: args.quiet,
         plugin: args.plugin.spec(),
+        storage: environment(),
         token_variable: TOKEN,
         interrupts: interrupts()?,
     };
@@ -64,6 +65,11 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Err(Problem::Input(e)) => Err(bad_input(e)),
         Err(Problem::Failed(e)) => Err(e),
     }
+}
+
+/// The environment, as far as it is text.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
 }
 
 /// Counts Ctrl-C and SIGTERM.

@@ -86,5 +86,5 @@ pub fn reference() -> String {
         "# Commands\n\nExit codes: 0 done, 1 failed while running, 2 input that cannot be used, 130 stopped by Ctrl-C (weights are written).\n\n",
     );
     page(&mut Cli::command(), "", &mut out);
-    out.trim_end().to_owned() + "\n"
+    out.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned() + "\n"
 }

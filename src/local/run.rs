@@ -36,6 +36,8 @@ pub struct Options {
     pub traced_steps: u64,
     pub quiet: bool,
     pub plugin: PluginSpec,
+    /// Credentials and endpoints of object stores.
+    pub storage: Vec<(String, String)>,
     /// Environment variable that carries the job's secret to workers.
     pub token_variable: &'static str,
     /// Counts requests to stop: one is orderly, two at once.
@@ -233,7 +235,9 @@ fn prepare(options: &Options) -> Result<Prepared, Problem> {
         schedule: spec.parallelism.schedule.into(),
     };
     let plan = solve(&problem, None).map_err(input)?;
-    let reader = Reader::open(&spec.data, &model.manifest, spec.seed.into(), Position::default()).map_err(input)?;
+    let reader =
+        Reader::open(&spec.data, &model.manifest, spec.seed.into(), Position::default(), &options.storage)
+            .map_err(input)?;
     let steps = options.steps.unwrap_or(spec.steps);
     Ok(Prepared { yaml, bundle, weights, model, topology, plan, cores, steps, reader, job })
 }

@@ -48,8 +48,15 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the data and starts to read at `position`.
-    pub fn open(data: &Data, manifest: &Manifest, seed: u64, position: Position) -> Result<Self, DataError> {
+    /// Opens the data and starts to read at `position`. `settings`: credentials and endpoints of object stores, under
+    /// the names that cloud tools use (`AWS_ACCESS_KEY_ID`); others are ignored.
+    pub fn open(
+        data: &Data,
+        manifest: &Manifest,
+        seed: u64,
+        position: Position,
+        settings: &[(String, String)],
+    ) -> Result<Self, DataError> {
         if let Some(name) = data.columns.keys().find(|k| !manifest.batch.iter().any(|b| b.name == **k)) {
             let hint = closest(name, manifest.batch.iter().map(|b| b.name.as_str()));
             return Err(DataError::UnknownTensor { name: name.clone(), hint });
@@ -65,7 +72,7 @@ impl Reader {
             return Ok(Self { batches, n_samples: None });
         }
         let uri = data.uri.clone().unwrap_or_default();
-        let samples = Samples::read(&uri, data.format, &wanted)?;
+        let samples = Samples::read(&uri, data.format, &wanted, settings)?;
         let (n, batch) = (samples.len(), manifest.batch_size);
         if n < batch {
             return Err(DataError::TooFew { uri, samples: n, batch });

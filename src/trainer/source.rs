@@ -38,8 +38,13 @@ type File = (String, Bytes);
 
 impl Samples {
     /// Reads everything under `uri` that has the format.
-    pub fn read(uri: &str, format: Option<Format>, wanted: &[Wanted]) -> Result<Self, DataError> {
-        let files = fetch(uri)?;
+    pub fn read(
+        uri: &str,
+        format: Option<Format>,
+        wanted: &[Wanted],
+        settings: &[(String, String)],
+    ) -> Result<Self, DataError> {
+        let files = fetch(uri, settings)?;
         let format = match format {
             Some(format) => format,
             None => files.iter().find_map(|(name, _)| by_extension(name)).ok_or_else(|| {
@@ -104,7 +109,7 @@ fn by_extension(name: &str) -> Option<Format> {
 }
 
 /// All files under a path or URL, by name.
-fn fetch(uri: &str) -> Result<Vec<File>, DataError> {
+fn fetch(uri: &str, settings: &[(String, String)]) -> Result<Vec<File>, DataError> {
     let problem = |p: String| DataError::file(uri, p);
     let url = match Url::parse(uri) {
         Ok(url) if url.scheme().len() > 1 => url,
@@ -116,8 +121,7 @@ fn fetch(uri: &str) -> Result<Vec<File>, DataError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| problem(e.to_string()))?;
     runtime.block_on(async {
-        // Credentials and endpoints come from the environment, under the names that cloud tools use.
-        let options = std::env::vars().map(|(k, v)| (k.to_ascii_lowercase(), v));
+        let options = settings.iter().map(|(k, v)| (k.to_ascii_lowercase(), v.clone()));
         let (store, path) = object_store::parse_url_opts(&url, options).map_err(|e| problem(e.to_string()))?;
         let store: Arc<dyn object_store::ObjectStore> = Arc::from(store);
         let mut found = Vec::new();
