@@ -20,6 +20,7 @@ fn same(file: &str, made: &str) {
 #[test]
 fn resource_definitions_are_up_to_date() {
     same("crds/trainingjobs.yaml", &foreshard::api::crd());
+    same("charts/foreshard/crds/trainingjobs.yaml", &foreshard::api::crd());
 }
 
 #[test]
