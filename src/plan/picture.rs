@@ -26,7 +26,7 @@ pub fn svg(plan: &Plan, model: &Model, topology: &Topology) -> String {
     let n = plan.shards.len();
     let mut body = String::new();
     let title = format!(
-        "{} · {n} shards × {} replicas · {} microbatches of {} rows · {:?}",
+        "{} · {n} shards × {} replicas · {} microbatches of {} rows · {}",
         model.manifest.name, plan.n_replicas, plan.n_microbatches, plan.microbatch, plan.schedule
     );
     text(&mut body, MARGIN, 34.0, 17.0, "start", "#111", &title);

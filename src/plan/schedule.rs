@@ -25,6 +25,15 @@ pub enum ScheduleKind {
     OneFOneB,
 }
 
+impl std::fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ScheduleKind::GPipe => "GPipe",
+            ScheduleKind::OneFOneB => "1F1B",
+        })
+    }
+}
+
 /// What a schedule orders: segments with their durations and what each must wait for.
 #[derive(Clone, Debug)]
 pub struct TaskGraph {

@@ -12,7 +12,7 @@ pub fn render(plan: &Plan, model: &Model, topology: &Topology) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{} · plan {} · {} shards × {} replicas · {} microbatches of {} rows · {:?}",
+        "{} · plan {} · {} shards × {} replicas · {} microbatches of {} rows · {}",
         model.manifest.name,
         plan.revision,
         plan.shards.len(),

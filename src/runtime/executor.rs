@@ -508,7 +508,15 @@ impl<D: Device> Executor<D> {
     }
 }
 
-/// Highest resident memory of this process so far, in bytes; 0 where the kernel does not say.
+/// Forgets the peak of resident memory so far: compiling takes more than training does. Returns what is resident now.
+pub fn reset_peak_rss() -> u64 {
+    const RESET_PEAK: &str = "5";
+    // Where the kernel refuses, the peak includes the compiler's.
+    let _ = std::fs::write("/proc/self/clear_refs", RESET_PEAK);
+    peak_rss()
+}
+
+/// Highest resident memory of this process, in bytes; 0 where the kernel does not say.
 pub fn peak_rss() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
-use super::executor::{Executor, peak_rss};
+use super::executor::{Executor, reset_peak_rss};
 use super::link::{Link, Shared, Stamp, Traffic, whom};
 use super::mailbox::{Mailbox, Source};
 use super::program::{Compiler, Programs, mirrors_of};
@@ -154,7 +154,6 @@ fn serve<D: Device>(
         traffic: Traffic::default(),
     });
     shared.traffic.traced_until.store(launch.traced_steps, Ordering::Relaxed);
-    let baseline_rss = peak_rss();
     let mut weights = launch.weights.as_deref().map(|p| StartWeights::open(p, &model)).transpose()?;
     let given = weights.as_ref().map(StartWeights::tensors).unwrap_or_default();
     let programs = {
@@ -164,7 +163,7 @@ fn serve<D: Device>(
         };
         Compiler::new(&*device, &model, &launch.plan, &wiring, me, &mut progress).compile(&given)?
     };
-    let ready = ready(&model, &launch.plan, &wiring, me, &programs, baseline_rss);
+    let ready = ready(&model, &launch.plan, &wiring, me, &programs, reset_peak_rss());
     let links = connect(config, &launch, listener, &shared)?;
     let mut executor =
         Executor::new(shared.clone(), model.clone(), launch.plan.clone(), programs, links, launch.seed as u32);

@@ -92,7 +92,7 @@ pub struct ReadyReport {
     pub residual_bytes: u64,
     /// Largest need of one executable for temporaries.
     pub temporary_bytes: u64,
-    /// Resident memory of the process before it made any tensor.
+    /// Resident memory of the process when all is compiled, before it made any tensor.
     pub baseline_rss: u64,
 }
 

@@ -1,0 +1,154 @@
+"""`make bench`: Foreshard against JAX and PyTorch on the same cores, in the same run.
+
+Every number is printed raw and as a ratio; nothing here passes or fails. Run it on a quiet machine.
+
+    benches/run.py [--only single pipeline memory planner] [--steps 24]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BINARY = ROOT / "target/release/foreshard"
+PYTHON = sys.executable
+GPT = dict(layers=6, width=256, heads=8, ctx=128, batch=8, microbatches=[1, 8], dropout=0.0)
+TOKENS = GPT["batch"] * GPT["ctx"]
+
+
+def python(*args: str, cores: str) -> str:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "python")}
+    out = subprocess.run(["taskset", "-c", cores, PYTHON, *args], cwd=ROOT / "python", env=env, check=True,
+                         capture_output=True, text=True)  # fmt: skip
+    return out.stdout
+
+
+def gpt_options(**options: object) -> list[str]:
+    return [x for k, v in {**GPT, **options}.items() for x in ("--set", f"{k}={json.dumps(v)}")]
+
+
+def export(bundle: Path) -> None:
+    python("-m", "foreshard.cli", "models/char_gpt.py", "-o", str(bundle), *gpt_options(), cores="0-1")
+
+
+def batches(path: Path, steps: int) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    text = np.frombuffer((ROOT / "examples/data/tinyshakespeare.txt").read_bytes(), np.uint8).astype(np.int32)
+    rows, ctx = steps * GPT["batch"], GPT["ctx"]
+    at = np.arange(rows)[:, None] * ctx + np.arange(ctx)
+    save_file({"tokens": text[at], "targets": text[at + 1]}, path)
+
+
+def reference(data: Path, microbatch: int, cores: str) -> float:
+    out = python("reference.py", "models/char_gpt.py", str(data), "--microbatch", str(microbatch), "--bench",
+                 *gpt_options(), cores=cores)  # fmt: skip
+    return json.loads(out)["step_seconds"]
+
+
+def foreshard(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, microbatch: int, steps: int) -> dict:
+    job = {
+        "apiVersion": "foreshard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "bench"},
+        "spec": {
+            "bundle": str(bundle),
+            "data": {"uri": str(data), "shuffle": "none"},
+            "steps": steps,
+            "parallelism": {"shards": shards, "microbatch": microbatch},
+            "resources": {"cores": cores},
+        },
+    }
+    manifest = scratch / "job.yaml"
+    manifest.write_text(json.dumps(job))
+    run = scratch / f"run-{shards}-{cores}-{microbatch}-{len(list(scratch.iterdir()))}"
+    command = [str(BINARY), "local", "run", "--quiet", "--traced-steps", "0", "--run-dir", str(run), str(manifest)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    return {**summary, "seconds": summary["step_seconds"]["median"], "lines": lines}
+
+
+def rounds(n: int, *measure) -> list[float]:
+    """Medians of `n` measurements each, taken in turn so that a slow minute hits all."""
+    times: list[list[float]] = [[] for _ in measure]
+    for _ in range(n):
+        for i, m in enumerate(measure):
+            times[i].append(m())
+    return [statistics.median(t) for t in times]
+
+
+def single(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\none shard against jax.jit of the whole step, one core, microbatch = batch")
+    ours, theirs = rounds(
+        3,
+        lambda: foreshard(bundle, data, scratch, 1, 1, GPT["batch"], steps)["seconds"],
+        lambda: reference(data, GPT["batch"], "0"),
+    )
+    print(f"  foreshard {1e3 * ours:.1f} ms, jax {1e3 * theirs:.1f} ms, ratio {ours / theirs:.3f} (target <= 1.03)")
+
+
+def pipeline(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    n = GPT["batch"]
+    print(f"\ntwo shards on one core each, {n} microbatches, against one-core JAX")
+    ours, jax = rounds(
+        3,
+        lambda: foreshard(bundle, data, scratch, 2, 1, 1, steps)["seconds"],
+        lambda: reference(data, GPT["batch"], "0"),
+    )
+    bubble = 1 / (n + 1)
+    ideal = 2 * (1 - bubble) * TOKENS / jax
+    print(f"  foreshard {TOKENS / ours:.0f} tokens/s, one-core jax {TOKENS / jax:.0f} tokens/s")
+    print(f"  2 x jax x (1 - bubble {bubble:.3f}) = {ideal:.0f} tokens/s, ratio {TOKENS / ours / ideal:.3f} (target >= 0.90)")
+    peer = ROOT / "python/peers/torch_pipeline.py"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("  torch is not installed: pip install torch to compare with torch.distributed.pipelining")
+        return
+    if peer.is_file():
+        out = json.loads(python("peers/torch_pipeline.py", cores="0-1").splitlines()[-1])
+        theirs = out["tokens_per_second"]
+        print(f"  torch.distributed.pipelining {theirs:.0f} tokens/s, ratio {TOKENS / ours / theirs:.3f}")
+
+
+def memory(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\nmemory per worker: planned, by the compiler, observed (peak resident above what the process had compiled)")
+    for shards, microbatch in [(1, GPT["batch"]), (2, 1)]:
+        for worker in foreshard(bundle, data, scratch, shards, 1, microbatch, 6)["workers"]:
+            m = worker["memory"]
+            observed = m["peak_rss"] - m["baseline_rss"]
+            mib = lambda b: f"{b / 2**20:.1f} MiB"
+            print(f"  {shards} shards, worker {worker['rank']}: planned {mib(m['planned'])}, compiled {mib(m['compiled'])}, "
+                  f"observed {mib(observed)}, planned/observed {m['planned'] / observed:.2f}")  # fmt: skip
+
+
+def planner(*_: object) -> None:
+    print("\nplanner: coordinates, partition, cut and schedule of a synthetic chain for 4 shards")
+    subprocess.run(["cargo", "bench", "--quiet", "--bench", "planner"], cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sections = {"single": single, "pipeline": pipeline, "memory": memory, "planner": planner}
+    parser.add_argument("--only", nargs="*", choices=sections, default=list(sections))
+    parser.add_argument("--steps", type=int, default=24)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        bundle, data = scratch / "gpt.bundle", scratch / "batches.safetensors"
+        if set(args.only) - {"planner"}:
+            export(bundle)
+            batches(data, args.steps)
+        for name in args.only:
+            sections[name](bundle, data, scratch, args.steps)
+
+
+if __name__ == "__main__":
+    main()
