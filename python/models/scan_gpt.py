@@ -15,7 +15,7 @@ def norm(scale, x):
     return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale
 
 
-def model(layers=4, width=64, heads=4, ctx=64, vocab=256, batch=16, microbatches=(4, 16), learning_rate=3e-3):
+def model(layers=4, width=64, heads=4, ctx=64, vocab=256, batch=16, microbatches=(4, 16), learning_rate=3e-4):
     def init(key):
         k = jax.random.split(key, 7)
 

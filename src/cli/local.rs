@@ -57,6 +57,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         plugin: args.plugin.spec(),
         storage: environment(),
         token_variable: TOKEN,
+        xla_flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
         interrupts: interrupts()?,
     };
     match train(&options) {

@@ -40,6 +40,8 @@ pub struct Options {
     pub storage: Vec<(String, String)>,
     /// Environment variable that carries the job's secret to workers.
     pub token_variable: &'static str,
+    /// The user's own flags for XLA.
+    pub xla_flags: String,
     /// Counts requests to stop: one is orderly, two at once.
     pub interrupts: Arc<AtomicU32>,
 }
@@ -108,6 +110,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         connect: rendezvous.address(),
         token: rendezvous.token(),
         token_variable: options.token_variable,
+        xla_flags: &options.xla_flags,
         plugin: plugin.path(),
         plugin_sha256: options.plugin.sha256.as_deref(),
         run_dir: dir.path(),

@@ -11,11 +11,17 @@ use anyhow::Context;
 use crate::device::breadcrumb;
 use crate::runtime::RuntimeError;
 
+/// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
+/// are updated in place: see docs/decisions/0005.
+const NO_XNNPACK: &str = "--xla_cpu_use_xnnpack=false";
+
 /// How a worker is started.
 pub struct Spawn<'a> {
     pub connect: std::net::SocketAddr,
     pub token: &'a str,
     pub token_variable: &'a str,
+    /// Flags of the user's own for XLA.
+    pub xla_flags: &'a str,
     pub plugin: &'a Path,
     pub plugin_sha256: Option<&'a str>,
     pub run_dir: &'a Path,
@@ -47,6 +53,7 @@ impl Workers {
                 .arg("--breadcrumb")
                 .arg(crumb_path(spawn.run_dir, rank))
                 .env(spawn.token_variable, spawn.token)
+                .env("XLA_FLAGS", format!("{} {NO_XNNPACK}", spawn.xla_flags).trim())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().context("cannot share the log file")?)
                 .stderr(log)
