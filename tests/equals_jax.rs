@@ -95,7 +95,15 @@ fn reference(model: &str, data: &Path, microbatch: u64, scratch: &Path) -> Train
     trained
 }
 
-fn foreshard(bundle: &Path, data: &Path, shards: u32, replicas: u32, microbatch: u64, scratch: &Path, what: &str) -> Trained {
+fn foreshard(
+    bundle: &Path,
+    data: &Path,
+    shards: u32,
+    replicas: u32,
+    microbatch: u64,
+    scratch: &Path,
+    what: &str,
+) -> Trained {
     let dir = scratch.join(format!("run-{shards}-{replicas}-{microbatch}"));
     let job = scratch.join("job.yaml");
     std::fs::write(

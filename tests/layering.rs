@@ -22,8 +22,18 @@ const CORE: &[&str] = &["units", "graph", "topology", "cost", "plan"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[
-    "std::fs", "std::env", "std::net", "std::process", "std::thread", "std::time", "HashMap", "HashSet",
-    "tokio", "kube", "println!", "unsafe",
+    "std::fs",
+    "std::env",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "std::time",
+    "HashMap",
+    "HashSet",
+    "tokio",
+    "kube",
+    "println!",
+    "unsafe",
 ];
 
 /// Edge rooms that may hold `unsafe` code.
@@ -97,8 +107,7 @@ fn rooms_used(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_room_is_in_the_table_and_in_order() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let declared: Vec<&str> =
-        lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let declared: Vec<&str> = lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     let layers: Vec<Option<usize>> = declared.iter().map(|r| layer(r)).collect();
     assert!(layers.iter().all(Option::is_some), "a room of src/lib.rs is missing in LAYERS: {declared:?}");
     assert!(layers.is_sorted(), "rooms of src/lib.rs are out of order: {declared:?}");
@@ -133,12 +142,7 @@ fn core_rooms_stay_pure() {
                 edge(text[..at].chars().next_back()) && edge(text[at + word.len()..].chars().next())
             })
         };
-        wrong.extend(
-            words
-                .iter()
-                .filter(|w| !allowed(w) && whole(w))
-                .map(|w| format!("{} uses {w}", path.display())),
-        );
+        wrong.extend(words.iter().filter(|w| !allowed(w) && whole(w)).map(|w| format!("{} uses {w}", path.display())));
     }
     assert!(wrong.is_empty(), "not allowed there:\n{}", wrong.join("\n"));
 }

@@ -61,7 +61,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         interrupts: interrupts()?,
     };
     match train(&options) {
-        Ok(Ending::Done) => Ok(ExitCode::SUCCESS),
+        Ok(Ending::Done | Ending::DataEnded) => Ok(ExitCode::SUCCESS),
         Ok(Ending::Interrupted) => Ok(ExitCode::from(130)),
         Err(Problem::Input(e)) => Err(bad_input(e)),
         Err(Problem::Failed(e)) => Err(e),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -22,9 +23,9 @@ use crate::runtime::session::Launch;
 use crate::runtime::{Rendezvous, RuntimeError, Session, StepReport};
 use crate::telemetry::JobMetrics;
 use crate::topology::{Device, LOOPBACK, Topology, nominal};
-use crate::trainer::Reader;
+use crate::trainer::{DataError, Reader};
 use crate::units::{Bytes, Seconds};
-use crate::wire::Position;
+use crate::wire::{Batch, Position};
 
 /// What a user asks for.
 pub struct Options {
@@ -50,8 +51,10 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Done,
-    /// Stopped on request; weights are written.
+    /// Stopped on request; weights are written unless it came before the first step.
     Interrupted,
+    /// A feeder had less data than the job has steps; weights are written.
+    DataEnded,
 }
 
 /// Why a run did not end well.
@@ -71,6 +74,8 @@ fn input<E: Into<anyhow::Error>>(e: E) -> Problem {
     Problem::Input(e.into())
 }
 
+/// How often the loop looks at signals and workers while it waits.
+const TICK: Duration = Duration::from_millis(50);
 /// Steps that may be fed before the first is reported.
 const AHEAD: u64 = 2;
 
@@ -92,7 +97,10 @@ struct Prepared {
 /// Runs a job to its end.
 pub fn run(options: &Options) -> Result<Ending, Problem> {
     let plugin = options.plugin.find().map_err(input)?;
-    let mut prepared = prepare(options)?;
+    // A file that is no plug-in is refused here, before a run directory and workers exist.
+    plugin.version().map_err(input)?;
+    let prepared = prepare(options)?;
+    let (steps, n_ranks) = (prepared.steps, prepared.cores.len() as u32);
     let name = prepared.job.metadata.name.clone().unwrap_or_else(|| "job".to_owned());
     let mut dir = RunDir::create(options.run_dir.as_deref(), &name).map_err(input)?;
     let (plan, model) = (prepared.plan.clone(), prepared.model.clone());
@@ -139,8 +147,15 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
     );
     let session = match started {
         Ok(session) => session,
-        Err(_) if interrupted() => return Ok(Ending::Interrupted),
-        Err(e) => return Err(workers.explain(e).into()),
+        Err(_) if interrupted() => {
+            dir.write("summary.json", &unfinished(&model, "interrupted", 0, None))?;
+            return Ok(Ending::Interrupted);
+        }
+        Err(e) => {
+            let e = workers.explain(e).into();
+            dir.write("summary.json", &unfinished(&model, "failed", 0, Some(&e)))?;
+            return Err(Problem::Failed(e));
+        }
     };
     let compiled = began.elapsed();
     progress.say(&format!("compiled in {:.1} s, training", compiled.as_secs_f64()));
@@ -155,23 +170,31 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         metrics: JobMetrics::default(),
     };
     let memory: Vec<_> = session.memory().cloned().collect();
-    let outcome = training.train(session, &mut prepared, &options.interrupts);
+    let outcome = training.train(session, prepared, &options.interrupts);
     let Training { losses, times, peak_rss, metrics, .. } = training;
     progress.finish();
     // Whatever happened, what was seen so far stays.
     dir.write("loss.svg", &charts::loss(&name, &losses)?)?;
-    dir.write_timeline(prepared.cores.len() as u32)?;
+    dir.write_timeline(n_ranks)?;
     dir.write("metrics.prom", &metrics.render())?;
     let ending = match outcome {
         Ok(ending) => ending,
-        Err(e) => return Err(e),
+        Err(problem) => {
+            let (Problem::Input(e) | Problem::Failed(e)) = &problem;
+            dir.write("summary.json", &unfinished(&model, "failed", losses.len(), Some(e)))?;
+            return Err(problem);
+        }
     };
     workers.join(Duration::from_secs(10));
 
     let median = median(&times);
     let summary = json!({
         "model": model.manifest.name,
-        "ending": if ending == Ending::Done { "done" } else { "interrupted" },
+        "ending": match ending {
+            Ending::Done => "done",
+            Ending::Interrupted => "interrupted",
+            Ending::DataEnded => "data ended",
+        },
         "steps": losses.len(),
         "loss": {"first": losses.first(), "last": losses.last()},
         "step_seconds": {"median": median, "predicted": plan.step_time.0, "bound": plan.bound.0},
@@ -205,7 +228,24 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
             dir.path().display()
         );
     }
+    if ending == Ending::DataEnded {
+        let (done, weights) = (losses.len(), dir.weights());
+        let weights = weights.display();
+        return Err(input(anyhow!(
+            "spec.data: the data ended after {done} of {steps} steps; their weights are in {weights}"
+        )));
+    }
     Ok(ending)
+}
+
+/// `summary.json` of a run that did not come to its end.
+fn unfinished(model: &Model, ending: &str, steps: usize, error: Option<&anyhow::Error>) -> String {
+    let error = error.map(|e| format!("{e:#}"));
+    let summary = json!({
+        "model": model.manifest.name, "ending": ending, "steps": steps, "error": error,
+        "foreshard": env!("CARGO_PKG_VERSION"), "exporter": model.manifest.provenance,
+    });
+    format!("{summary:#}\n")
 }
 
 fn prepare(options: &Options) -> Result<Prepared, Problem> {
@@ -238,9 +278,8 @@ fn prepare(options: &Options) -> Result<Prepared, Problem> {
         schedule: spec.parallelism.schedule.into(),
     };
     let plan = solve(&problem, None).map_err(input)?;
-    let reader =
-        Reader::open(&spec.data, &model.manifest, spec.seed.into(), Position::default(), &options.storage)
-            .map_err(input)?;
+    let reader = Reader::open(&spec.data, &model.manifest, spec.seed.into(), Position::default(), &options.storage)
+        .map_err(input)?;
     let steps = options.steps.unwrap_or(spec.steps);
     Ok(Prepared { yaml, bundle, weights, model, topology, plan, cores, steps, reader, job })
 }
@@ -307,13 +346,9 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    fn train(
-        &mut self,
-        mut session: Session,
-        prepared: &mut Prepared,
-        interrupts: &AtomicU32,
-    ) -> Result<Ending, Problem> {
-        let variant = full_variant(prepared)?;
+    fn train(&mut self, mut session: Session, prepared: Prepared, interrupts: &AtomicU32) -> Result<Ending, Problem> {
+        let variant = full_variant(&prepared)?;
+        let batches = in_background(prepared.reader)?;
         let (mut fed, mut reported) = (0u64, 0u64);
         let mut last = Instant::now();
         let mut steps = prepared.steps;
@@ -321,7 +356,7 @@ impl Training<'_> {
         while reported < steps {
             match interrupts.load(Ordering::SeqCst) {
                 0 => {}
-                1 if ending == Ending::Done => {
+                1 if ending != Ending::Interrupted => {
                     ending = Ending::Interrupted;
                     steps = fed;
                     self.progress.say("stopping: finishing the steps in flight, then writing the weights");
@@ -330,21 +365,25 @@ impl Training<'_> {
                 1 => {}
                 _ => return Err(Problem::Failed(anyhow!("stopped at once; weights are not written"))),
             }
-            while fed < steps && fed < reported + AHEAD {
-                match prepared.reader.next() {
-                    Some(batch) => self.explained(session.feed(fed, &variant, &batch?))?,
-                    None => {
-                        self.progress.say(&format!("the data ended after {fed} steps"));
-                        steps = fed;
-                        break;
+            // With steps under way, their reports come first.
+            if fed < steps && fed < reported + AHEAD {
+                let patience = if fed == reported { TICK } else { Duration::ZERO };
+                match batches.recv_timeout(patience) {
+                    Ok(batch) => {
+                        self.explained(session.feed(fed, &variant, &batch.map_err(input)?))?;
+                        fed += 1;
+                        continue;
                     }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        ending = Ending::DataEnded;
+                        steps = fed;
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
                 }
-                fed += 1;
             }
-            if reported == steps {
-                break;
-            }
-            let report = session.report(Duration::from_millis(100));
+            // Also with nothing under way: a worker may die while data is awaited.
+            let report = session.report(if fed > reported { TICK } else { Duration::ZERO });
             if let Some(report) = self.explained(report)? {
                 let seconds = last.elapsed().as_secs_f64();
                 last = Instant::now();
@@ -380,6 +419,20 @@ impl Training<'_> {
     fn explained<T>(&mut self, result: Result<T, RuntimeError>) -> Result<T, Problem> {
         result.map_err(|e| Problem::Failed(self.workers.explain(e).into()))
     }
+}
+
+/// Reads batches on a thread of its own: waiting for data must hide neither Ctrl-C nor a dead worker.
+fn in_background(reader: Reader) -> anyhow::Result<Receiver<Result<Batch, DataError>>> {
+    let (queue, batches) = sync_channel(1);
+    let pump = move || {
+        for batch in reader {
+            if queue.send(batch).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("batches".to_owned()).spawn(pump).context("cannot start a thread")?;
+    Ok(batches)
 }
 
 /// The variant of the plan that takes batches of the manifest's shape.

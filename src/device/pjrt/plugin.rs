@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::result::Api;
 use crate::device::DeviceError;
 
 /// Which plug-in to load.
@@ -53,6 +54,10 @@ impl PluginSpec {
 impl Plugin {
     pub fn path(&self) -> &Path {
         &self.path
+    }
+    /// Loads the file and asks for its API version, without starting anything.
+    pub fn version(&self) -> Result<(i32, i32), DeviceError> {
+        Api::load(&self.path).map(|api| api.version)
     }
     /// Lower-case hex of the file.
     pub fn sha256(&self) -> std::io::Result<String> {

@@ -27,7 +27,10 @@ impl Api {
         let failed = |reason: String| DeviceError::NotAPlugin { path: path.to_owned(), reason };
         // SAFETY: loading runs the library's initialisers; the user has named this file as a plug-in, and its hash was
         // checked where one was given.
-        let library = unsafe { libloading::Library::new(path) }.map_err(|e| failed(e.to_string()))?;
+        let library = unsafe { libloading::Library::new(path) }.map_err(|e| {
+            let cause = std::error::Error::source(&e).map_or(String::new(), |c| format!(": {c}"));
+            failed(format!("{e}{cause}"))
+        })?;
         let head = {
             // SAFETY: the symbol has this type in every PJRT plug-in.
             let symbol = unsafe { library.get::<unsafe extern "C" fn() -> *const ApiHead>(b"GetPjrtApi\0") };
