@@ -4,4 +4,6 @@ mod literal;
 mod normalise;
 mod stack;
 
+pub use stack::is_elementwise;
+
 pub use normalise::{Limits, Normalised, normalise};
