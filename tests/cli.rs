@@ -328,6 +328,50 @@ fn nests(timeline: &Value) {
 }
 
 #[test]
+fn a_timeline_of_three_workers_nests() {
+    // A worker in the middle receives from both sides at once.
+    let job = job(&[("shards: 2", "shards: 3"), ("steps: 12", "steps: 40"), ("mlp_digits", "convnet_digits")]);
+    let output = job.output(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    nests(&serde_json::from_str(&fs::read_to_string(job.run.join("timeline.json")).unwrap()).unwrap());
+}
+
+#[test]
+fn data_that_ends_early_leaves_weights_and_an_error() {
+    use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array};
+    use std::sync::Arc;
+    let socket = tempfile::tempdir().unwrap();
+    let socket = socket.path().join("feeder");
+    let job = job(&[
+        ("uri: examples/data/digits.csv", &format!("socket: {}", socket.display())),
+        ("    columns: {x: [\"pixel*\"], y: [label]}\n", ""),
+    ]);
+    let mut child = job.spawn();
+    // Rows for two batches of 64, and a rest.
+    let rows = 150;
+    let item = Arc::new(arrow::datatypes::Field::new_list_field(arrow::datatypes::DataType::Float32, false));
+    let pixels: ArrayRef = Arc::new(Float32Array::from(vec![0.5; rows * 64]));
+    let x: ArrayRef = Arc::new(FixedSizeListArray::new(item, 64, pixels, None));
+    let y: ArrayRef = Arc::new(Int32Array::from_iter_values((0..rows).map(|r| (r % 10) as i32)));
+    let batch = arrow::array::RecordBatch::try_from_iter([("x", x), ("y", y)]).unwrap();
+    let mut stream = None;
+    wait_until("the job listens", || {
+        stream = std::os::unix::net::UnixStream::connect(&socket).ok();
+        stream.is_some()
+    });
+    let mut writer = arrow::ipc::writer::StreamWriter::try_new(stream.unwrap(), &batch.schema()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    let status = child.wait().unwrap();
+    let stderr = stderr_of(&mut child);
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("the data ended after 2 of 12 steps"), "{stderr}");
+    assert!(job.run.join("weights.safetensors").exists());
+    assert_eq!(job.summary()["ending"], "data ended");
+}
+
+#[test]
 fn ctrl_c_writes_the_weights() {
     let job = job(&[("steps: 12", "steps: 1000000")]);
     let mut child = job.training();

@@ -5,4 +5,5 @@ mod charts;
 mod progress;
 pub mod run;
 mod run_dir;
+mod timeline;
 mod workers;

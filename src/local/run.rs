@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
     // A file that is no plug-in is refused here, before a run directory and workers exist.
     plugin.version().map_err(input)?;
     let prepared = prepare(options)?;
-    let (steps, n_ranks) = (prepared.steps, prepared.cores.len() as u32);
+    let steps = prepared.steps;
     let name = prepared.job.metadata.name.clone().unwrap_or_else(|| "job".to_owned());
     let mut dir = RunDir::create(options.run_dir.as_deref(), &name).map_err(input)?;
     let (plan, model) = (prepared.plan.clone(), prepared.model.clone());
@@ -175,7 +175,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
     progress.finish();
     // Whatever happened, what was seen so far stays.
     dir.write("loss.svg", &charts::loss(&name, &losses)?)?;
-    dir.write_timeline(n_ranks)?;
+    dir.write_timeline()?;
     dir.write("metrics.prom", &metrics.render())?;
     let ending = match outcome {
         Ok(ending) => ending,

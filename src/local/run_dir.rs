@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::timeline::Timeline;
 use crate::graph::Manifest;
 use crate::runtime::StepReport;
 
@@ -14,8 +15,7 @@ use crate::runtime::StepReport;
 pub struct RunDir {
     path: PathBuf,
     log: BufWriter<File>,
-    /// Events of the timeline so far.
-    events: Vec<Value>,
+    timeline: Timeline,
 }
 
 impl RunDir {
@@ -35,7 +35,7 @@ impl RunDir {
         std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let log = path.join("log.jsonl");
         let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        Ok(Self { path, log: BufWriter::new(log), events: Vec::new() })
+        Ok(Self { path, log: BufWriter::new(log), timeline: Timeline::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -73,34 +73,12 @@ impl RunDir {
         });
         let written = writeln!(self.log, "{line}").and_then(|()| self.log.flush());
         written.with_context(|| format!("cannot write {}/log.jsonl; is the disk full?", self.path.display()))?;
-        for worker in &report.workers {
-            for span in &worker.spans {
-                let lane = match span.kind.as_str() {
-                    "send" => 2,
-                    "receive" => 3,
-                    _ => 1,
-                };
-                self.events.push(json!({
-                    "name": span.name, "cat": span.kind, "ph": "X", "ts": span.start_us, "dur": span.duration_us,
-                    "pid": worker.rank, "tid": lane,
-                    "args": {"step": report.step, "microbatch": span.microbatch},
-                }));
-            }
-        }
+        self.timeline.add(report);
         Ok(())
     }
 
     /// Writes the timeline in the trace event format, which ui.perfetto.dev opens.
-    pub fn write_timeline(&self, n_ranks: u32) -> anyhow::Result<()> {
-        let mut events = Vec::with_capacity(self.events.len() + 4 * n_ranks as usize);
-        for rank in 0..n_ranks {
-            let name = |what: &str, tid: u32, name: String| json!({"name": what, "ph": "M", "pid": rank, "tid": tid, "args": {"name": name}});
-            events.push(name("process_name", 0, format!("worker {rank}")));
-            for (tid, lane) in [(1, "compute"), (2, "send"), (3, "receive")] {
-                events.push(name("thread_name", tid, lane.to_owned()));
-            }
-        }
-        events.extend_from_slice(&self.events);
-        self.write("timeline.json", &json!({"traceEvents": events, "displayTimeUnit": "ms"}).to_string())
+    pub fn write_timeline(&self) -> anyhow::Result<()> {
+        self.write("timeline.json", &self.timeline.json().to_string())
     }
 }
