@@ -1,8 +1,8 @@
-"""Foreshard's exporter: a training step in JAX or PyTorch, written as a bundle that needs no Python.
+"""Foreshard's exporter: a training step in JAX, written as a bundle that needs no Python.
 
     foreshard.export("my.bundle", init=..., loss=..., optimizer=..., batch=..., microbatches=[...])
 
-PyTorch: `foreshard.torch.export`. Shell: `foreshard-export my_model.py -o my.bundle`.
+Shell: `foreshard-export my_model.py -o my.bundle`.
 """
 
 from .errors import ForeshardExportError

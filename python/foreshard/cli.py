@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ForeshardExportError
+from .exporter import export
 
-DESCRIPTION = "Exports a training step written in JAX or PyTorch as a bundle, which needs no Python afterwards."
+DESCRIPTION = "Exports a training step written in JAX as a bundle, which needs no Python afterwards."
 EPILOG = """\
 The model file defines one function, model(), that returns the arguments of foreshard.export:
 
@@ -22,8 +23,6 @@ The model file defines one function, model(), that returns the arguments of fore
             batch={"x": jax.ShapeDtypeStruct((32, 64), jnp.float32), ...},
             microbatches=[8, 32],         # rows per microbatch; each divides the batch
         )
-
-With module= in place of init= it is a PyTorch model, and the arguments are those of foreshard.torch.export.
 
 examples:
     foreshard-export my_model.py                      writes my_model.bundle
@@ -75,10 +74,6 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def export_arguments(path: Path, arguments: dict[str, Any], progress: Any = None) -> Path:
-    if "module" in arguments:
-        from .torch import export
-    else:
-        from .exporter import export
     known = set(inspect.signature(export).parameters) - {"path", "progress"}
     unknown = sorted(set(arguments) - known)
     if unknown:

@@ -3,6 +3,7 @@
 //! Analytic, from shapes alone. XLA fuses chains of elementwise ops: a value that only elementwise ops read is taken to
 //! stay in registers. `cost` knows nothing of plans and measures nothing; measured profiles will correct it.
 
+use crate::graph::passes;
 use crate::graph::proto::{all_numbers, find, instruction};
 use crate::graph::{CompId, Graph, Op, OpId};
 use crate::topology::Device;
@@ -85,51 +86,9 @@ fn is_free(opcode: &str) -> bool {
     )
 }
 
+/// Ops that XLA fuses into their readers.
 fn is_elementwise(opcode: &str) -> bool {
-    matches!(
-        opcode,
-        "abs"
-            | "add"
-            | "and"
-            | "ceil"
-            | "clamp"
-            | "compare"
-            | "convert"
-            | "copy"
-            | "cosine"
-            | "divide"
-            | "exponential"
-            | "exponential-minus-one"
-            | "floor"
-            | "is-finite"
-            | "log"
-            | "log-plus-one"
-            | "logistic"
-            | "maximum"
-            | "minimum"
-            | "multiply"
-            | "negate"
-            | "not"
-            | "or"
-            | "power"
-            | "remainder"
-            | "rsqrt"
-            | "select"
-            | "sign"
-            | "sine"
-            | "sqrt"
-            | "subtract"
-            | "tanh"
-            | "xor"
-            | "erf"
-            | "broadcast"
-            | "iota"
-            | "shift-left"
-            | "shift-right-logical"
-            | "round-nearest-even"
-            | "bitcast-convert"
-            | "reshape"
-    )
+    passes::is_elementwise(opcode) || matches!(opcode, "broadcast" | "iota" | "bitcast-convert" | "reshape")
 }
 
 /// Whether a value stays in registers: elementwise, and read by elementwise ops or reductions only.
