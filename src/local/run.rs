@@ -278,8 +278,9 @@ fn prepare(options: &Options) -> Result<Prepared, Problem> {
         schedule: spec.parallelism.schedule.into(),
     };
     let plan = solve(&problem, None).map_err(input)?;
-    let reader = Reader::open(&spec.data, &model.manifest, spec.seed.into(), Position::default(), &options.storage)
-        .map_err(input)?;
+    let (data, seed) = (&spec.data, spec.seed.into());
+    let start = Position::default();
+    let reader = Reader::open(data, &model.manifest, plan.microbatch, seed, start, &options.storage).map_err(input)?;
     let steps = options.steps.unwrap_or(spec.steps);
     Ok(Prepared { yaml, bundle, weights, model, topology, plan, cores, steps, reader, job })
 }
@@ -347,7 +348,6 @@ struct Training<'a> {
 
 impl Training<'_> {
     fn train(&mut self, mut session: Session, prepared: Prepared, interrupts: &AtomicU32) -> Result<Ending, Problem> {
-        let variant = full_variant(&prepared)?;
         let batches = in_background(prepared.reader)?;
         let (mut fed, mut reported) = (0u64, 0u64);
         let mut last = Instant::now();
@@ -370,7 +370,8 @@ impl Training<'_> {
                 let patience = if fed == reported { TICK } else { Duration::ZERO };
                 match batches.recv_timeout(patience) {
                     Ok(batch) => {
-                        self.explained(session.feed(fed, &variant, &batch.map_err(input)?))?;
+                        let batch = batch.map_err(input)?;
+                        self.explained(session.feed(fed, &batch.variant, &batch))?;
                         fed += 1;
                         continue;
                     }
@@ -433,15 +434,4 @@ fn in_background(reader: Reader) -> anyhow::Result<Receiver<Result<Batch, DataEr
     };
     std::thread::Builder::new().name("batches".to_owned()).spawn(pump).context("cannot start a thread")?;
     Ok(batches)
-}
-
-/// The variant of the plan that takes batches of the manifest's shape.
-fn full_variant(prepared: &Prepared) -> anyhow::Result<String> {
-    let manifest = &prepared.model.manifest;
-    let fits = |name: &&String| {
-        let spec = manifest.grad.iter().find(|g| g.name == **name);
-        spec.is_some_and(|s| manifest.batch.iter().all(|b| s.shapes[&b.name][1..] == b.shape[1..]))
-    };
-    let found = prepared.plan.grads.keys().find(fits);
-    found.cloned().ok_or_else(|| anyhow!("the bundle has no variant for batches of full size"))
 }

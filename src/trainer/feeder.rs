@@ -17,6 +17,9 @@ use arrow::ipc::reader::StreamReader;
 use bytes::Bytes;
 
 use super::DataError;
+use super::blob::Budget;
+use super::bucket::Buckets;
+use super::source::Samples;
 use super::table::{Table, Wanted};
 use crate::wire::{Batch, Position, Tensor};
 
@@ -24,7 +27,9 @@ use crate::wire::{Batch, Position, Tensor};
 pub fn listen(
     socket: &str,
     wanted: Vec<Wanted>,
+    buckets: Buckets,
     batch_size: u64,
+    budget: Budget,
     queue: SyncSender<Result<Batch, DataError>>,
 ) -> Result<(), DataError> {
     let problem = |p: String| DataError::Feeder { socket: socket.to_owned(), problem: p };
@@ -42,7 +47,7 @@ pub fn listen(
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| problem(e.to_string()))?;
     let socket = socket.to_owned();
     let work = move || {
-        let result = feed(&listener, &socket, &wanted, batch_size, &queue);
+        let result = feed(&listener, &socket, &wanted, &buckets, batch_size, &budget, &queue);
         let _ = std::fs::remove_file(&path);
         if let Err(e) = result {
             let _ = queue.send(Err(e));
@@ -55,34 +60,43 @@ fn feed(
     listener: &UnixListener,
     socket: &str,
     wanted: &[Wanted],
+    buckets: &Buckets,
     batch_size: u64,
+    budget: &Budget,
     queue: &SyncSender<Result<Batch, DataError>>,
 ) -> Result<(), DataError> {
     let problem = |p: String| DataError::Feeder { socket: socket.to_owned(), problem: p };
     let (stream, _) = listener.accept().map_err(|e| problem(e.to_string()))?;
     let stream = StreamReader::try_new(std::io::BufReader::new(stream), None)
         .map_err(|e| problem(format!("not an Arrow IPC stream: {e}")))?;
-    let mut table = Table::new(wanted);
-    let mut waiting: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
+    // By bucket and tensor.
+    let mut waiting: Vec<Vec<Vec<u8>>> = vec![vec![Vec::new(); wanted.len()]; buckets.all.len()];
+    let mut rows_waiting = vec![0; buckets.all.len()];
     let mut position = Position::default();
     for batch in stream {
-        let batch = batch.map_err(|e| problem(format!("the stream broke: {e}")))?;
-        table.append(socket, &batch, wanted)?;
-        let rows = std::mem::replace(&mut table, Table::new(wanted)).finish(socket)?;
-        for row in 0..rows.n_rows {
-            for (i, w) in waiting.iter_mut().enumerate() {
-                w.extend_from_slice(rows.row(i, row));
-            }
+        let batch = batch.map_err(|e| problem(format!("the stream broke after {} rows: {e}", position.sample)))?;
+        let mut table = Table::new(wanted, budget);
+        table.begin(socket, position.sample);
+        table.append(&batch, wanted, buckets)?;
+        let rows = Samples::Table(table);
+        for row in 0..rows.len() {
+            let b = if buckets.ragged() { rows.bucket(row, wanted, buckets)? } else { 0 };
+            let bucket = &buckets.all[b];
             position.sample += 1;
-            if !position.sample.is_multiple_of(batch_size) {
+            rows_waiting[b] += 1;
+            for (i, w) in wanted.iter().enumerate() {
+                let data = &mut waiting[b][i];
+                rows.row(i, &w.tensor.name, row, data)?;
+                data.resize(rows_waiting[b] * bucket.rows[i].bytes().0 as usize, 0);
+            }
+            if (rows_waiting[b] as u64) < batch_size {
                 continue;
             }
-            let tensors = wanted
-                .iter()
-                .zip(&mut waiting)
-                .map(|(w, data)| Tensor { shape: w.tensor.array(), data: Bytes::from(std::mem::take(data)) })
-                .collect();
-            if queue.send(Ok(Batch { position, tensors })).is_err() {
+            rows_waiting[b] = 0;
+            let tensor =
+                |(i, data)| Tensor { shape: bucket.batch(i, batch_size), data: Bytes::from(std::mem::take(data)) };
+            let tensors = waiting[b].iter_mut().enumerate().map(tensor).collect();
+            if queue.send(Ok(Batch { position, variant: bucket.variant.clone(), tensors })).is_err() {
                 return Ok(());
             }
         }

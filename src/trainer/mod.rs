@@ -2,8 +2,12 @@
 //!
 //! `trainer` knows nothing of plans and workers.
 
+mod arrays;
+mod blob;
+mod bucket;
 mod feeder;
 mod order;
+mod shelf;
 mod source;
 mod table;
 
@@ -11,6 +15,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 
+use self::blob::Budget;
+use self::bucket::Buckets;
 use self::order::Order;
 use self::source::Samples;
 use self::table::Wanted;
@@ -28,8 +34,15 @@ pub enum DataError {
         "data {uri}: {samples} samples, fewer than the {batch} of one batch; give more data or export a smaller batch"
     )]
     TooFew { uri: String, samples: u64, batch: u64 },
+    #[error(
+        "data {uri}: {samples} samples need rows of {bucket}, fewer than the {batch} of one batch, and smaller ones \
+         cannot be padded to it; give more data or export a smaller batch"
+    )]
+    TooFewOfShape { uri: String, bucket: String, samples: u64, batch: u64 },
     #[error("spec.data.columns: {name:?} is not a batch tensor of this model{hint}")]
     UnknownTensor { name: String, hint: String },
+    #[error("the bundle has no variant for microbatches of {microbatch} rows, only for {known:?}")]
+    NoVariant { microbatch: u64, known: Vec<u64> },
     #[error("feeder on {socket}: {problem}")]
     Feeder { socket: String, problem: String },
 }
@@ -40,6 +53,9 @@ impl DataError {
     }
 }
 
+/// Memory for what is unpacked, fetched or converted; more of it is kept on disk.
+const MEMORY: u64 = 1 << 30;
+
 /// Batches, read ahead by a thread of its own into a bounded queue.
 pub struct Reader {
     batches: Receiver<Result<Batch, DataError>>,
@@ -48,11 +64,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the data and starts to read at `position`. `settings`: credentials and endpoints of object stores, under
-    /// the names that cloud tools use (`AWS_ACCESS_KEY_ID`); others are ignored.
+    /// Opens the data and starts to read at `position`. Batches have the shapes of the variants of one `microbatch`
+    /// size. `settings`: credentials and endpoints of object stores, under the names that cloud tools use
+    /// (`AWS_ACCESS_KEY_ID`); others are ignored.
     pub fn open(
         data: &Data,
         manifest: &Manifest,
+        microbatch: u64,
         seed: u64,
         position: Position,
         settings: &[(String, String)],
@@ -66,19 +84,36 @@ impl Reader {
             .iter()
             .map(|b| Wanted { tensor: b.clone(), columns: data.columns.get(&b.name).cloned().unwrap_or_default() })
             .collect();
+        let buckets = Buckets::new(manifest, microbatch);
+        if buckets.all.is_empty() {
+            let known = manifest.grad.iter().map(|g| g.microbatch).collect();
+            return Err(DataError::NoVariant { microbatch, known });
+        }
         let (queue, batches) = sync_channel(data.read_ahead.max(1) as usize);
+        let budget = Budget::new(MEMORY);
         if let Some(socket) = &data.socket {
-            feeder::listen(socket, wanted, manifest.batch_size, queue)?;
+            feeder::listen(socket, wanted, buckets, manifest.batch_size, budget, queue)?;
             return Ok(Self { batches, n_samples: None });
         }
         let uri = data.uri.clone().unwrap_or_default();
-        let samples = Samples::read(&uri, data.format, &wanted, settings)?;
+        let samples = Samples::open(&uri, data.format, &wanted, &buckets, settings, &budget)?;
         let (n, batch) = (samples.len(), manifest.batch_size);
         if n < batch {
             return Err(DataError::TooFew { uri, samples: n, batch });
         }
-        let order = Order::new(n, (data.shuffle == Shuffle::Epoch).then_some(seed));
-        let read = move || read(&samples, &wanted, order, batch, position, &queue);
+        let seed = (data.shuffle == Shuffle::Epoch).then_some(seed);
+        let order = if buckets.ragged() {
+            let of = (0..n).map(|row| samples.bucket(row, &wanted, &buckets)).collect::<Result<Vec<_>, _>>()?;
+            let groups = buckets.group(of.iter().copied(), batch).map_err(|bucket| {
+                let samples = of.iter().filter(|&&b| b == bucket).count() as u64;
+                DataError::TooFewOfShape { uri: uri.clone(), bucket: buckets.all[bucket].to_string(), samples, batch }
+            })?;
+            Order::of_buckets(groups, batch, seed)
+        } else {
+            Order::new(n, batch, seed)
+        };
+        let source = Source { samples, wanted, buckets, order, batch };
+        let read = move || source.read(position, &queue);
         let spawned = std::thread::Builder::new().name("reader".to_owned()).spawn(read);
         spawned.map_err(|e| DataError::file(&uri, e.to_string()))?;
         Ok(Self { batches, n_samples: Some(n) })
@@ -94,32 +129,42 @@ impl Iterator for Reader {
     }
 }
 
-/// Reads until the receiver is gone.
-fn read(
-    samples: &Samples,
-    wanted: &[Wanted],
+/// Everything that is needed to read a batch at any position.
+struct Source {
+    samples: Samples,
+    wanted: Vec<Wanted>,
+    buckets: Buckets,
     order: Order,
-    rows: u64,
-    mut position: Position,
-    queue: &SyncSender<Result<Batch, DataError>>,
-) {
-    loop {
-        let (begin, end) = order.batch(position, rows);
-        let indices: Vec<u64> =
-            (begin.sample..end.sample).map(|sample| order.at(Position { sample, ..begin })).collect();
-        let tensors = wanted
-            .iter()
-            .enumerate()
-            .map(|(i, w)| {
-                let shape = w.tensor.array();
-                let mut data = Vec::with_capacity(shape.bytes().0 as usize);
-                indices.iter().for_each(|&row| samples.row(i, &w.tensor.name, row, &mut data));
-                Tensor { shape, data: Bytes::from(data) }
-            })
-            .collect();
-        position = end;
-        if queue.send(Ok(Batch { position, tensors })).is_err() {
-            return;
+    batch: u64,
+}
+
+impl Source {
+    /// Reads until the receiver is gone or the data cannot be read.
+    fn read(&self, mut position: Position, queue: &SyncSender<Result<Batch, DataError>>) {
+        loop {
+            let batch = self.batch(position);
+            let last = batch.is_err();
+            position = batch.as_ref().map_or(position, |b| b.position);
+            if queue.send(batch).is_err() || last {
+                return;
+            }
         }
+    }
+
+    fn batch(&self, position: Position) -> Result<Batch, DataError> {
+        let take = self.order.take(position);
+        let bucket = &self.buckets.all[take.bucket];
+        let mut tensors = Vec::with_capacity(self.wanted.len());
+        for (i, w) in self.wanted.iter().enumerate() {
+            let shape = bucket.batch(i, self.batch);
+            let row_bytes = bucket.rows[i].bytes().0 as usize;
+            let mut data = Vec::with_capacity(shape.bytes().0 as usize);
+            for (n, &row) in take.samples.iter().enumerate() {
+                self.samples.row(i, &w.tensor.name, row, &mut data)?;
+                data.resize((n + 1) * row_bytes, 0);
+            }
+            tensors.push(Tensor { shape, data: Bytes::from(data) });
+        }
+        Ok(Batch { position: take.after, variant: bucket.variant.clone(), tensors })
     }
 }

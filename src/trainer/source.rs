@@ -1,23 +1,28 @@
-//! Reading a data set: local files and object stores, six formats.
+//! Reading a data set: files of six formats as samples that can be read in any order.
 
-use std::io::{BufReader, Cursor};
+use std::io::BufReader;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
-use url::Url;
+use arrow::array::RecordBatch;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use safetensors::tensor::Metadata;
 
 use super::DataError;
+use super::arrays::widened;
+use super::blob::{Blob, Budget, Chunks, Reading};
+use super::bucket::Buckets;
+use super::shelf::Shelf;
 use super::table::{Table, Wanted};
 use crate::api::Format;
 use crate::graph::error::closest;
 use crate::graph::{ArrayShape, DType};
 
-/// Largest single file.
-const MAX_FILE: u64 = 16 << 30;
 /// Rows converted at a time.
 const ROWS: usize = 8192;
+/// Rows whose types are taken for those of the whole file, where it does not tell.
+const GUESSED_FROM: usize = 1000;
+/// Longest header of a safetensors or npy file.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// Samples that can be read in any order.
 #[derive(Debug)]
@@ -29,75 +34,98 @@ pub enum Samples {
 /// Text whose bytes are tokens; a sample is a window, windows do not overlap.
 #[derive(Debug)]
 pub struct Text {
-    data: Bytes,
-    window: usize,
+    /// First byte, name and content of every file.
+    files: Vec<(u64, String, Arc<Blob>)>,
+    len: u64,
+    window: u64,
 }
 
-/// A file's name and content.
-type File = (String, Bytes);
-
 impl Samples {
-    /// Reads everything under `uri` that has the format.
-    pub fn read(
+    /// Opens everything under `uri` that has the format.
+    pub fn open(
         uri: &str,
         format: Option<Format>,
         wanted: &[Wanted],
+        buckets: &Buckets,
         settings: &[(String, String)],
+        budget: &Budget,
     ) -> Result<Self, DataError> {
-        let files = fetch(uri, settings)?;
+        let mut shelf = Shelf::find(uri, settings, budget)?;
+        let known = |file: &super::shelf::DataFile| file.extension().as_deref().and_then(by_extension);
         let format = match format {
             Some(format) => format,
-            None => files.iter().find_map(|(name, _)| by_extension(name)).ok_or_else(|| {
+            None => shelf.files.iter().find_map(known).ok_or_else(|| {
                 DataError::file(uri, "the extension tells no format; set spec.data.format".to_owned())
             })?,
         };
-        let files: Vec<File> = if files.len() == 1 {
-            files
-        } else {
-            files.into_iter().filter(|(name, _)| by_extension(name) == Some(format)).collect()
-        };
-        if files.is_empty() {
+        if shelf.files.len() > 1 {
+            shelf.files.retain(|f| known(f) == Some(format));
+        }
+        if shelf.files.is_empty() {
             return Err(DataError::file(uri, format!("no {format:?} files there")));
         }
         if format == Format::Text {
-            return text(&files, wanted).map(Samples::Text);
+            return Text::open(&shelf, wanted).map(Samples::Text);
         }
-        let mut table = Table::new(wanted);
-        for (name, data) in files {
+        let mut table = Table::new(wanted, budget);
+        for file in &shelf.files {
+            let (name, blob) = (&file.name, shelf.open(file)?);
+            table.begin(name, 0);
+            let mut append = |batch: &RecordBatch| table.append(batch, wanted, buckets);
             match format {
-                Format::Csv => csv(&name, data, wanted, &mut table)?,
-                Format::Jsonl => jsonl(&name, data, wanted, &mut table)?,
-                Format::Parquet => parquet(&name, data, wanted, &mut table)?,
-                Format::Npy => npy(&name, &data, wanted, &mut table)?,
-                Format::Safetensors => tensors(&name, &data, wanted, &mut table)?,
+                Format::Csv => csv(name, &blob, wanted, &mut append)?,
+                Format::Jsonl => jsonl(name, &blob, wanted, &mut append)?,
+                Format::Parquet => parquet(name, &blob, &mut append)?,
+                Format::Npy => npy(name, &blob, wanted, buckets, &mut table)?,
+                Format::Safetensors => tensors(name, &blob, wanted, buckets, &mut table)?,
                 Format::Text => {}
             }
+            table.end()?;
         }
-        table.finish(uri).map(Samples::Table)
+        Ok(Samples::Table(table))
     }
 
     pub fn len(&self) -> u64 {
         match self {
-            Samples::Table(t) => t.n_rows,
-            Samples::Text(t) => (t.data.len().saturating_sub(1) / t.window) as u64,
+            Samples::Table(t) => t.n_rows(),
+            Samples::Text(t) => t.len.saturating_sub(1) / t.window,
         }
     }
 
+    /// The smallest bucket for a row.
+    pub fn bucket(&self, row: u64, wanted: &[Wanted], buckets: &Buckets) -> Result<usize, DataError> {
+        let Samples::Table(table) = self else {
+            // Windows have the batch's own shape.
+            let full: Vec<u64> = wanted.iter().map(|w| w.row().n_elements()).collect();
+            return buckets.smallest(&full).ok_or_else(|| {
+                DataError::file("text", "the bundle has no variant for batches of full size".to_owned())
+            });
+        };
+        let values: Vec<u64> =
+            (0..wanted.len()).map(|i| table.row_bytes(i, row) / wanted[i].tensor.dtype.size()).collect();
+        let (file, row) = table.origin(row);
+        buckets.smallest(&values).ok_or_else(|| {
+            let problem = buckets.misfit(wanted, &values);
+            DataError::file(file, format!("row {row}: {problem}"))
+        })
+    }
+
     /// Appends one row of one batch tensor.
-    pub fn row(&self, tensor: usize, name: &str, row: u64, out: &mut Vec<u8>) {
+    pub fn row(&self, tensor: usize, name: &str, row: u64, out: &mut Vec<u8>) -> Result<(), DataError> {
         match self {
-            Samples::Table(t) => out.extend_from_slice(t.row(tensor, row)),
-            Samples::Text(t) => {
-                let shift = usize::from(name == "targets");
-                let window = &t.data[row as usize * t.window + shift..][..t.window];
+            Samples::Table(table) => table.row(tensor, row, out),
+            Samples::Text(text) => {
+                let mut window = vec![0; text.window as usize];
+                text.read(row * text.window + u64::from(name == "targets"), &mut window)?;
                 out.extend(window.iter().flat_map(|&b| i32::from(b).to_le_bytes()));
+                Ok(())
             }
         }
     }
 }
 
-fn by_extension(name: &str) -> Option<Format> {
-    Some(match name.rsplit_once('.')?.1.to_ascii_lowercase().as_str() {
+fn by_extension(extension: &str) -> Option<Format> {
+    Some(match extension {
         "txt" | "text" => Format::Text,
         "csv" => Format::Csv,
         "jsonl" | "ndjson" => Format::Jsonl,
@@ -108,110 +136,88 @@ fn by_extension(name: &str) -> Option<Format> {
     })
 }
 
-/// All files under a path or URL, by name.
-fn fetch(uri: &str, settings: &[(String, String)]) -> Result<Vec<File>, DataError> {
-    let problem = |p: String| DataError::file(uri, p);
-    let url = match Url::parse(uri) {
-        Ok(url) if url.scheme().len() > 1 => url,
-        _ => {
-            let path = std::path::Path::new(uri).canonicalize().map_err(|e| problem(e.to_string()))?;
-            Url::from_file_path(&path).map_err(|()| problem("not a path that can be read".to_owned()))?
-        }
-    };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| problem(e.to_string()))?;
-    runtime.block_on(async {
-        let options = settings.iter().map(|(k, v)| (k.to_ascii_lowercase(), v.clone()));
-        let (store, path) = object_store::parse_url_opts(&url, options).map_err(|e| problem(e.to_string()))?;
-        let store: Arc<dyn object_store::ObjectStore> = Arc::from(store);
-        let mut found = Vec::new();
-        match store.head(&path).await {
-            Ok(meta) => found.push(meta),
-            Err(object_store::Error::NotFound { .. }) => {
-                found = store.list(Some(&path)).try_collect().await.map_err(|e| problem(e.to_string()))?;
+impl Text {
+    fn open(shelf: &Shelf, wanted: &[Wanted]) -> Result<Self, DataError> {
+        let problem = |p: String| Err(DataError::file(&shelf.files[0].name, p));
+        let mut window = None;
+        for w in wanted {
+            let tensor = &w.tensor;
+            let fits = tensor.dtype == DType::Int32 && tensor.shape.len() == 2;
+            if !matches!(tensor.name.as_str(), "tokens" | "targets") || !fits {
+                let shape = tensor.array();
+                return problem(format!(
+                    "text gives tokens and targets as s32[rows,length]; the model wants {:?} as {shape}",
+                    tensor.name
+                ));
             }
-            Err(_) if url.scheme() == "file" => {
-                found = store.list(Some(&path)).try_collect().await.map_err(|e| problem(e.to_string()))?;
+            if *window.get_or_insert(tensor.shape[1]) != tensor.shape[1] {
+                return problem("tokens and targets have different lengths".to_owned());
             }
-            Err(e) => return Err(problem(e.to_string())),
         }
-        found.sort_by(|a, b| a.location.cmp(&b.location));
-        if found.is_empty() {
-            return Err(problem("nothing is there".to_owned()));
+        let mut text = Text { files: Vec::new(), len: 0, window: window.unwrap_or(1).max(1) };
+        for file in &shelf.files {
+            let blob = shelf.open(file)?;
+            text.files.push((text.len, file.name.clone(), blob.clone()));
+            text.len += blob.len();
         }
-        let mut files = Vec::with_capacity(found.len());
-        for meta in found {
-            let name = meta.location.to_string();
-            if meta.size > MAX_FILE {
-                return Err(DataError::file(&name, format!("{} bytes, the limit is {MAX_FILE}", meta.size)));
-            }
-            let get = store.get(&meta.location).await.map_err(|e| DataError::file(&name, e.to_string()))?;
-            let data = get.bytes().await.map_err(|e| DataError::file(&name, e.to_string()))?;
-            files.push((name, data));
-        }
-        Ok(files)
-    })
-}
-
-fn text(files: &[File], wanted: &[Wanted]) -> Result<Text, DataError> {
-    let name = &files[0].0;
-    let problem = |p: String| Err(DataError::file(name, p));
-    let mut window = None;
-    for w in wanted {
-        let tensor = &w.tensor;
-        let fits = tensor.dtype == DType::Int32 && tensor.shape.len() == 2;
-        if !matches!(tensor.name.as_str(), "tokens" | "targets") || !fits {
-            let shape = tensor.array();
-            return problem(format!(
-                "text gives tokens and targets as s32[rows,length]; the model wants {:?} as {shape}",
-                tensor.name
-            ));
-        }
-        if *window.get_or_insert(tensor.shape[1]) != tensor.shape[1] {
-            return problem("tokens and targets have different lengths".to_owned());
-        }
+        Ok(text)
     }
-    let data =
-        if files.len() == 1 { files[0].1.clone() } else { files.iter().flat_map(|(_, d)| d.iter().copied()).collect() };
-    Ok(Text { data, window: window.unwrap_or(1).max(1) as usize })
+
+    /// Reads across the borders of files.
+    fn read(&self, mut at: u64, mut out: &mut [u8]) -> Result<(), DataError> {
+        let mut file = self.files.partition_point(|(first, ..)| *first <= at).saturating_sub(1);
+        while !out.is_empty()
+            && let Some((first, name, blob)) = self.files.get(file)
+        {
+            let n = (first + blob.len() - at).min(out.len() as u64);
+            let (now, later) = out.split_at_mut(n as usize);
+            blob.read_at(at - first, now)
+                .map_err(|e| DataError::file(name, format!("cannot be read at {at}: {e}; did the file change?")))?;
+            (at, out, file) = (at + n, later, file + 1);
+        }
+        Ok(())
+    }
 }
 
-fn csv(name: &str, data: Bytes, wanted: &[Wanted], table: &mut Table) -> Result<(), DataError> {
+/// Takes the rows of a file as they are read.
+type Append<'a> = dyn FnMut(&RecordBatch) -> Result<(), DataError> + 'a;
+
+fn csv(name: &str, blob: &Arc<Blob>, wanted: &[Wanted], append: &mut Append<'_>) -> Result<(), DataError> {
     let problem = |e: arrow::error::ArrowError| DataError::file(name, e.to_string());
     let format = arrow::csv::reader::Format::default().with_header(true);
-    let (schema, _) = format.infer_schema(Cursor::new(&data), Some(1000)).map_err(problem)?;
-    let reader = arrow::csv::ReaderBuilder::new(Arc::new(schema))
+    let start = || BufReader::new(Reading::new(blob, 0));
+    let (schema, _) = format.infer_schema(start(), Some(GUESSED_FROM)).map_err(problem)?;
+    let reader = arrow::csv::ReaderBuilder::new(Arc::new(widened(&schema, wanted)))
         .with_format(format)
         .with_batch_size(ROWS)
-        .build(Cursor::new(&data))
+        .build_buffered(start())
         .map_err(problem)?;
     for batch in reader {
-        table.append(name, &batch.map_err(problem)?, wanted)?;
+        append(&batch.map_err(problem)?)?;
     }
     Ok(())
 }
 
-fn jsonl(name: &str, data: Bytes, wanted: &[Wanted], table: &mut Table) -> Result<(), DataError> {
+fn jsonl(name: &str, blob: &Arc<Blob>, wanted: &[Wanted], append: &mut Append<'_>) -> Result<(), DataError> {
     let problem = |e: arrow::error::ArrowError| DataError::file(name, e.to_string());
-    let (schema, _) =
-        arrow::json::reader::infer_json_schema(BufReader::new(Cursor::new(&data)), Some(1000)).map_err(problem)?;
-    let reader = arrow::json::ReaderBuilder::new(Arc::new(schema))
+    let start = || BufReader::new(Reading::new(blob, 0));
+    let (schema, _) = arrow::json::reader::infer_json_schema(start(), Some(GUESSED_FROM)).map_err(problem)?;
+    let reader = arrow::json::ReaderBuilder::new(Arc::new(widened(&schema, wanted)))
         .with_batch_size(ROWS)
-        .build(BufReader::new(Cursor::new(&data)))
+        .build(start())
         .map_err(problem)?;
     for batch in reader {
-        table.append(name, &batch.map_err(problem)?, wanted)?;
+        append(&batch.map_err(problem)?)?;
     }
     Ok(())
 }
 
-fn parquet(name: &str, data: Bytes, wanted: &[Wanted], table: &mut Table) -> Result<(), DataError> {
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+fn parquet(name: &str, blob: &Arc<Blob>, append: &mut Append<'_>) -> Result<(), DataError> {
     let problem = |e: String| DataError::file(name, e);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(data).map_err(|e| problem(e.to_string()))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(Chunks(blob.clone())).map_err(|e| problem(e.to_string()))?;
     let reader = builder.with_batch_size(ROWS).build().map_err(|e| problem(e.to_string()))?;
     for batch in reader {
-        table.append(name, &batch.map_err(|e| problem(e.to_string()))?, wanted)?;
+        append(&batch.map_err(|e| problem(e.to_string()))?)?;
     }
     Ok(())
 }
@@ -220,12 +226,13 @@ fn parquet(name: &str, data: Bytes, wanted: &[Wanted], table: &mut Table) -> Res
 ///
 /// # Source
 /// NumPy's format description, versions 1 to 3.
-fn npy(name: &str, data: &[u8], wanted: &[Wanted], table: &mut Table) -> Result<(), DataError> {
+fn npy(name: &str, blob: &Arc<Blob>, wanted: &[Wanted], buckets: &Buckets, table: &mut Table) -> Result<(), DataError> {
     let problem = |p: String| Err(DataError::file(name, p));
     let [only] = wanted else {
         return problem(format!("one array for {} batch tensors; use safetensors for several", wanted.len()));
     };
-    let Some((header, body)) = npy_header(data) else { return problem("not an npy file, or cut short".to_owned()) };
+    let start = blob.bytes(0, blob.len().min(1 << 20)).map_err(|e| DataError::file(name, e.to_string()))?;
+    let Some((header, at)) = npy_header(&start) else { return problem("not an npy file, or cut short".to_owned()) };
     let field = |key: &str| {
         let rest = &header[header.find(&format!("'{key}'"))? + key.len() + 2..];
         Some(rest.trim_start_matches([':', ' ']).to_owned())
@@ -242,10 +249,14 @@ fn npy(name: &str, data: &[u8], wanted: &[Wanted], table: &mut Table) -> Result<
     let (Some(dtype), Some(shape)) = (npy_dtype(descr), shape) else {
         return problem(format!("element type {descr:?} or its shape is not supported"));
     };
-    rows(name, "the array", &ArrayShape::new(dtype, shape), body, only, 0, table)
+    let shape = ArrayShape::new(dtype, shape);
+    check(name, "the array", &shape, blob.len() - at, only, 0, buckets)?;
+    table.lay(0, blob, at, &shape);
+    Ok(())
 }
 
-fn npy_header(data: &[u8]) -> Option<(&str, &[u8])> {
+/// Header and where the values begin.
+fn npy_header(data: &[u8]) -> Option<(&str, u64)> {
     let rest = data.strip_prefix(b"\x93NUMPY")?;
     let (&major, rest) = rest.split_first()?;
     let (_, rest) = rest.split_first()?;
@@ -257,7 +268,7 @@ fn npy_header(data: &[u8]) -> Option<(&str, &[u8])> {
         (u32::from_le_bytes(n.try_into().ok()?) as usize, rest)
     };
     let (header, body) = rest.split_at_checked(length)?;
-    Some((std::str::from_utf8(header).ok()?, body))
+    Some((std::str::from_utf8(header).ok()?, (data.len() - body.len()) as u64))
 }
 
 fn npy_dtype(descr: &str) -> Option<DType> {
@@ -279,46 +290,73 @@ fn npy_dtype(descr: &str) -> Option<DType> {
 }
 
 /// One tensor per batch tensor, by its name or the one mapped to it.
-fn tensors(name: &str, data: &[u8], wanted: &[Wanted], table: &mut Table) -> Result<(), DataError> {
-    let file = safetensors::SafeTensors::deserialize(data).map_err(|e| DataError::file(name, e.to_string()))?;
+fn tensors(
+    name: &str,
+    blob: &Arc<Blob>,
+    wanted: &[Wanted],
+    buckets: &Buckets,
+    table: &mut Table,
+) -> Result<(), DataError> {
+    let problem = |p: String| DataError::file(name, p);
+    let short = |_| problem("not a safetensors file, or cut short".to_owned());
+    let mut length = [0; 8];
+    blob.read_at(0, &mut length).map_err(short)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Err(problem(format!("header of {length} bytes; not a safetensors file")));
+    }
+    let header = blob.bytes(8, length).map_err(short)?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|e| problem(format!("header: {e}")))?;
     for (i, w) in wanted.iter().enumerate() {
         let key = w.columns.first().unwrap_or(&w.tensor.name);
-        let view = file.tensor(key).map_err(|_| {
-            let hint = closest(key, file.names());
-            DataError::file(name, format!("no tensor {key:?}; it has {:?}{hint}", file.names()))
+        let info = header.info(key).ok_or_else(|| {
+            let mut names = header.offset_keys();
+            names.sort_unstable();
+            let hint = closest(key, names.iter().map(String::as_str));
+            problem(format!("no tensor {key:?}; it has {names:?}{hint}"))
         })?;
-        let Some(dtype) = DType::from_safetensors(view.dtype()) else {
-            return Err(DataError::file(name, format!("tensor {key:?} has unsupported type {:?}", view.dtype())));
+        let Some(dtype) = DType::from_safetensors(info.dtype) else {
+            return Err(problem(format!("tensor {key:?} has unsupported type {:?}", info.dtype)));
         };
-        let shape = ArrayShape::new(dtype, view.shape().iter().map(|&d| d as u64).collect::<Vec<_>>());
-        rows(name, key, &shape, view.data(), w, i, table)?;
+        let shape = ArrayShape::new(dtype, info.shape.iter().map(|&d| d as u64).collect::<Vec<_>>());
+        let (begin, end) = info.data_offsets;
+        let there = blob.len().saturating_sub(8 + length).min(end as u64).saturating_sub(begin as u64);
+        check(name, &format!("tensor {key:?}"), &shape, there, w, i, buckets)?;
+        table.lay(i, blob, 8 + length + begin as u64, &shape);
     }
     Ok(())
 }
 
-/// Appends a dense array whose leading axis is rows.
-fn rows(
+/// Whether a dense array has rows for a batch tensor, and all its bytes are there.
+fn check(
     file: &str,
     what: &str,
     shape: &ArrayShape,
-    data: &[u8],
+    there: u64,
     wanted: &Wanted,
     tensor: usize,
-    table: &mut Table,
+    buckets: &Buckets,
 ) -> Result<(), DataError> {
     let row = wanted.row();
-    if shape.dtype != row.dtype || shape.dims.get(1..) != Some(&row.dims[..]) {
+    let fits = match shape.dims.get(1..) {
+        Some(dims) if buckets.ragged() => {
+            let n = ArrayShape::new(shape.dtype, dims).n_elements();
+            dims.len() == row.dims.len() && (0..buckets.all.len()).any(|b| buckets.holds(b, tensor, n))
+        }
+        Some(dims) => dims == row.dims,
+        None => false,
+    };
+    if shape.dtype != row.dtype || !fits {
         return Err(DataError::file(
             file,
-            format!("{what} is {shape}; batch tensor {:?} takes rows of {row}", wanted.tensor.name),
+            format!("{what} is {shape}; batch tensor {:?} takes rows of {}", wanted.tensor.name, buckets.list(tensor)),
         ));
     }
-    if data.len() as u64 != shape.bytes().0 {
+    if there != shape.bytes().0 {
         return Err(DataError::file(
             file,
-            format!("{what} has {} bytes, {shape} needs {}; is it cut short?", data.len(), shape.bytes().0),
+            format!("{what} has {there} bytes, {shape} needs {}; is it cut short?", shape.bytes().0),
         ));
     }
-    table.extend(tensor, data);
     Ok(())
 }

@@ -1,31 +1,16 @@
-//! Rows of a data set, in memory, in the types of the batch.
+//! Rows of a data set in the types of the batch, read one by one from where they lie.
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::DataType;
-use arrow::util::display::FormatOptions;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
 
 use super::DataError;
-use crate::graph::error::closest;
+use super::arrays::{Part, parts};
+use super::blob::{Blob, Budget};
+use super::bucket::Buckets;
+use super::shelf::copying;
 use crate::graph::manifest::TensorSpec;
 use crate::graph::{ArrayShape, DType};
-
-/// Most bytes a data set may take once it is in the batch's types.
-const MAX_BYTES: u64 = 16 << 30;
-
-/// One column of rows per batch tensor.
-#[derive(Debug)]
-pub struct Table {
-    pub n_rows: u64,
-    columns: Vec<Column>,
-}
-
-#[derive(Debug)]
-struct Column {
-    name: String,
-    row_bytes: usize,
-    data: Vec<u8>,
-}
 
 /// A batch tensor and the columns it is made of.
 #[derive(Clone, Debug)]
@@ -42,188 +27,201 @@ impl Wanted {
     }
 }
 
+/// One column of rows per batch tensor.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    /// By their first row.
+    files: Vec<Origin>,
+}
+
+/// A file of the table.
+#[derive(Debug)]
+struct Origin {
+    name: String,
+    first: u64,
+    /// Number of the first row, for messages.
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    dtype: DType,
+    n_rows: u64,
+    /// By their first row.
+    runs: Vec<Run>,
+    /// Converted rows.
+    copy: Blob,
+}
+
+/// Rows of one column that lie one after the other.
+#[derive(Debug)]
+struct Run {
+    first: u64,
+    /// `None`: in the column's own copy.
+    file: Option<Arc<Blob>>,
+    at: u64,
+    rows: Rows,
+}
+
+#[derive(Debug)]
+enum Rows {
+    /// All have so many bytes.
+    Even(u64),
+    /// Where each ends, from the run's begin.
+    Uneven(Vec<u64>),
+}
+
 impl Table {
-    pub fn new(wanted: &[Wanted]) -> Self {
+    pub fn new(wanted: &[Wanted], budget: &Budget) -> Self {
         let column = |w: &Wanted| Column {
             name: w.tensor.name.clone(),
-            row_bytes: w.row().bytes().0 as usize,
-            data: Vec::new(),
+            dtype: w.tensor.dtype,
+            n_rows: 0,
+            runs: Vec::new(),
+            copy: Blob::new(budget),
         };
-        Self { n_rows: 0, columns: wanted.iter().map(column).collect() }
+        Self { columns: wanted.iter().map(column).collect(), files: Vec::new() }
     }
 
-    /// Appends dense rows of one tensor; all tensors must end up equally long.
-    pub fn extend(&mut self, tensor: usize, rows: &[u8]) {
-        self.columns[tensor].data.extend_from_slice(rows);
+    pub fn n_rows(&self) -> u64 {
+        self.columns.iter().map(|c| c.n_rows).max().unwrap_or(0)
     }
 
-    /// Settles the number of rows.
-    pub fn finish(mut self, file: &str) -> Result<Self, DataError> {
-        let rows = |c: &Column| if c.row_bytes == 0 { 0 } else { (c.data.len() / c.row_bytes) as u64 };
-        self.n_rows = self.columns.iter().map(rows).max().unwrap_or(0);
-        if let Some(short) = self.columns.iter().find(|c| rows(c) != self.n_rows) {
-            let (name, found, expected) = (&short.name, rows(short), self.n_rows);
-            return Err(DataError::file(file, format!("{name:?} has {found} rows, another tensor has {expected}")));
+    /// The rows that follow belong to this file. `number`: what messages call the first.
+    pub fn begin(&mut self, file: &str, number: u64) {
+        self.files.push(Origin { name: file.to_owned(), first: self.n_rows(), number });
+    }
+
+    /// Takes an array of a file as rows of one tensor, without reading it. `shape`: its leading axis is rows.
+    pub fn lay(&mut self, tensor: usize, blob: &Arc<Blob>, at: u64, shape: &ArrayShape) {
+        let n_rows = shape.dims.first().copied().unwrap_or(0);
+        let row = ArrayShape::new(shape.dtype, shape.dims.get(1..).unwrap_or_default()).bytes().0;
+        let column = &mut self.columns[tensor];
+        column.runs.push(Run { first: column.n_rows, file: Some(blob.clone()), at, rows: Rows::Even(row) });
+        column.n_rows += n_rows;
+    }
+
+    /// All tensors of a file must have equally many rows.
+    pub fn end(&self) -> Result<(), DataError> {
+        let (file, expected) = self.origin(self.n_rows());
+        match self.columns.iter().find(|c| c.n_rows != self.n_rows()) {
+            Some(short) => {
+                let (name, found) = (&short.name, self.origin(short.n_rows).1);
+                Err(DataError::file(file, format!("{name:?} has {found} rows, another tensor has {expected}")))
+            }
+            None => Ok(()),
         }
-        Ok(self)
-    }
-
-    /// Copies one row of one tensor.
-    pub fn row(&self, tensor: usize, row: u64) -> &[u8] {
-        let column = &self.columns[tensor];
-        &column.data[row as usize * column.row_bytes..][..column.row_bytes]
     }
 
     /// Appends the rows of an Arrow batch.
-    pub fn append(&mut self, file: &str, batch: &RecordBatch, wanted: &[Wanted]) -> Result<(), DataError> {
-        for (i, w) in wanted.iter().enumerate() {
-            let names = resolve(file, batch, w)?;
-            let parts: Vec<(String, Vec<u8>)> = names
-                .into_iter()
-                .map(|name| {
-                    let array = batch.column_by_name(&name).expect("resolved");
-                    Ok((name.clone(), dense(file, &name, array, w.tensor.dtype)?))
-                })
-                .collect::<Result<_, DataError>>()?;
-            let per_row = w.row().bytes().0 as usize;
+    pub fn append(&mut self, batch: &RecordBatch, wanted: &[Wanted], buckets: &Buckets) -> Result<(), DataError> {
+        let (file, first) = self.origin(self.n_rows());
+        let file = &file.to_owned();
+        for (column, w) in self.columns.iter_mut().zip(wanted) {
+            let parts = parts(file, first, batch, w)?;
             let rows = batch.num_rows();
-            let total: usize = parts.iter().map(|(_, p)| p.len()).sum();
-            if total != rows * per_row {
-                let size = w.tensor.dtype.size() as usize;
-                let found = if rows == 0 { 0 } else { total / rows / size };
+            let width = w.tensor.dtype.size();
+            let values = |row: usize| parts.iter().map(|p| p.lengths.range(row).len() as u64).sum::<u64>();
+            let per_row = w.row().n_elements();
+            if !buckets.ragged()
+                && let Some(row) = (0..rows).find(|&r| values(r) != per_row)
+            {
                 return Err(DataError::file(
                     file,
                     format!(
-                        "batch tensor {:?} takes {} values per row ({}), column {} gives {found}; name its columns under spec.data.columns",
+                        "batch tensor {:?} takes {per_row} values per row ({}), column {} gives {} in row {}; name \
+                         its columns under spec.data.columns",
                         w.tensor.name,
-                        per_row / size,
                         w.row(),
-                        parts.iter().map(|(n, _)| format!("{n:?}")).collect::<Vec<_>>().join(", ")
+                        parts.iter().map(|p| format!("{:?}", p.name)).collect::<Vec<_>>().join(", "),
+                        values(row),
+                        first + row as u64
                     ),
                 ));
             }
-            let column = &mut self.columns[i];
-            if column.data.len() as u64 + total as u64 > MAX_BYTES {
-                return Err(DataError::file(
-                    file,
-                    format!("more than {} GiB of samples; split the data", MAX_BYTES >> 30),
-                ));
-            }
-            if let [(_, whole)] = &parts[..] {
-                column.data.extend_from_slice(whole);
-                continue;
-            }
-            for row in 0..rows {
-                for (_, part) in &parts {
-                    let n = part.len() / rows;
-                    column.data.extend_from_slice(&part[row * n..(row + 1) * n]);
+            let at = column.copy.len();
+            let joined;
+            let data = match &parts[..] {
+                [whole] => &whole.data,
+                _ => {
+                    joined = join(&parts, rows, width as usize);
+                    &joined
+                }
+            };
+            column.copy.append(data).map_err(|e| DataError::file(file, copying(&e)))?;
+            let mut end = 0;
+            let ends = (0..rows).map(|r| {
+                end += values(r) * width;
+                end
+            });
+            match column.runs.last_mut() {
+                // Even rows all have the same size, so the copy is one run.
+                Some(_) if !buckets.ragged() => {}
+                _ => {
+                    let rows =
+                        if buckets.ragged() { Rows::Uneven(ends.collect()) } else { Rows::Even(per_row * width) };
+                    column.runs.push(Run { first: column.n_rows, file: None, at, rows });
                 }
             }
+            column.n_rows += rows as u64;
         }
         Ok(())
     }
+
+    /// Bytes of one row of one tensor.
+    pub fn row_bytes(&self, tensor: usize, row: u64) -> u64 {
+        let (_, begin, end) = self.columns[tensor].place(row);
+        end - begin
+    }
+
+    /// Appends one row of one tensor to `out`.
+    pub fn row(&self, tensor: usize, row: u64, out: &mut Vec<u8>) -> Result<(), DataError> {
+        let column = &self.columns[tensor];
+        let (run, begin, end) = column.place(row);
+        let blob = run.file.as_deref().unwrap_or(&column.copy);
+        let from = out.len();
+        out.resize(from + (end - begin) as usize, 0);
+        blob.read_at(begin, &mut out[from..]).map_err(|e| {
+            let (file, row) = self.origin(row);
+            DataError::file(file, format!("row {row} cannot be read: {e}; did the file change?"))
+        })?;
+        if column.dtype == DType::Bool {
+            out[from..].iter_mut().for_each(|b| *b = u8::from(*b != 0));
+        }
+        Ok(())
+    }
+
+    /// The file of a row, and the row's number in it.
+    pub fn origin(&self, row: u64) -> (&str, u64) {
+        let file = self.files.partition_point(|f| f.first <= row);
+        let file = self.files.get(file.saturating_sub(1));
+        file.map_or(("", row), |f| (&f.name, f.number + row.saturating_sub(f.first)))
+    }
 }
 
-/// Columns of the file that a tensor is made of.
-fn resolve(file: &str, batch: &RecordBatch, wanted: &Wanted) -> Result<Vec<String>, DataError> {
-    let schema = batch.schema();
-    let known: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-    let own = vec![wanted.tensor.name.clone()];
-    let asked = if wanted.columns.is_empty() { &own } else { &wanted.columns };
-    let mut names = Vec::new();
-    for name in asked {
-        let matching: Vec<&str> = match name.strip_suffix('*') {
-            Some(prefix) => known.iter().copied().filter(|k| k.starts_with(prefix)).collect(),
-            None => known.iter().copied().filter(|k| k == name).collect(),
+impl Column {
+    /// The run of a row, and the row's begin and end in the run's blob.
+    fn place(&self, row: u64) -> (&Run, u64, u64) {
+        let run = &self.runs[self.runs.partition_point(|r| r.first <= row) - 1];
+        let i = row - run.first;
+        let (begin, end) = match &run.rows {
+            Rows::Even(bytes) => (i * bytes, (i + 1) * bytes),
+            Rows::Uneven(ends) => (i.checked_sub(1).map_or(0, |b| ends[b as usize]), ends[i as usize]),
         };
-        if matching.is_empty() {
-            let hint = closest(name, known.iter().copied());
-            return Err(DataError::file(
-                file,
-                format!(
-                    "no column {name:?} for batch tensor {:?}; the columns are {}{hint}",
-                    wanted.tensor.name,
-                    known.iter().take(20).map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ")
-                ),
-            ));
+        (run, run.at + begin, run.at + end)
+    }
+}
+
+/// Rows of several parts, one after the other.
+fn join(parts: &[Part], rows: usize, width: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(parts.iter().map(|p| p.data.len()).sum());
+    for row in 0..rows {
+        for part in parts {
+            let range = part.lengths.range(row);
+            out.extend_from_slice(&part.data[range.start * width..range.end * width]);
         }
-        names.extend(matching.into_iter().map(str::to_owned));
     }
-    Ok(names)
-}
-
-/// Values of a column, nested lists flattened, as little-endian bytes of `dtype`.
-fn dense(file: &str, name: &str, array: &ArrayRef, dtype: DType) -> Result<Vec<u8>, DataError> {
-    let problem = |p: String| DataError::file(file, format!("column {name:?}: {p}"));
-    if array.null_count() > 0 {
-        let row = (0..array.len()).find(|&i| array.is_null(i)).unwrap_or(0);
-        return Err(problem(format!("row {row} is empty; training data has no missing values")));
-    }
-    match array.data_type() {
-        DataType::List(_) => return dense(file, name, &array.as_list::<i32>().flattened(), dtype),
-        DataType::LargeList(_) => return dense(file, name, &array.as_list::<i64>().flattened(), dtype),
-        DataType::FixedSizeList(_, _) => {
-            let list = array.as_fixed_size_list();
-            let size = list.value_length() as usize;
-            let values = list.values().slice(list.offset() * size, list.len() * size);
-            return dense(file, name, &values, dtype);
-        }
-        _ => {}
-    }
-    let target = arrow_type(dtype).ok_or_else(|| problem(format!("cannot become {}", dtype.hlo_name())))?;
-    check_lossless(array.data_type(), &target).map_err(problem)?;
-    let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-    let cast = cast_with_options(array, &target, &options)
-        .map_err(|e| problem(format!("cannot become {}: {e}", dtype.hlo_name())))?;
-    if dtype == DType::Bool {
-        let bools = cast.as_boolean();
-        return Ok((0..bools.len()).map(|i| u8::from(bools.value(i))).collect());
-    }
-    let width = dtype.size() as usize;
-    let data = cast.to_data();
-    let bytes = data.buffers()[0].as_slice();
-    Ok(bytes[data.offset() * width..(data.offset() + data.len()) * width].to_vec())
-}
-
-/// Numbers may widen or change sign type (checked value by value); real numbers do not silently become whole ones.
-fn check_lossless(from: &DataType, to: &DataType) -> Result<(), String> {
-    if from.is_floating() && to.is_integer() {
-        return Err(format!(
-            "{from} would be rounded to {to}; export the model for float data, or store whole numbers"
-        ));
-    }
-    if !(from.is_numeric() || *from == DataType::Boolean) {
-        return Err(format!("{from} is not numeric; tokenise or encode it first"));
-    }
-    Ok(())
-}
-
-fn arrow_type(dtype: DType) -> Option<DataType> {
-    Some(match dtype {
-        DType::Bool => DataType::Boolean,
-        DType::Int8 => DataType::Int8,
-        DType::Int16 => DataType::Int16,
-        DType::Int32 => DataType::Int32,
-        DType::Int64 => DataType::Int64,
-        DType::Uint8 => DataType::UInt8,
-        DType::Uint16 => DataType::UInt16,
-        DType::Uint32 => DataType::UInt32,
-        DType::Uint64 => DataType::UInt64,
-        DType::Float16 => DataType::Float16,
-        DType::Float32 => DataType::Float32,
-        DType::Float64 => DataType::Float64,
-        _ => return None,
-    })
-}
-
-/// A flattened list, respecting its offsets.
-trait Flattened {
-    fn flattened(&self) -> ArrayRef;
-}
-impl<O: arrow::array::OffsetSizeTrait> Flattened for arrow::array::GenericListArray<O> {
-    fn flattened(&self) -> ArrayRef {
-        let offsets = self.value_offsets();
-        let (first, last) = (offsets[0].as_usize(), offsets[offsets.len() - 1].as_usize());
-        self.values().slice(first, last - first)
-    }
+    out
 }

@@ -33,6 +33,8 @@ pub struct Position {
 pub struct Batch {
     /// Position *after* this batch.
     pub position: Position,
+    /// The manifest's gradient variant that takes these shapes.
+    pub variant: String,
     /// In the manifest's order; the leading axis is the manifest's batch size.
     pub tensors: Vec<Tensor>,
 }
