@@ -8,6 +8,7 @@
 //! A rest of rows smaller than a batch at the end is dropped. Position counts rows; going on from one is the feeder's
 //! own business.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -16,11 +17,11 @@ use std::sync::mpsc::SyncSender;
 use arrow::ipc::reader::StreamReader;
 use bytes::Bytes;
 
-use super::DataError;
 use super::blob::Budget;
 use super::bucket::Buckets;
 use super::source::Samples;
 use super::table::{Table, Wanted};
+use super::{DataError, guarded};
 use crate::wire::{Batch, Position, Tensor};
 
 /// Listens on `socket` and reads the first program that connects, on a thread of its own.
@@ -47,7 +48,10 @@ pub fn listen(
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| problem(e.to_string()))?;
     let socket = socket.to_owned();
     let work = move || {
-        let result = feed(&listener, &socket, &wanted, &buckets, batch_size, &budget, &queue);
+        let result = guarded(
+            || feed(&listener, &socket, &wanted, &buckets, batch_size, &budget, &queue),
+            |p| DataError::Feeder { socket: socket.clone(), problem: p },
+        );
         let _ = std::fs::remove_file(&path);
         if let Err(e) = result {
             let _ = queue.send(Err(e));
@@ -67,8 +71,11 @@ fn feed(
 ) -> Result<(), DataError> {
     let problem = |p: String| DataError::Feeder { socket: socket.to_owned(), problem: p };
     let (stream, _) = listener.accept().map_err(|e| problem(e.to_string()))?;
-    let stream = StreamReader::try_new(std::io::BufReader::new(stream), None)
-        .map_err(|e| problem(format!("not an Arrow IPC stream: {e}")))?;
+    let mut stream = BufReader::new(stream);
+    if stream.fill_buf().map_err(|e| problem(e.to_string()))?.is_empty() {
+        return Err(problem("the connection was closed before anything was written".to_owned()));
+    }
+    let stream = StreamReader::try_new(stream, None).map_err(|e| problem(format!("not an Arrow IPC stream: {e}")))?;
     // By bucket and tensor.
     let mut waiting: Vec<Vec<Vec<u8>>> = vec![vec![Vec::new(); wanted.len()]; buckets.all.len()];
     let mut rows_waiting = vec![0; buckets.all.len()];

@@ -53,6 +53,18 @@ impl DataError {
     }
 }
 
+/// Decoding foreign data. The Parquet and Arrow decoders check files carefully but not everywhere: a few flipped bits
+/// still make them index out of bounds, and that must not take the training down.
+fn guarded<T>(
+    decode: impl FnOnce() -> Result<T, DataError>,
+    failed: impl Fn(String) -> DataError,
+) -> Result<T, DataError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+        Err(failed(format!("damaged: the decoder gave up ({})", why.unwrap_or("no reason given"))))
+    })
+}
+
 /// Memory for what is unpacked, fetched or converted; more of it is kept on disk.
 const MEMORY: u64 = 1 << 30;
 

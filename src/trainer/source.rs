@@ -7,12 +7,12 @@ use arrow::array::RecordBatch;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use safetensors::tensor::Metadata;
 
-use super::DataError;
 use super::arrays::widened;
 use super::blob::{Blob, Budget, Chunks, Reading};
 use super::bucket::Buckets;
 use super::shelf::Shelf;
 use super::table::{Table, Wanted};
+use super::{DataError, guarded};
 use crate::api::Format;
 use crate::graph::error::closest;
 use crate::graph::{ArrayShape, DType};
@@ -71,15 +71,18 @@ impl Samples {
         for file in &shelf.files {
             let (name, blob) = (&file.name, shelf.open(file)?);
             table.begin(name, 0);
-            let mut append = |batch: &RecordBatch| table.append(batch, wanted, buckets);
-            match format {
-                Format::Csv => csv(name, &blob, wanted, &mut append)?,
-                Format::Jsonl => jsonl(name, &blob, wanted, &mut append)?,
-                Format::Parquet => parquet(name, &blob, &mut append)?,
-                Format::Npy => npy(name, &blob, wanted, buckets, &mut table)?,
-                Format::Safetensors => tensors(name, &blob, wanted, buckets, &mut table)?,
-                Format::Text => {}
-            }
+            let decode = || {
+                let mut append = |batch: &RecordBatch| table.append(batch, wanted, buckets);
+                match format {
+                    Format::Csv => csv(name, &blob, wanted, &mut append),
+                    Format::Jsonl => jsonl(name, &blob, wanted, &mut append),
+                    Format::Parquet => parquet(name, &blob, &mut append),
+                    Format::Npy => npy(name, &blob, wanted, buckets, &mut table),
+                    Format::Safetensors => tensors(name, &blob, wanted, buckets, &mut table),
+                    Format::Text => Ok(()),
+                }
+            };
+            guarded(decode, |p| DataError::file(name, p))?;
             table.end()?;
         }
         Ok(Samples::Table(table))
