@@ -56,8 +56,8 @@ pub fn parts(file: &str, first: u64, batch: &RecordBatch, wanted: &Wanted) -> Re
     columns.into_iter().map(part).collect()
 }
 
-/// Columns that a tensor is made of.
-fn resolve(schema: &Schema, wanted: &Wanted) -> Result<Vec<usize>, String> {
+/// Columns that a tensor is made of, by their place.
+pub fn resolve(schema: &Schema, wanted: &Wanted) -> Result<Vec<usize>, String> {
     let known: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
     let own = vec![wanted.tensor.name.clone()];
     let asked = if wanted.columns.is_empty() { &own } else { &wanted.columns };

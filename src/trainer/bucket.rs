@@ -59,6 +59,13 @@ impl Buckets {
         Self { all, padded }
     }
 
+    /// Rows that all have the batch's shape.
+    #[cfg(test)]
+    pub fn of_rows(wanted: &[Wanted]) -> Self {
+        let rows = wanted.iter().map(Wanted::row).collect();
+        Self { all: vec![Bucket { variant: "only".to_owned(), rows }], padded: vec![false; wanted.len()] }
+    }
+
     /// Whether rows may differ in length.
     pub fn ragged(&self) -> bool {
         self.all.len() > 1

@@ -85,7 +85,7 @@ fn feed(
         let mut table = Table::new(wanted, budget);
         table.begin(socket, position.sample);
         table.append(&batch, wanted, buckets)?;
-        let rows = Samples::Table(table);
+        let mut rows = Samples::Table(table);
         for row in 0..rows.len() {
             let b = if buckets.ragged() { rows.bucket(row, wanted, buckets)? } else { 0 };
             let bucket = &buckets.all[b];

@@ -6,6 +6,7 @@ mod arrays;
 mod blob;
 mod bucket;
 mod feeder;
+mod groups;
 mod order;
 mod shelf;
 mod source;
@@ -124,7 +125,7 @@ impl Reader {
         } else {
             Order::new(n, batch, seed)
         };
-        let source = Source { samples, wanted, buckets, order, batch };
+        let mut source = Source { samples, wanted, buckets, order, batch };
         let read = move || source.read(position, &queue);
         let spawned = std::thread::Builder::new().name("reader".to_owned()).spawn(read);
         spawned.map_err(|e| DataError::file(&uri, e.to_string()))?;
@@ -152,7 +153,7 @@ struct Source {
 
 impl Source {
     /// Reads until the receiver is gone or the data cannot be read.
-    fn read(&self, mut position: Position, queue: &SyncSender<Result<Batch, DataError>>) {
+    fn read(&mut self, mut position: Position, queue: &SyncSender<Result<Batch, DataError>>) {
         loop {
             let batch = self.batch(position);
             let last = batch.is_err();
@@ -163,7 +164,7 @@ impl Source {
         }
     }
 
-    fn batch(&self, position: Position) -> Result<Batch, DataError> {
+    fn batch(&mut self, position: Position) -> Result<Batch, DataError> {
         let take = self.order.take(position);
         let bucket = &self.buckets.all[take.bucket];
         let mut tensors = Vec::with_capacity(self.wanted.len());

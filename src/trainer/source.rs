@@ -4,12 +4,12 @@ use std::io::BufReader;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use safetensors::tensor::Metadata;
 
 use super::arrays::widened;
-use super::blob::{Blob, Budget, Chunks, Reading};
+use super::blob::{Blob, Budget, Reading};
 use super::bucket::Buckets;
+use super::groups::Groups;
 use super::shelf::Shelf;
 use super::table::{Table, Wanted};
 use super::{DataError, guarded};
@@ -18,9 +18,11 @@ use crate::graph::error::closest;
 use crate::graph::{ArrayShape, DType};
 
 /// Rows converted at a time.
-const ROWS: usize = 8192;
+pub const ROWS: usize = 8192;
 /// Rows whose types are taken for those of the whole file, where it does not tell.
 const GUESSED_FROM: usize = 1000;
+/// Parquet files of up to this size are converted and checked at once; of larger ones every row group when it is needed.
+const AT_ONCE: u64 = 256 << 20;
 /// Longest header of a safetensors or npy file.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -28,6 +30,7 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug)]
 pub enum Samples {
     Table(Table),
+    Parquet(Groups),
     Text(Text),
 }
 
@@ -67,6 +70,15 @@ impl Samples {
         if format == Format::Text {
             return Text::open(&shelf, wanted).map(Samples::Text);
         }
+        if format == Format::Parquet {
+            let mut groups = Groups::new(wanted, buckets, budget);
+            for file in &shelf.files {
+                groups.add(&file.name, shelf.open(file)?)?;
+            }
+            // The order of rows of several lengths depends on all lengths.
+            let at_once = buckets.ragged() || groups.bytes() <= AT_ONCE;
+            return if at_once { groups.whole().map(Samples::Table) } else { Ok(Samples::Parquet(groups)) };
+        }
         let mut table = Table::new(wanted, budget);
         for file in &shelf.files {
             let (name, blob) = (&file.name, shelf.open(file)?);
@@ -76,10 +88,9 @@ impl Samples {
                 match format {
                     Format::Csv => csv(name, &blob, wanted, &mut append),
                     Format::Jsonl => jsonl(name, &blob, wanted, &mut append),
-                    Format::Parquet => parquet(name, &blob, &mut append),
                     Format::Npy => npy(name, &blob, wanted, buckets, &mut table),
                     Format::Safetensors => tensors(name, &blob, wanted, buckets, &mut table),
-                    Format::Text => Ok(()),
+                    Format::Text | Format::Parquet => Ok(()),
                 }
             };
             guarded(decode, |p| DataError::file(name, p))?;
@@ -91,6 +102,7 @@ impl Samples {
     pub fn len(&self) -> u64 {
         match self {
             Samples::Table(t) => t.n_rows(),
+            Samples::Parquet(g) => g.n_rows(),
             Samples::Text(t) => t.len.saturating_sub(1) / t.window,
         }
     }
@@ -114,9 +126,10 @@ impl Samples {
     }
 
     /// Appends one row of one batch tensor.
-    pub fn row(&self, tensor: usize, name: &str, row: u64, out: &mut Vec<u8>) -> Result<(), DataError> {
+    pub fn row(&mut self, tensor: usize, name: &str, row: u64, out: &mut Vec<u8>) -> Result<(), DataError> {
         match self {
             Samples::Table(table) => table.row(tensor, row, out),
+            Samples::Parquet(groups) => groups.row(tensor, row, out),
             Samples::Text(text) => {
                 let mut window = vec![0; text.window as usize];
                 text.read(row * text.window + u64::from(name == "targets"), &mut window)?;
@@ -211,16 +224,6 @@ fn jsonl(name: &str, blob: &Arc<Blob>, wanted: &[Wanted], append: &mut Append<'_
         .map_err(problem)?;
     for batch in reader {
         append(&batch.map_err(problem)?)?;
-    }
-    Ok(())
-}
-
-fn parquet(name: &str, blob: &Arc<Blob>, append: &mut Append<'_>) -> Result<(), DataError> {
-    let problem = |e: String| DataError::file(name, e);
-    let builder = ParquetRecordBatchReaderBuilder::try_new(Chunks(blob.clone())).map_err(|e| problem(e.to_string()))?;
-    let reader = builder.with_batch_size(ROWS).build().map_err(|e| problem(e.to_string()))?;
-    for batch in reader {
-        append(&batch.map_err(|e| problem(e.to_string()))?)?;
     }
     Ok(())
 }
