@@ -2,7 +2,7 @@
 //! file's name in it.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -204,6 +204,39 @@ fn files_of_a_directory_follow_each_other_by_name() {
     let expected = batches(&whole, &fixed(), START, 5);
     assert_eq!(batches(&data(&uri), &fixed(), START, 5), expected);
     assert!(error(&data("memory:///empty"), &fixed()).contains("nothing is there"));
+}
+
+/// A web server with one file, in the few words of HTTP that an object store needs.
+fn serve(path: &'static str, content: Vec<u8>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let work = move || {
+        for mut stream in listener.incoming().flatten() {
+            let request: Vec<String> =
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let mut words = request[0].split(' ');
+            let (method, found) = (words.next().unwrap(), words.next() == Some(path));
+            let (status, length) = if found { ("200 OK", content.len()) } else { ("404 Not Found", 0) };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let body = if found && method == "GET" { &content[..] } else { &[] };
+            let _ = stream.write_all(&[head.as_bytes(), body].concat());
+        }
+    };
+    std::thread::Builder::new().spawn(work).unwrap();
+    format!("http://{address}")
+}
+
+#[test]
+fn object_stores_give_the_same_batches_as_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let expected = batches(&file(&directory, "d.jsonl", &jsonl()), &fixed(), START, 5);
+    let server = serve("/some/d.jsonl.gz", gz(&jsonl()));
+    let settings = [("ALLOW_HTTP".to_owned(), "true".to_owned())];
+    let reader = Reader::open(&data(&format!("{server}/some/d.jsonl.gz")), &fixed(), 2, 7, START, &settings).unwrap();
+    assert_eq!(reader.take(5).map(Result::unwrap).collect::<Vec<_>>(), expected);
+    let missing = format!("{server}/other.jsonl");
+    let e = Reader::open(&data(&missing), &fixed(), 2, 7, START, &settings).err().unwrap().to_string();
+    assert!(e.contains(&missing), "{e}");
 }
 
 #[test]
