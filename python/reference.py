@@ -35,6 +35,10 @@ def main() -> None:
     args = parser.parse_args()
     options = {k: json.loads(v) for k, v in (o.split("=", 1) for o in args.options)}
     model, _ = cli.load_model(args.model, options)
+    if "module" in model:
+        from foreshard.torch import in_jax
+
+        model = in_jax(**model)
     rows = next(iter(model["batch"].values())).shape[0]
     batches = {k: v.reshape(-1, rows, *v.shape[1:]) for k, v in load_file(args.batches).items()}
     steps = min(len(b) for b in batches.values())
@@ -60,7 +64,7 @@ def main() -> None:
         params, slots = update(params, slots, grads)
         return loss, params, slots
 
-    params = jax.jit(model["init"])(jax.random.PRNGKey(args.seed))
+    params = model.get("weights") or jax.jit(model["init"])(jax.random.PRNGKey(args.seed))
     slots = jax.jit(model["optimizer"].init)(params)
     seed = jax.random.PRNGKey(args.seed)
     losses, times = [], []

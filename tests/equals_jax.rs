@@ -26,11 +26,12 @@ struct Case {
     param: f32,
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case { model: "mlp_digits", loss: 2e-5, param: 2e-4 },
     Case { model: "convnet_digits", loss: 2e-5, param: 2e-4 },
     Case { model: "char_gpt", loss: 2e-4, param: 2e-3 },
     Case { model: "scan_gpt", loss: 2e-2, param: 3e-2 },
+    Case { model: "torch_mlp", loss: 2e-5, param: 2e-4 },
 ];
 
 /// (shards, replicas, microbatches per step over all replicas).

@@ -50,7 +50,7 @@ def is_bundle(path: Path) -> bool:
 def write(path: Path, manifest: dict[str, Any], files: Files) -> None:
     """Writes beside `path`, then renames: whoever looks sees the old bundle or the new one, never half."""
     check_target(path)
-    files.add("manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    files.add("manifest.json", to_json(manifest).encode())
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -68,3 +68,14 @@ def write(path: Path, manifest: dict[str, Any], files: Files) -> None:
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def to_json(manifest: dict[str, Any]) -> str:
+    """JSON with one line for each tensor, so that a manifest can be read and compared."""
+    entries = []
+    for key, value in manifest.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"

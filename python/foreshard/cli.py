@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ForeshardExportError
-from .exporter import export
 
-DESCRIPTION = "Exports a training step written in JAX as a bundle, which needs no Python afterwards."
+DESCRIPTION = "Exports a training step written in JAX or PyTorch as a bundle, which needs no Python afterwards."
 EPILOG = """\
 The model file defines one function, model(), that returns the arguments of foreshard.export:
 
@@ -23,6 +22,8 @@ The model file defines one function, model(), that returns the arguments of fore
             batch={"x": jax.ShapeDtypeStruct((32, 64), jnp.float32), ...},
             microbatches=[8, 32],         # rows per microbatch; each divides the batch
         )
+
+With module= in place of init= it is a PyTorch model, and the arguments are those of foreshard.torch.export.
 
 examples:
     foreshard-export my_model.py                      writes my_model.bundle
@@ -74,6 +75,13 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def export_arguments(path: Path, arguments: dict[str, Any], progress: Any = None) -> Path:
+    if "module" in arguments:
+        try:
+            from .torch import export
+        except ImportError as e:
+            raise ForeshardExportError(str(e)) from e
+    else:
+        from .exporter import export
     known = set(inspect.signature(export).parameters) - {"path", "progress"}
     unknown = sorted(set(arguments) - known)
     if unknown:

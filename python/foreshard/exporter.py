@@ -14,7 +14,7 @@ import optax
 from jax.tree_util import keystr
 from safetensors.numpy import save as save_safetensors
 
-from . import bundle, functions, lowering, names
+from . import __version__, bundle, functions, lowering, names
 from .errors import ForeshardExportError
 
 DTYPES = {
@@ -79,8 +79,8 @@ def export(
     check_prng()
     shapes, rows = check_batch(batch)
     variants = check_variants(shapes, rows, microbatches, buckets)
-    for what, function, n in ("init", init, 1), ("loss", loss, 3):
-        check_arguments(what, function, n)
+    check_arguments("init", init, ("key",))
+    check_arguments("loss", loss, ("params", "batch", "key"))
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ForeshardExportError(
             f"optimizer: {optimizer!r} has no init and update; pass an optax optimizer such as optax.adamw(3e-4)"
@@ -151,18 +151,11 @@ def export(
     }
     if weights_spec:
         manifest["weights"] = weights_spec
-    packages = ("foreshard", "jax", "jaxlib", "optax")
-    manifest["provenance"] = {p: version(p) for p in packages} | dict(provenance or {})
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax")}
+    manifest["provenance"] = {"foreshard": __version__} | versions | dict(provenance or {})
     bundle.write(path, manifest, files)
     say(f"wrote {path}: {len(files.contents)} files, {files.n_bytes / 1e6:.2f} MB")
     return path
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 # Checks. Each names its argument, the value found and the way out.
@@ -258,8 +251,7 @@ def check_variants(shapes: Shapes, rows: int, microbatches: Sequence[int] | None
     ]
 
 
-def check_arguments(what: str, function: Callable[..., Any], n: int) -> None:
-    wanted = ("key",) if n == 1 else ("params", "batch", "key")
+def check_arguments(what: str, function: Callable[..., Any], wanted: tuple[str, ...]) -> None:
     if not callable(function):
         raise ForeshardExportError(f"{what}: {function!r} is not a function of ({', '.join(wanted)})")
     try:

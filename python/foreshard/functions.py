@@ -36,7 +36,8 @@ def with_metrics(loss: Callable[..., Any]) -> Callable[..., Any]:
 
     def function(params: Any, batch: Any, key: Any) -> Any:
         out = loss(params, batch, key)
-        return out if isinstance(out, tuple) else (out, {})
+        value, metrics = out if isinstance(out, tuple) else (out, {})
+        return value, dict(metrics)  # a plain dict flattens sorted by name, as the manifest lists it
 
     return function
 
