@@ -169,3 +169,9 @@ fn char_gpt() {
 fn scan_gpt() {
     equals_jax(&CASES[3]);
 }
+
+/// Its reference is the PyTorch module itself, run by torchax, with `jax.grad` and optax.
+#[test]
+fn torch_mlp() {
+    equals_jax(&CASES[4]);
+}
