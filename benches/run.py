@@ -21,8 +21,12 @@ GPT = dict(layers=6, width=256, heads=8, ctx=128, batch=8, microbatches=[1, 8], 
 TOKENS = GPT["batch"] * GPT["ctx"]
 
 
-def python(*args: str, cores: str) -> str:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "python")}
+PLUGIN = ROOT / ".foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so"
+SAME_PLUGIN = {"JAX_PLATFORMS": "plugin_cpu", "PJRT_NAMES_AND_LIBRARY_PATHS": f"plugin_cpu:{PLUGIN}"}
+
+
+def python(*args: str, cores: str, **environment: str) -> str:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "python"), **environment}
     out = subprocess.run(["taskset", "-c", cores, PYTHON, *args], cwd=ROOT / "python", env=env, check=True,
                          capture_output=True, text=True)  # fmt: skip
     return out.stdout
@@ -46,9 +50,9 @@ def batches(path: Path, steps: int) -> None:
     save_file({"tokens": text[at], "targets": text[at + 1]}, path)
 
 
-def reference(data: Path, microbatch: int, cores: str) -> float:
+def reference(data: Path, microbatch: int, cores: str, **environment: str) -> float:
     out = python("reference.py", "models/char_gpt.py", str(data), "--microbatch", str(microbatch), "--bench",
-                 *gpt_options(), cores=cores)  # fmt: skip
+                 *gpt_options(), cores=cores, **environment)  # fmt: skip
     return json.loads(out)["step_seconds"]
 
 
@@ -86,12 +90,14 @@ def rounds(n: int, *measure) -> list[float]:
 
 def single(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
     print("\none shard against jax.jit of the whole step, one core, microbatch = batch")
-    ours, theirs = rounds(
+    ours, theirs, same = rounds(
         3,
         lambda: foreshard(bundle, data, scratch, 1, 1, GPT["batch"], steps)["seconds"],
         lambda: reference(data, GPT["batch"], "0"),
+        lambda: reference(data, GPT["batch"], "0", **SAME_PLUGIN),
     )
     print(f"  foreshard {1e3 * ours:.1f} ms, jax {1e3 * theirs:.1f} ms, ratio {ours / theirs:.3f} (target <= 1.03)")
+    print(f"  jax through the same plug-in as Foreshard {1e3 * same:.1f} ms, ratio {ours / same:.3f}")
 
 
 def pipeline(bundle: Path, data: Path, scratch: Path, steps: int) -> None:

@@ -12,8 +12,8 @@ use crate::device::breadcrumb;
 use crate::runtime::RuntimeError;
 
 /// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
-/// are updated in place: see docs/decisions/0005.
-const NO_XNNPACK: &str = "--xla_cpu_use_xnnpack=false";
+/// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
+const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce";
 
 /// How a worker is started.
 pub struct Spawn<'a> {
@@ -53,7 +53,7 @@ impl Workers {
                 .arg("--breadcrumb")
                 .arg(crumb_path(spawn.run_dir, rank))
                 .env(spawn.token_variable, spawn.token)
-                .env("XLA_FLAGS", format!("{} {NO_XNNPACK}", spawn.xla_flags).trim())
+                .env("XLA_FLAGS", format!("{} {CPU_KERNELS}", spawn.xla_flags).trim())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().context("cannot share the log file")?)
                 .stderr(log)
