@@ -22,6 +22,7 @@ pub mod telemetry;
 pub mod runtime;
 pub mod trainer;
 
+pub mod bench;
 pub mod local;
 
 pub mod cli;

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["api", "wire"],
     &["telemetry", "device"],
     &["runtime", "trainer"],
-    &["local"],
+    &["bench", "local"],
     &["cli"],
 ];
 

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Only here is the environment read.
 
+mod bench;
 mod crd;
 mod devices;
 mod graph;
@@ -31,6 +32,9 @@ enum Command {
     Plan(plan::Args),
     Devices(devices::Args),
     Graph(graph::Args),
+    /// Measure the planner against published results.
+    #[command(subcommand)]
+    Bench(bench::Command),
     Crd(crd::Args),
     #[command(hide = true)]
     Worker(worker::Args),
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Plan(a) => plan::run(a),
         Command::Devices(a) => devices::run(a),
         Command::Graph(a) => graph::run(a),
+        Command::Bench(c) => bench::run(c),
         Command::Crd(a) => crd::run(a),
         Command::Worker(a) => return worker::run(a),
     };

@@ -1,6 +1,6 @@
 //! The driving side: launches a plan on workers, feeds batches, collects reports and weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +114,7 @@ impl Rendezvous {
             reports: BTreeMap::new(),
             next_report: 0,
             ready: vec![None; self.n_workers as usize],
+            done: BTreeSet::new(),
         };
         session.broadcast(&order);
         session.wait_ready(alive, progress)?;
@@ -247,6 +248,8 @@ pub struct Session {
     reports: BTreeMap<u64, BTreeMap<u32, StepDone>>,
     next_report: u64,
     ready: Vec<Option<ReadyReport>>,
+    /// Ranks that have said they are done: their connections may close.
+    done: BTreeSet<u32>,
 }
 
 impl Session {
@@ -313,12 +316,12 @@ impl Session {
         self.broadcast(&ToWorker::Finish);
         let model = self.model.clone();
         let mut file = WeightsFile::create(weights, &model)?;
-        let mut done = 0;
         let deadline = Instant::now() + Duration::from_secs(600);
-        while done < self.outboxes.len() {
+        while self.done.len() < self.outboxes.len() {
             match self.next_event(deadline.saturating_duration_since(Instant::now()))? {
-                Some((_, Event::Said(ToParent::Done))) => done += 1,
-                Some((_, Event::Said(ToParent::Report(_)))) => {}
+                Some((rank, Event::Said(ToParent::Done))) => drop(self.done.insert(rank)),
+                // A worker that is done leaves, perhaps before the others are.
+                Some((_, Event::Said(ToParent::Report(_)) | Event::Closed(_))) => {}
                 Some((rank, Event::State(param, data))) => {
                     let expected = model.state.get(param).filter(|_| param < model.n_params).map(|t| t.shape.bytes().0);
                     if expected != Some(data.len() as u64) {
@@ -372,13 +375,17 @@ impl Session {
                 return Err(RuntimeError::Stopped("all connections to workers are closed".to_owned()));
             }
         };
-        let Some(mut suspicion) = fault(rank, &event) else { return Ok(Some((rank, event))) };
+        let suspicion = fault(rank, &event).filter(|_| !self.done.contains(&rank));
+        let Some(mut suspicion) = suspicion else { return Ok(Some((rank, event))) };
         // A worker that merely lost a peer is not the cause; give the cause a moment to show.
         let deadline = Instant::now() + DOUBT;
         while !matches!(suspicion, RuntimeError::WorkerFailed { .. }) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
                 Ok((rank, event)) => {
+                    if self.done.contains(&rank) {
+                        continue;
+                    }
                     if let Some(better @ RuntimeError::WorkerFailed { .. }) = fault(rank, &event) {
                         suspicion = better;
                     } else if let (Event::Closed(_), RuntimeError::WorkerLost { rank: blamed, message }) =
@@ -455,7 +462,6 @@ fn fault(rank: u32, event: &Event) -> Option<RuntimeError> {
         Event::Said(ToParent::Failed { message, class: FailureClass::Peer }) => {
             Some(RuntimeError::WorkerLost { rank, message: format!("{PEER_LOST}: {message}") })
         }
-        // After `Done` a worker closes; nobody asks for events then.
         Event::Closed(e) => Some(RuntimeError::WorkerLost { rank, message: e.to_string() }),
         _ => None,
     }

@@ -1,0 +1,3 @@
+//! Measures the planner on published inputs, against published results.
+
+pub mod partition;

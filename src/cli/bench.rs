@@ -1,0 +1,71 @@
+//! `foreshard bench`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::bad_input;
+use crate::bench::partition::{FAMILIES, Family, table};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    Partition(PartitionArgs),
+}
+
+/// Solve published planning problems and compare with published results.
+///
+/// Prints one table per family: our result, the best known, a proven lower bound, seconds and memory.
+///
+/// Example: foreshard bench partition data/partitioning --family dnn-max-load
+#[derive(Debug, clap::Args)]
+pub struct PartitionArgs {
+    /// Directory with inputs; families look for their own below it.
+    directory: PathBuf,
+    /// Only this family.
+    #[arg(long)]
+    family: Option<String>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Partition(args) = command;
+    let chosen: Vec<&Family> =
+        FAMILIES.iter().filter(|f| args.family.as_ref().is_none_or(|name| name == f.name)).collect();
+    if chosen.is_empty() {
+        let known: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
+        let name = args.family.unwrap_or_default();
+        return Err(bad_input(anyhow::anyhow!("--family: {name:?} is not known; there are {}", known.join(", "))));
+    }
+    let mut all = serde_json::Map::new();
+    let mut found = false;
+    for family in chosen {
+        let mut rows = Vec::new();
+        let result = (family.run)(&args.directory, &mut |row| {
+            eprintln!("{}: {} in {:.2} s", family.name, row.instance, row.seconds);
+            rows.push(row);
+        });
+        match result {
+            Ok(()) => found = true,
+            // Asked for all, a directory need not have every family.
+            Err(crate::bench::partition::InputError::Nothing { .. }) if args.family.is_none() => continue,
+            Err(e) => return Err(bad_input(e)),
+        }
+        match args.output {
+            Output::Table => println!("{}", table(family.name, &rows)),
+            Output::Json => drop(all.insert(family.name.to_owned(), serde_json::to_value(&rows)?)),
+        }
+    }
+    if !found {
+        return Err(bad_input(anyhow::anyhow!("no input of any family below {}", args.directory.display())));
+    }
+    if args.output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
