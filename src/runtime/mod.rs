@@ -9,12 +9,14 @@
 //! The executor never touches a socket: receivers upload what arrives and put it in the mailbox, senders download
 //! what the executor hands them. `runtime` knows nothing of manifests of jobs, of data sources or of processes.
 
+pub mod checkpoint;
 mod executor;
 mod key;
 mod link;
 mod mailbox;
 mod program;
 pub mod session;
+mod tensor_file;
 mod weights;
 mod wiring;
 pub mod worker;
@@ -66,6 +68,8 @@ pub enum RuntimeError {
     NotAScalar { what: String, found: String },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
     /// Raised by what the caller watches while it waits (a child process has died).
     #[error("{0}")]
     Stopped(String),

@@ -1,30 +1,20 @@
 //! Params as safetensors: start weights read piece by piece, trained ones written as they come in.
-//!
-//! # Source
-//! The safetensors format: 8 bytes header length, a JSON header, then the tensors, dense and little-endian.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Metadata, TensorInfo};
-
 use super::RuntimeError;
+use super::tensor_file::{Header, Layout, TensorFile};
 use crate::graph::{DType, Graph, Manifest, Model};
-
-/// Longest header read.
-const MAX_HEADER: u64 = 100 << 20;
 
 /// A safetensors file with a model's params, and perhaps some of its slots.
 pub struct StartWeights {
     path: PathBuf,
     file: File,
-    header: Metadata,
-    data_at: u64,
-    /// Indices in `Model::state`.
-    tensors: BTreeSet<usize>,
+    /// Index in `Model::state` to where the manifest's tensor begins in the file.
+    tensors: BTreeMap<usize, u64>,
 }
 
 impl StartWeights {
@@ -32,68 +22,45 @@ impl StartWeights {
     /// copy of them): made from another start, it would undo the weights in the first step.
     pub fn open(path: &Path, model: &Model) -> Result<Self, RuntimeError> {
         let wrong = |message: String| RuntimeError::Weights { path: path.to_owned(), message };
-        let mut file = File::open(path).map_err(|e| wrong(e.to_string()))?;
-        let size = file.metadata().map_err(|e| wrong(e.to_string()))?.len();
-        let mut length = [0u8; 8];
-        file.read_exact(&mut length).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
-        let length = u64::from_le_bytes(length);
-        if length > size.saturating_sub(8).min(MAX_HEADER) {
-            return Err(wrong(format!("not a safetensors file: a header of {length} bytes in a file of {size}")));
-        }
-        let mut json = vec![0; length as usize];
-        file.read_exact(&mut json).map_err(|e| wrong(e.to_string()))?;
-        let header: Metadata =
-            serde_json::from_slice(&json).map_err(|e| wrong(format!("its header is malformed: {e}")))?;
-        let data_at = 8 + length;
+        let file = File::open(path).map_err(|e| wrong(e.to_string()))?;
+        let header = Header::read(&file).map_err(wrong)?;
         let random = depends_on_key(&model.init);
-        let mut tensors = BTreeSet::new();
+        let mut tensors = BTreeMap::new();
         for (i, tensor) in model.state.iter().enumerate() {
             let (name, dtype, dims) = described(&model.manifest, tensor.tensor);
-            let Some(info) = header.info(name) else {
-                if i < model.n_params {
+            match header.find(name, dtype, dims).map_err(wrong)? {
+                Some(begin) => drop(tensors.insert(i, begin)),
+                None if i < model.n_params => {
                     return Err(wrong(format!("has no tensor {name:?}, a param of this model")));
                 }
-                if random[i] {
+                None if random[i] => {
                     return Err(wrong(format!(
                         "has no tensor {name:?}, a slot that starts from the params; export it too"
                     )));
                 }
-                continue;
-            };
-            let shape: Vec<u64> = info.shape.iter().map(|&d| d as u64).collect();
-            if shape != *dims || Some(info.dtype) != dtype.to_safetensors() {
-                let (found, at) = (info.dtype, &info.shape);
-                return Err(wrong(format!("tensor {name:?} is {found:?}{at:?}, the model wants {dtype:?}{dims:?}")));
+                None => {}
             }
-            if info.data_offsets.1 as u64 > size - data_at {
-                return Err(wrong(format!("is cut short: tensor {name:?} ends behind its {size} bytes")));
-            }
-            tensors.insert(i);
         }
-        Ok(Self { path: path.to_owned(), file, header, data_at, tensors })
+        Ok(Self { path: path.to_owned(), file, tensors })
     }
 
     /// State tensors the file holds, as indices in `Model::state`.
     pub fn tensors(&self) -> BTreeSet<usize> {
-        self.tensors.clone()
+        self.tensors.keys().copied().collect()
     }
 
     /// Bytes of one state tensor: a whole one or a piece of one.
     pub fn piece(&mut self, model: &Model, state: usize) -> Result<Vec<u8>, RuntimeError> {
-        let tensor = &model.state[state];
-        let (name, ..) = described(&model.manifest, tensor.tensor);
-        let info = self.header.info(name).expect("checked on opening");
-        let range = tensor.byte_range(&model.manifest);
+        let range = model.state[state].byte_range(&model.manifest);
         let mut data = vec![0; (range.end - range.start) as usize];
-        let at = self.data_at + info.data_offsets.0 as u64 + range.start;
-        let read = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.read_exact(&mut data));
+        let read = self.file.read_exact_at(&mut data, self.tensors[&state] + range.start);
         read.map_err(|e| RuntimeError::Weights { path: self.path.clone(), message: e.to_string() })?;
         Ok(data)
     }
 }
 
 /// Name, type and shape of a tensor of the manifest, params first.
-fn described(manifest: &Manifest, tensor: usize) -> (&str, DType, &Vec<u64>) {
+pub fn described(manifest: &Manifest, tensor: usize) -> (&str, DType, &[u64]) {
     match manifest.params.get(tensor) {
         Some(p) => (&p.name, p.dtype, &p.shape),
         None => {
@@ -116,49 +83,19 @@ fn depends_on_key(init: &Graph) -> Vec<bool> {
 pub struct WeightsFile<'a> {
     model: &'a Model,
     path: PathBuf,
-    file: tempfile::NamedTempFile,
+    file: TensorFile,
     /// Where the manifest's params begin.
-    offsets: Vec<u64>,
+    begins: Vec<u64>,
     missing: BTreeSet<usize>,
 }
 
 impl<'a> WeightsFile<'a> {
     pub fn create(path: &Path, model: &'a Model) -> Result<Self, RuntimeError> {
         let failed = |source| RuntimeError::Write { path: path.to_owned(), source };
-        let params = &model.manifest.params;
-        let mut infos = Vec::with_capacity(params.len());
-        let mut offsets = Vec::with_capacity(params.len());
-        let mut end = 0u64;
-        for param in params {
-            let bytes = crate::graph::ArrayShape::new(param.dtype, param.shape.clone()).bytes().0;
-            let Some(dtype) = param.dtype.to_safetensors() else {
-                let source = std::io::Error::other(format!("safetensors has no type for {:?}", param.dtype));
-                return Err(failed(source));
-            };
-            offsets.push(end);
-            let shape = param.shape.iter().map(|&d| d as usize).collect();
-            let data_offsets = (end as usize, (end + bytes) as usize);
-            infos.push((param.name.clone(), TensorInfo { dtype, shape, data_offsets }));
-            end += bytes;
-        }
-        let header = Metadata::new(None, infos).map_err(|e| failed(std::io::Error::other(e)))?;
-        let mut json = serde_json::to_vec(&header).expect("a header is plain data");
-        json.resize(json.len().next_multiple_of(8), b' ');
-        let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".weights-")
-            .permissions(std::fs::Permissions::from_mode(0o644))
-            .tempfile_in(directory)
-            .map_err(failed)?;
-        let written = file
-            .write_all(&(json.len() as u64).to_le_bytes())
-            .and_then(|()| file.write_all(&json))
-            .and_then(|()| file.as_file().set_len(8 + json.len() as u64 + end));
-        written.map_err(failed)?;
-        for offset in &mut offsets {
-            *offset += 8 + json.len() as u64;
-        }
-        Ok(Self { model, path: path.to_owned(), file, offsets, missing: (0..model.n_params).collect() })
+        let params: Vec<_> = model.manifest.params.iter().map(|p| (p.name.clone(), p.dtype, p.shape.clone())).collect();
+        let layout = Layout::new(&params).map_err(failed)?;
+        let file = TensorFile::create(path, &layout).map_err(failed)?;
+        Ok(Self { model, path: path.to_owned(), file, begins: layout.begins, missing: (0..model.n_params).collect() })
     }
 
     /// Writes one param or piece of one.
@@ -167,8 +104,7 @@ impl<'a> WeightsFile<'a> {
         let range = tensor.byte_range(&self.model.manifest);
         self.missing.remove(&param);
         self.file
-            .as_file()
-            .write_all_at(data, self.offsets[tensor.tensor] + range.start)
+            .put(self.begins[tensor.tensor] + range.start, data)
             .map_err(|source| RuntimeError::Write { path: self.path.clone(), source })
     }
 
@@ -179,8 +115,60 @@ impl<'a> WeightsFile<'a> {
             let name = &self.model.state[param].name;
             return Err(failed(std::io::Error::other(format!("no worker has sent param {name:?}"))));
         }
-        self.file.as_file().sync_all().map_err(failed)?;
-        self.file.persist(&self.path).map_err(|e| failed(e.error))?;
-        Ok(())
+        self.file.finish().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(bundle: &str) -> Model {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles").join(bundle);
+        Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap()
+    }
+
+    /// Bytes that tell one piece from another.
+    fn bytes(model: &Model, state: usize) -> Vec<u8> {
+        (0..model.state[state].shape.bytes().0).map(|i| (i * 7 + state as u64) as u8).collect()
+    }
+
+    fn write(path: &Path, model: &Model) {
+        let mut file = WeightsFile::create(path, model).unwrap();
+        for i in (0..model.n_params).rev() {
+            assert!(!path.exists());
+            file.put(i, &bytes(model, i)).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    #[test]
+    fn trained_weights_are_start_weights() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let model = load("mlp_digits.bundle");
+        write(&path, &model);
+        let mut start = StartWeights::open(&path, &model).unwrap();
+        assert_eq!(start.tensors(), (0..model.n_params).collect());
+        for i in 0..model.n_params {
+            assert_eq!(start.piece(&model, i).unwrap(), bytes(&model, i));
+        }
+    }
+
+    /// Stacked params are written and read layer by layer; master copies of params must come with them.
+    #[test]
+    fn master_copies_are_part_of_start_weights() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let mut model = load("scan_gpt.bundle");
+        assert!(model.state.iter().any(|t| t.rows.is_some()));
+        write(&path, &model);
+        let e = StartWeights::open(&path, &model).err().unwrap().to_string();
+        assert!(e.contains("\"opt.master.embed\", a slot that starts from the params"), "{e}");
+        model.state.truncate(model.n_params);
+        let mut start = StartWeights::open(&path, &model).unwrap();
+        for i in 0..model.n_params {
+            assert_eq!(start.piece(&model, i).unwrap(), bytes(&model, i));
+        }
     }
 }
