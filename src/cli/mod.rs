@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Only here is the environment read.
 
 mod bench;
+mod checkpoint;
 mod crd;
 mod devices;
 mod graph;
@@ -35,6 +36,9 @@ enum Command {
     /// Measure the planner against published results.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// List, verify and export checkpoints.
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     Crd(crd::Args),
     #[command(hide = true)]
     Worker(worker::Args),
@@ -58,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Devices(a) => devices::run(a),
         Command::Graph(a) => graph::run(a),
         Command::Bench(c) => bench::run(c),
+        Command::Checkpoint(c) => checkpoint::run(c),
         Command::Crd(a) => crd::run(a),
         Command::Worker(a) => return worker::run(a),
     };

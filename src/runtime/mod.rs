@@ -81,7 +81,7 @@ pub enum RuntimeError {
     NotAScalar { what: String, found: String },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("{0}")]
+    #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
     /// Raised by what the caller watches while it waits (a child process has died).
     #[error("{0}")]

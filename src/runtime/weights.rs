@@ -118,3 +118,57 @@ impl<'a> WeightsFile<'a> {
         self.file.finish().map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(bundle: &str) -> Model {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles").join(bundle);
+        Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap()
+    }
+
+    /// Bytes that tell one piece from another.
+    fn bytes(model: &Model, state: usize) -> Vec<u8> {
+        (0..model.state[state].shape.bytes().0).map(|i| (i * 7 + state as u64) as u8).collect()
+    }
+
+    fn write(path: &Path, model: &Model) {
+        let mut file = WeightsFile::create(path, model).unwrap();
+        for i in (0..model.n_params).rev() {
+            assert!(!path.exists());
+            file.put(i, &bytes(model, i)).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    #[test]
+    fn trained_weights_are_start_weights() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let model = load("mlp_digits.bundle");
+        write(&path, &model);
+        let mut start = StartWeights::open(&path, &model).unwrap();
+        assert_eq!(start.tensors(), (0..model.n_params).collect());
+        for i in 0..model.n_params {
+            assert_eq!(start.piece(&model, i).unwrap(), bytes(&model, i));
+        }
+    }
+
+    /// Stacked params are written and read layer by layer; master copies of params must come with them.
+    #[test]
+    fn master_copies_are_part_of_start_weights() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let mut model = load("scan_gpt.bundle");
+        assert!(model.state.iter().any(|t| t.rows.is_some()));
+        write(&path, &model);
+        let e = StartWeights::open(&path, &model).err().unwrap().to_string();
+        assert!(e.contains("\"opt.master.embed\", a slot that starts from the params"), "{e}");
+        model.state.truncate(model.n_params);
+        let mut start = StartWeights::open(&path, &model).unwrap();
+        for i in 0..model.n_params {
+            assert_eq!(start.piece(&model, i).unwrap(), bytes(&model, i));
+        }
+    }
+}

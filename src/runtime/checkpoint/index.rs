@@ -140,7 +140,7 @@ impl Index {
     }
 
     /// Everything that readers rely on.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
         for FileEntry { name, .. } in &self.files {
             if !is_plain(name) || !names.insert(name) {

@@ -247,6 +247,19 @@ pub fn list(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
         let step = step.or_else(|| Some(Checkpoint::load(path).ok()?.index.step)).unwrap_or(0);
         return Ok(vec![(step, path.to_owned())]);
     }
+    let found = steps_in(path)?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let inner = path.join("checkpoints");
+    if inner.is_dir() {
+        return list(&inner);
+    }
+    Err(CheckpointError::Nothing { path: path.to_owned() })
+}
+
+/// What a directory of checkpoints holds, by ascending step.
+pub(super) fn steps_in(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let unreadable = |source| CheckpointError::Read { path: path.to_owned(), source };
     let mut found = Vec::new();
     for entry in fs::read_dir(path).map_err(unreadable)? {
@@ -254,13 +267,6 @@ pub fn list(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
         if let Some(step) = step_of(&entry.file_name().to_string_lossy()) {
             found.push((step, entry.path()));
         }
-    }
-    if found.is_empty() {
-        let inner = path.join("checkpoints");
-        if inner.is_dir() {
-            return list(&inner);
-        }
-        return Err(CheckpointError::Nothing { path: path.to_owned() });
     }
     found.sort();
     Ok(found)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
-use super::read::{Checkpoint, Depth, list};
+use super::read::{Checkpoint, Depth, steps_in};
 use super::write::Lock;
 
 /// What is kept, beside the newest usable checkpoint.
@@ -48,10 +48,7 @@ pub fn expired(candidates: &[Candidate], keep: &Keep) -> Vec<u64> {
 pub fn prune(directory: &Path, keep: &Keep, fingerprint: &str) -> Result<Vec<PathBuf>, CheckpointError> {
     let lock = Lock::take(directory)?;
     let mut candidates = Vec::new();
-    let all = match list(directory) {
-        Err(CheckpointError::Nothing { .. }) => Vec::new(),
-        all => all?,
-    };
+    let all = steps_in(directory)?;
     for (step, path) in &all {
         let usable = match Checkpoint::load(path) {
             Ok(c) if c.index().model.fingerprint != fingerprint => continue,

@@ -181,8 +181,8 @@ impl Lock {
 
 /// A checkpoint in the making; removed when dropped.
 pub struct Draft {
-    lock: Lock,
     hidden: TempDir,
+    lock: Lock,
 }
 
 impl Draft {
@@ -201,7 +201,7 @@ impl Draft {
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir_in(directory)
             .map_err(failed)?;
-        Ok(Self { lock, hidden })
+        Ok(Self { hidden, lock })
     }
 
     /// The file that worker `rank` writes.
@@ -233,6 +233,7 @@ impl Draft {
             }
         }
         let path = self.hidden.path().join(INDEX);
+        index.check().map_err(|problem| CheckpointError::Index { path: path.clone(), problem })?;
         let write = || -> io::Result<()> {
             let mut file = File::create_new(&path)?;
             file.write_all(index.encode().as_bytes())?;
