@@ -12,6 +12,7 @@ use super::plugin::PluginArgs;
 use super::worker::TOKEN;
 use crate::local::control::{Request, ask};
 use crate::local::run::{Ending, Options, Problem, run as train};
+use crate::runtime::fail::Fail;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -70,8 +71,17 @@ pub struct RunArgs {
     /// No progress, only errors.
     #[arg(short, long)]
     quiet: bool,
+    /// Let a worker fail on purpose: WORKER=HOW@POINT, for tests of survival.
+    #[arg(long, hide = true, value_parser = failure)]
+    fail: Vec<(u32, String)>,
     #[command(flatten)]
     plugin: PluginArgs,
+}
+
+fn failure(text: &str) -> Result<(u32, String), String> {
+    let (worker, fail) = text.split_once('=').ok_or("not WORKER=HOW@POINT")?;
+    fail.parse::<Fail>()?;
+    Ok((worker.parse().map_err(|e| format!("worker {worker:?}: {e}"))?, fail.to_owned()))
 }
 
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -91,6 +101,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         storage: environment(),
         token_variable: TOKEN,
         xla_flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
+        fail: args.fail.into_iter().collect(),
         interrupts: interrupts()?,
     };
     match train(&options) {

@@ -8,6 +8,7 @@ use crate::device::pjrt::{Pjrt, PluginSpec};
 use crate::device::{DeviceError, affinity};
 use crate::local::bundle;
 use crate::runtime::RuntimeError;
+use crate::runtime::fail::Fail;
 use crate::runtime::worker::{WorkerConfig, run as work};
 
 /// Execute one shard.
@@ -28,6 +29,9 @@ pub struct Args {
     plugin: PathBuf,
     #[arg(long)]
     plugin_sha256: Option<String>,
+    /// Fail on purpose, such as kill@moving.
+    #[arg(long)]
+    fail: Option<Fail>,
     /// File that names the module being compiled.
     #[arg(long)]
     breadcrumb: PathBuf,
@@ -54,7 +58,7 @@ fn start(args: Args, token: String) -> Result<(), RuntimeError> {
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
     }
-    let config = WorkerConfig { connect: args.connect, worker: args.worker, token };
+    let config = WorkerConfig { connect: args.connect, worker: args.worker, token, fail: args.fail };
     let device = || {
         let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
         let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };

@@ -1,5 +1,6 @@
 //! `foreshard local run`: plan, start workers, feed, report, collect.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -21,6 +22,7 @@ use crate::graph::Model;
 use crate::runtime::Session;
 use crate::runtime::session::Job;
 use crate::units::Seconds;
+use crate::wire::control::WorkerId;
 
 /// What a user asks for.
 pub struct Options {
@@ -40,6 +42,8 @@ pub struct Options {
     pub token_variable: &'static str,
     /// The user's own flags for XLA.
     pub xla_flags: String,
+    /// Workers that fail on purpose, and how: for tests of survival.
+    pub fail: BTreeMap<WorkerId, String>,
     /// Counts requests to stop: one is orderly, two at once.
     pub interrupts: Arc<AtomicU32>,
 }
@@ -101,6 +105,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         plugin: plugin.path().to_owned(),
         plugin_sha256: options.plugin.sha256.clone(),
         run_dir: dir.path().to_owned(),
+        fail: options.fail.clone(),
     });
     let control = ControlSocket::open(dir.path());
     if let Err(e) = &control {

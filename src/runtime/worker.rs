@@ -12,6 +12,7 @@ use super::checkpoint::Checkpoint;
 use super::control::{Control, chain};
 use super::doors::Doors;
 use super::executor::{Executor, Half};
+use super::fail::Fail;
 use super::feed::{Revisions, listen};
 use super::link::Stamp;
 use super::prepare::{Prepared, Workshop};
@@ -29,6 +30,15 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
+    /// For tests of survival.
+    pub fail: Option<Fail>,
+}
+
+/// Fails on purpose, if the worker was told to.
+fn reach(fail: &Option<Fail>, point: &str) {
+    if let Some(fail) = fail {
+        fail.reach(point);
+    }
 }
 
 /// Runs a worker to its end. `device` and `load` are called with the first plan; the error returned has been reported
@@ -146,9 +156,11 @@ impl<D: Device> Worker<'_, D> {
             ToWorker::Commit { revision, step } if !self.broken => {
                 let next = self.revisions.take(revision)?;
                 self.switch = Some(Switch::begin(next, self.running.as_ref(), step));
+                reach(&self.config.fail, "commit");
                 Ok(())
             }
             ToWorker::Release { revision } => {
+                reach(&self.config.fail, "release");
                 self.retired.retain_mut(|plan| {
                     if plan.shared.stamp.revision <= revision {
                         plan.links.values_mut().for_each(super::link::Link::close);
@@ -183,12 +195,13 @@ impl<D: Device> Worker<'_, D> {
         self.cancelled = Arc::default();
         let (device, model, cancelled) = (device.clone(), model.clone(), self.cancelled.clone());
         let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
-        let (worker, token) = (self.config.worker, self.config.token.clone());
+        let (worker, token, fail) = (self.config.worker, self.config.token.clone(), self.config.fail.clone());
         let in_background = self.running.is_some();
         let work = move || {
             if in_background {
                 affinity::yield_to_others();
             }
+            reach(&fail, "prepare");
             let revision = order.plan.revision;
             let mut progress = |compiled, of| {
                 // A parent that is gone shows at the next read.
@@ -215,6 +228,7 @@ impl<D: Device> Worker<'_, D> {
                 Err(fault) => ToParent::Refused { revision, message: chain(&fault), class: class(&fault) },
             };
             let _ = control.send(&said);
+            reach(&fail, "ready");
         };
         let failed = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
         std::thread::Builder::new().name("prepare".to_owned()).spawn(work).map_err(failed)?;
@@ -240,6 +254,7 @@ impl<D: Device> Worker<'_, D> {
             })?,
         }
         self.running = Some(executor);
+        reach(&self.config.fail, "begin");
         self.control.send(&ToParent::Begun { revision })
     }
 
@@ -247,6 +262,7 @@ impl<D: Device> Worker<'_, D> {
         if self.broken {
             return Ok(());
         }
+        reach(&self.config.fail, "step");
         match self.run_step(step, variant) {
             Ok(done) => self.control.send(&ToParent::Report(done)),
             Err(fault) if class(&fault) == FailureClass::Peer => {
@@ -272,9 +288,11 @@ impl<D: Device> Worker<'_, D> {
             Some(executor) => executor.first_half(step, variant)?,
             None => Half::entering(step, switch.summed()),
         };
+        reach(&self.config.fail, "moving");
         let Outcome { executor, retired, done } = switch.complete(self.running.take(), half)?;
         self.running = executor;
         self.retired.extend(retired);
+        reach(&self.config.fail, "switched");
         Ok(done)
     }
 
@@ -282,9 +300,10 @@ impl<D: Device> Worker<'_, D> {
     fn save(&mut self, step: u64, path: PathBuf) -> Result<(), RuntimeError> {
         let Some(executor) = self.running.as_ref().filter(|_| !self.broken) else { return Ok(()) };
         let snapshot = executor.snapshot();
-        let control = self.control.clone();
+        let (control, fail) = (self.control.clone(), self.config.fail.clone());
         let began = Instant::now();
         let write = move || {
+            reach(&fail, "save");
             let said = match snapshot.write(&path) {
                 Ok(entry) => ToParent::Saved { step, entry, seconds: began.elapsed().as_secs_f64() },
                 Err(fault) => ToParent::NotSaved { step, message: chain(&fault) },
