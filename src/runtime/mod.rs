@@ -14,11 +14,11 @@ mod executor;
 mod key;
 mod link;
 mod mailbox;
-mod program;
+pub mod program;
 pub mod session;
 mod tensor_file;
 mod weights;
-mod wiring;
+pub mod wiring;
 pub mod worker;
 
 use std::path::PathBuf;
