@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::batches::Batches;
@@ -42,6 +42,8 @@ pub struct Options {
     pub token_variable: &'static str,
     /// The user's own flags for XLA.
     pub xla_flags: String,
+    /// Directory of compiled executables.
+    pub cache: Option<PathBuf>,
     /// Workers that fail on purpose, and how: for tests of survival.
     pub fail: BTreeMap<WorkerId, String>,
     /// Counts requests to stop: one is orderly, two at once.
@@ -105,6 +107,10 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         plugin: plugin.path().to_owned(),
         plugin_sha256: options.plugin.sha256.clone(),
         run_dir: dir.path().to_owned(),
+        cache: match &options.cache {
+            Some(directory) => Some((directory.clone(), plugin.sha256().context("cannot read the plug-in")?)),
+            None => None,
+        },
         fail: options.fail.clone(),
     });
     let control = ControlSocket::open(dir.path());

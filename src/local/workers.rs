@@ -28,6 +28,8 @@ pub struct Launcher {
     pub plugin: PathBuf,
     pub plugin_sha256: Option<String>,
     pub run_dir: PathBuf,
+    /// Directory of compiled executables, and the sha256 of the plug-in's file.
+    pub cache: Option<(PathBuf, String)>,
     /// Workers that fail on purpose, the first time they run.
     pub fail: BTreeMap<WorkerId, String>,
 }
@@ -71,6 +73,9 @@ impl Workers {
             .process_group(0);
         if let Some(sha256) = plugin_sha256 {
             command.args(["--plugin-sha256", sha256]);
+        }
+        if let Some((directory, plugin)) = &self.launcher.cache {
+            command.arg("--cache").arg(directory).args(["--plugin-id", plugin]);
         }
         if let Some(fail) = self.launcher.fail.remove(&worker) {
             command.args(["--fail", &fail]);

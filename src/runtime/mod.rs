@@ -20,13 +20,13 @@ mod key;
 mod link;
 mod mailbox;
 mod prepare;
-mod program;
+pub mod program;
 mod save;
 pub mod session;
 mod switch;
 mod tensor_file;
 mod weights;
-mod wiring;
+pub mod wiring;
 pub mod worker;
 
 use std::path::PathBuf;

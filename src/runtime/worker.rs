@@ -17,8 +17,10 @@ use super::feed::{Revisions, listen};
 use super::link::Stamp;
 use super::prepare::{Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
+use crate::device::cache::{ExecutableCache, Origin};
 use crate::device::{Device, affinity};
 use crate::graph::Model;
+use crate::units::Bytes;
 use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::frame::{FrameError, Kind};
 
@@ -30,8 +32,21 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
+    /// Where executables are kept, if they are.
+    pub cache: Option<CacheConfig>,
     /// For tests of survival.
     pub fail: Option<Fail>,
+}
+
+/// Executables on disk.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    pub directory: PathBuf,
+    pub limit: Bytes,
+    /// sha256 of the plug-in's file.
+    pub plugin: String,
+    /// Flags of this process that the plug-in reads.
+    pub flags: String,
 }
 
 /// Fails on purpose, if the worker was told to.
@@ -95,6 +110,14 @@ fn class(fault: &RuntimeError) -> FailureClass {
 struct Site<D> {
     device: Arc<D>,
     model: Arc<Model>,
+    cache: Option<Arc<ExecutableCache>>,
+}
+
+/// A cache that cannot be had costs time, nothing else.
+fn open_cache<D: Device>(config: &CacheConfig, device: &D) -> Option<ExecutableCache> {
+    let origin = Origin { plugin: &config.plugin, flags: &config.flags };
+    let opened = ExecutableCache::open(&config.directory, config.limit, device, origin);
+    opened.map_err(|e| eprintln!("no cache of executables in {}: {e}", config.directory.display())).ok()
 }
 
 struct Worker<'a, D: Device> {
@@ -139,7 +162,8 @@ impl<D: Device> Worker<'_, D> {
                 ToWorker::Prepare(order) => {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);
-                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?) });
+                        let cache = self.config.cache.as_ref().and_then(|c| open_cache(c, &*device)).map(Arc::new);
+                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?), cache });
                     }
                     self.prepare(*order)?;
                 }
@@ -191,9 +215,10 @@ impl<D: Device> Worker<'_, D> {
 
     /// Gets ready on a thread of its own, which training has precedence over.
     fn prepare(&mut self, order: Prepare) -> Result<(), RuntimeError> {
-        let Some(Site { device, model }) = &self.site else { return Ok(()) };
+        let Some(Site { device, model, cache }) = &self.site else { return Ok(()) };
         self.cancelled = Arc::default();
-        let (device, model, cancelled) = (device.clone(), model.clone(), self.cancelled.clone());
+        let (device, model, cache) = (device.clone(), model.clone(), cache.clone());
+        let cancelled = self.cancelled.clone();
         let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
         let (worker, token, fail) = (self.config.worker, self.config.token.clone(), self.config.fail.clone());
         let in_background = self.running.is_some();
@@ -212,6 +237,7 @@ impl<D: Device> Worker<'_, D> {
                 token: &token,
                 device: &device,
                 model: &model,
+                cache: cache.as_deref(),
                 doors: &doors,
                 cancelled: &cancelled,
                 progress: &mut progress,

@@ -27,6 +27,7 @@ pub fn foreshard() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_foreshard"));
     let plugin = plugin().find().expect("the test set-up installs the plug-in");
     command.env("FORESHARD_PLUGIN", plugin.path());
+    command.env("FORESHARD_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/executables"));
     command
 }
 
