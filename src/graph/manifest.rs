@@ -155,7 +155,7 @@ impl Manifest {
         }
         for slot in &self.slots {
             if let Some(param) = &slot.param
-                && !self.params.iter().any(|p| p.name == *param)
+                && !seen.contains(&("params", param))
             {
                 let hint = closest(param, self.params.iter().map(|p| p.name.as_str()));
                 return Err(format!("slots: {:?} belongs to param {param:?}, which does not exist{hint}", slot.name));
@@ -203,7 +203,7 @@ impl Manifest {
                     }
                 }
             }
-            if let Some(unknown) = grad.shapes.keys().find(|k| !self.batch.iter().any(|b| b.name == **k)) {
+            if let Some(unknown) = grad.shapes.keys().find(|&k| !seen.contains(&("batch", k))) {
                 let hint = closest(unknown, self.batch.iter().map(|b| b.name.as_str()));
                 return Err(format!("grad: variant {name:?} has a shape for {unknown:?}, which is not in batch{hint}"));
             }
