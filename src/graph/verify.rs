@@ -129,8 +129,8 @@ fn check_op(graph: &Graph, op: &Op, operands: &[&Op]) -> Result<(), String> {
             op.called.iter().try_for_each(|&c| signature(graph, c, &[&operands[0].shape]))?;
             let goes_on = Shape::from(ArrayShape::scalar(DType::Bool));
             let yielded: Vec<&Shape> = op.called.iter().map(|&c| result(graph, c)).collect();
-            let fits = op.shape == operands[0].shape
-                && (yielded == [&op.shape, &goes_on] || yielded == [&goes_on, &op.shape]);
+            let fits =
+                op.shape == operands[0].shape && (yielded == [&op.shape, &goes_on] || yielded == [&goes_on, &op.shape]);
             fits.then_some(()).ok_or_else(|| {
                 format!("it yields {}, given {}; it calls what yields {yielded:?}", op.shape, operands[0].shape)
             })
