@@ -1,5 +1,6 @@
 # make demo    trains a GPT in two worker processes on this machine
 # make test    runs all tests
+# make lint    checks format and clippy's advice
 # make bench   measures against JAX and PyTorch on the same cores
 # make fuzz    feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
 
@@ -34,6 +35,7 @@ test: plugin venv
 
 lint:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 
 bench: plugin venv

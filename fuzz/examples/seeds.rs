@@ -94,11 +94,8 @@ fn messages(root: &Path) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
         ToParent::Done,
         ToParent::Failed { message: "no".to_owned(), class: FailureClass::Own },
     ];
-    let orders = [
-        ToWorker::Launch(Box::new(launch)),
-        ToWorker::Step { step: 3, variant: "mb16".to_owned() },
-        ToWorker::Finish,
-    ];
+    let orders =
+        [ToWorker::Launch(Box::new(launch)), ToWorker::Step { step: 3, variant: "mb16".to_owned() }, ToWorker::Finish];
     let mut all = vec![serde_json::to_vec(&Peer { rank: 0, token })?];
     for message in &said {
         all.push(serde_json::to_vec(message)?);

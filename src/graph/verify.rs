@@ -236,7 +236,7 @@ fn dot(op: &Op, operands: &[&Op]) -> Result<(), String> {
 }
 
 fn reduce(graph: &Graph, op: &Op, operands: &[&Op], dimensions: &[u64]) -> Result<(), String> {
-    if operands.is_empty() || operands.len() % 2 != 0 || op.called.len() != 1 {
+    if operands.is_empty() || !operands.len().is_multiple_of(2) || op.called.len() != 1 {
         return Err(format!("it has {} operands and {} reducers", operands.len(), op.called.len()));
     }
     let from = array(operands[0])?;
