@@ -4,8 +4,8 @@ use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
 use foreshard::plan::schedule::TaskGraph;
-use foreshard::plan::segment::{Parameters, Segmentation};
-use foreshard::plan::{Infeasible, Place, Plan, Problem, ScheduleKind, ShardId, solve};
+use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
+use foreshard::plan::{Infeasible, Place, Plan, Problem, ScheduleKind, ShardId, graph_picture, solve};
 use foreshard::topology::{LOOPBACK, NETWORK, Topology, nominal};
 use foreshard::units::{Bytes, Seconds};
 use proptest::prelude::*;
@@ -259,6 +259,8 @@ proptest! {
         let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule };
         match solve(&problem, None) {
             Ok(plan) => {
+                let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
+                prop_assert!(!picture.contains("NaN") && !picture.contains("inf\""), "{}", picture);
                 sound(&problem, &plan)?;
                 prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
                 prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
@@ -272,6 +274,30 @@ proptest! {
             Err(e) => return Err(TestCaseError::fail(e.to_string())),
         }
     }
+}
+
+/// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
+/// all params with it to the shard that had made it.
+#[test]
+fn shards_exchange_only_numbers_to_update_their_params() {
+    let bundle = std::path::Path::new("bundles/char_gpt.bundle");
+    let model = Model::import(&mut |file| std::fs::read(bundle.join(file))).unwrap();
+    let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
+    let (microbatch, schedule) = (Some(4), ScheduleKind::OneFOneB);
+    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };
+    let plan = solve(&problem, None).unwrap();
+    let gradients = plan.owners[..model.n_params].iter().copied();
+    let places: Vec<Place> = plan.owners.iter().copied().chain(gradients).chain([Place::Everywhere]).collect();
+    let assignment = follow_parameters(&model.update, &places);
+    let cut = Segmentation::new(&model.update, &assignment, &plan.owners, 2, Parameters::Sent).unwrap();
+    let sent: Bytes = (0..cut.messages.len()).map(|i| cut.bytes(&model.update, i)).sum();
+    assert!(
+        sent > Bytes(0) && sent < Bytes(1024),
+        "{sent} sent between two shards to update {} params",
+        model.n_params
+    );
+    let n_ops = |shard| cut.of_shard(ShardId(shard)).map(|(_, s)| s.ops.len()).sum::<usize>();
+    assert!(n_ops(0).abs_diff(n_ops(1)) < n_ops(0).max(n_ops(1)) / 2, "{} and {} ops", n_ops(0), n_ops(1));
 }
 
 #[test]

@@ -33,6 +33,8 @@ impl Default for Limits {
 
 /// Work allowed for each op of [`Limits::ops`]: an op of a real model costs about ten.
 const WORK_PER_OP: usize = 32;
+/// Longest scope of an op.
+const MAX_SCOPE: usize = 512;
 /// Bytes of names and attributes that count as one unit of work.
 const BYTES_PER_WORK: usize = 32;
 
@@ -77,6 +79,8 @@ pub fn normalise(
         trips: BTreeSet::new(),
         heavy: BTreeMap::new(),
         scope: None,
+        callers: String::new(),
+        root: graph.ops().find_map(|(_, op)| op.scope()?.split('/').next()).unwrap_or_default().to_owned(),
         not_row_wise: BTreeSet::new(),
     };
     let mut args = Vec::with_capacity(graph.parameters().len());
@@ -163,6 +167,10 @@ struct Run<'a> {
     heavy: BTreeMap<CompId, bool>,
     /// Iteration of the innermost unrolled loop, for op names.
     scope: Option<u64>,
+    /// Scope of the calls entered.
+    callers: String,
+    /// Where scopes begin that are whole: the exporter's outermost function, such as `jit(grad)`.
+    root: String,
     /// Split parameters that something wanted as a whole.
     not_row_wise: BTreeSet<usize>,
 }
@@ -324,7 +332,7 @@ impl Run<'_> {
                 }
                 _ => None,
             },
-            "call" if source.called.len() == 1 => Some(self.enter(source.called[0], operands.clone(), depth + 1)?),
+            "call" if source.called.len() == 1 => Some(self.call(source, operands.clone(), depth)?),
             "while" if source.called.len() == 2 => self.unroll(source, &operands, depth)?,
             "constant" => Scalar::of_constant(source).map(Value::Scalar),
             "dynamic-slice" => self.dynamic_slice(source, &operands)?,
@@ -343,24 +351,47 @@ impl Run<'_> {
         let operands = operands.iter().map(|v| self.op(v)).collect::<Result<Vec<_>, _>>()?;
         let called = source.called.iter().map(|&c| self.computations.copy(c, &mut self.to)).collect();
         let attributes = self.scoped(&source.attributes);
+        self.spend(0, attributes.len())?;
         let copied = Op { operands, called, attributes, ..source.clone() };
         Ok(Value::Op(self.push(copied)?))
     }
 
-    /// The attributes, with the iteration in the op's scope: `while/body` becomes `while/body[3]`.
+    /// The attributes, with the whole scope of the op: a computation's ops are named from its caller on, and an
+    /// unrolled loop's carry their iteration, as in `while/body[3]/mul`.
     fn scoped(&self, attributes: &Arc<[u8]>) -> Arc<[u8]> {
         const OP_NAME: u32 = 2;
-        let Some(iteration) = self.scope else { return attributes.clone() };
         let metadata = find(attributes, instruction::METADATA).and_then(|m| m.bytes("metadata").ok());
         let name = metadata.and_then(|m| find(m, OP_NAME)).and_then(|n| n.text("op name").ok());
         let (Some(metadata), Some(name)) = (metadata, name) else { return attributes.clone() };
-        let at = name.find("while/body").map(|i| i + "while/body".len());
-        let Some(at) = at.filter(|&at| !name[at..].starts_with('[')) else { return attributes.clone() };
-        let mut renamed = Writer(without(metadata, OP_NAME));
-        renamed.bytes(OP_NAME, format!("{}[{iteration}]{}", &name[..at], &name[at..]).as_bytes());
+        let Some(renamed) = self.rename(name) else { return attributes.clone() };
+        let mut named = Writer(without(metadata, OP_NAME));
+        named.bytes(OP_NAME, renamed.as_bytes());
         let mut out = Writer(without(attributes, instruction::METADATA));
-        out.bytes(instruction::METADATA, &renamed.0);
+        out.bytes(instruction::METADATA, &named.0);
         out.0.into()
+    }
+
+    /// The scope of an op called `name` here; `None` where it stays.
+    fn rename(&self, name: &str) -> Option<String> {
+        let relative = !self.callers.is_empty() && name.split('/').next() != Some(&self.root);
+        let whole = if relative { format!("{}/{name}", self.callers) } else { name.to_owned() };
+        let at = whole.find("while/body").map(|i| i + "while/body".len());
+        match (self.scope, at.filter(|&at| !whole[at..].starts_with('['))) {
+            (Some(iteration), Some(at)) => Some(format!("{}[{iteration}]{}", &whole[..at], &whole[at..])),
+            _ => relative.then_some(whole),
+        }
+    }
+
+    /// Enters the callee of an op: what is called there is named from here on.
+    fn call(&mut self, source: &Op, args: Vec<Value>, depth: usize) -> Result<Value, GraphError> {
+        let name = source.scope().unwrap_or_default();
+        let inner = self.rename(name).unwrap_or_else(|| name.to_owned());
+        // Calls may nest, and names with them, but no name is of use at any length.
+        let inner = if inner.len() > MAX_SCOPE || inner.is_empty() { self.callers.clone() } else { inner };
+        let outer = std::mem::replace(&mut self.callers, inner);
+        let result = self.enter(source.called[0], args, depth + 1);
+        self.callers = outer;
+        result
     }
 
     /// Evaluates a computation with these arguments.
