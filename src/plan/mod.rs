@@ -2,10 +2,12 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+pub mod block;
 pub mod check;
 pub mod coordinate;
 pub mod graph_picture;
 pub mod picture;
+pub mod pin;
 pub mod predict;
 pub mod problem;
 pub mod schedule;
@@ -22,6 +24,7 @@ use crate::graph::{Graph, Model, OpId};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
+pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
