@@ -76,6 +76,8 @@ pub struct Training<'a> {
     session: Session,
     batches: Batches,
     interrupts: Arc<AtomicU32>,
+    /// So many requests to stop have been heard.
+    tolerated: u32,
     quiet: bool,
     began: Instant,
     /// Revisions are never used twice: connections tell plans apart by them.
@@ -144,6 +146,7 @@ impl<'a> Training<'a> {
             session,
             batches,
             interrupts: options.interrupts.clone(),
+            tolerated: 0,
             quiet: options.quiet,
             began: now,
             next_revision: 1,
@@ -176,7 +179,7 @@ impl<'a> Training<'a> {
                 0 => {}
                 1 if ending != Ending::Interrupted => {
                     ending = Ending::Interrupted;
-                    self.steps = self.fed;
+                    (self.steps, self.tolerated) = (self.fed, 1);
                     self.progress.say("stopping: finishing the steps in flight, then writing the weights");
                 }
                 1 => {}
@@ -223,9 +226,9 @@ impl<'a> Training<'a> {
     fn launch(&mut self, plan: Plan, step: u64, checkpoint: Option<PathBuf>) -> Result<(), RuntimeError> {
         let seats = seats(&plan);
         self.start_workers(&plan, &seats)?;
-        let (workers, interrupts) = (&mut *self.workers, &self.interrupts);
+        let (workers, interrupts, tolerated) = (&mut *self.workers, &self.interrupts, self.tolerated);
         self.session.gather(&seats, &mut || {
-            check_interrupts(interrupts)?;
+            check_interrupts(interrupts, tolerated)?;
             workers.check()
         })?;
         self.session.prepare(plan.clone(), seats, checkpoint.is_none())?;
@@ -242,7 +245,7 @@ impl<'a> Training<'a> {
         loop {
             match self.session.poll(TICK)? {
                 None => {
-                    check_interrupts(&self.interrupts)?;
+                    check_interrupts(&self.interrupts, self.tolerated)?;
                     self.workers.check()?;
                     if self.last_sign.elapsed() > SILENCE {
                         return Err(RuntimeError::AllWait { seconds: SILENCE.as_secs() });
@@ -416,9 +419,9 @@ impl<'a> Training<'a> {
     }
 }
 
-fn check_interrupts(interrupts: &AtomicU32) -> Result<(), RuntimeError> {
+fn check_interrupts(interrupts: &AtomicU32, tolerated: u32) -> Result<(), RuntimeError> {
     match interrupts.load(Ordering::SeqCst) {
-        0 => Ok(()),
+        n if n <= tolerated => Ok(()),
         _ => Err(RuntimeError::Stopped("stopped on request".to_owned())),
     }
 }
