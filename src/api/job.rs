@@ -41,6 +41,70 @@ pub struct TrainingJobSpec {
     pub parallelism: Parallelism,
     #[serde(default)]
     pub resources: Resources,
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    #[serde(default)]
+    pub failure_policy: FailurePolicy,
+}
+
+/// When the state of training is written to disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between two checkpoints; 0 for none.
+    #[serde(default = "every_steps")]
+    pub every_steps: u64,
+    /// So many of the newest are kept.
+    #[serde(default = "keep_last")]
+    #[schemars(range(min = 1))]
+    pub keep_last: u32,
+    /// Also kept: those whose step is a multiple of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub keep_every: Option<u64>,
+}
+
+fn every_steps() -> u64 {
+    100
+}
+
+fn keep_last() -> u32 {
+    2
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: every_steps(), keep_last: keep_last(), keep_every: None }
+    }
+}
+
+/// What happens when a worker is killed, hangs or loses its connections: it is restarted, and all go back to the last
+/// checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailurePolicy {
+    /// Restarts before the job fails; 0 for none.
+    #[serde(default = "max_restarts")]
+    #[schemars(range(max = 1000))]
+    pub max_restarts: u32,
+    /// A worker that neither answers nor finishes a step for so long hangs.
+    #[serde(default = "hang_seconds")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub hang_seconds: u32,
+}
+
+fn max_restarts() -> u32 {
+    3
+}
+
+fn hang_seconds() -> u32 {
+    120
+}
+
+impl Default for FailurePolicy {
+    fn default() -> Self {
+        Self { max_restarts: max_restarts(), hang_seconds: hang_seconds() }
+    }
 }
 
 /// Where training data comes from.
@@ -212,6 +276,9 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
         ("spec.parallelism.microbatch", spec.parallelism.microbatch.unwrap_or(1)),
         ("spec.resources.cores", spec.resources.cores.unwrap_or(1).into()),
         ("spec.data.readAhead", spec.data.read_ahead.into()),
+        ("spec.checkpoint.keepLast", spec.checkpoint.keep_last.into()),
+        ("spec.checkpoint.keepEvery", spec.checkpoint.keep_every.unwrap_or(1)),
+        ("spec.failurePolicy.hangSeconds", spec.failure_policy.hang_seconds.into()),
     ];
     if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
         return Err(format!("{field}: 0, must be at least 1"));

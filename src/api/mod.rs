@@ -2,4 +2,7 @@
 
 mod job;
 
-pub use job::{Data, Format, Parallelism, Resources, Schedule, Shuffle, TrainingJob, TrainingJobSpec, crd, parse};
+pub use job::{
+    Checkpoint, Data, FailurePolicy, Format, Parallelism, Resources, Schedule, Shuffle, TrainingJob, TrainingJobSpec,
+    crd, parse,
+};

@@ -5,14 +5,40 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use anyhow::Context;
+
 use super::bad_input;
 use super::plugin::PluginArgs;
 use super::worker::TOKEN;
+use crate::local::control::{Request, ask};
 use crate::local::run::{Ending, Options, Problem, run as train};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     Run(RunArgs),
+    Recut(RecutArgs),
+}
+
+/// Give a running job another plan, between two of its steps.
+///
+/// Workers that join are started, workers that are no longer needed leave. Training goes on while the plan is prepared;
+/// the answer comes when it is in force, or says why it is not.
+///
+/// Example: foreshard local recut runs/charlm-1 --shards 3
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("shape").required(true).multiple(true).args(["plan", "shards", "microbatch"])))]
+pub struct RecutArgs {
+    /// Run directory of the job.
+    run_dir: PathBuf,
+    /// This plan, as `foreshard plan -o` or a run wrote it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shards", "microbatch"])]
+    plan: Option<PathBuf>,
+    /// The best plan with so many shards.
+    #[arg(long)]
+    shards: Option<u32>,
+    /// The best plan with so many rows in a microbatch.
+    #[arg(long)]
+    microbatch: Option<u64>,
 }
 
 /// Train a job on this machine: one worker process per shard, pinned to its cores.
@@ -35,6 +61,9 @@ pub struct RunArgs {
     /// Shards, instead of the manifest's.
     #[arg(long)]
     shards: Option<u32>,
+    /// Go on from a checkpoint: its directory, or that of an earlier run for its newest one.
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
     /// Steps whose work the timeline shows.
     #[arg(long, default_value_t = 20)]
     traced_steps: u64,
@@ -46,12 +75,16 @@ pub struct RunArgs {
 }
 
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Run(args) = command;
+    let args = match command {
+        Command::Run(args) => args,
+        Command::Recut(args) => return recut(args),
+    };
     let options = Options {
         job: args.job,
         run_dir: args.run_dir,
         steps: args.steps,
         shards: args.shards,
+        resume: args.resume,
         traced_steps: args.traced_steps,
         quiet: args.quiet,
         plugin: args.plugin.spec(),
@@ -65,6 +98,25 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Ok(Ending::Interrupted) => Ok(ExitCode::from(130)),
         Err(Problem::Input(e)) => Err(bad_input(e)),
         Err(Problem::Failed(e)) => Err(e),
+    }
+}
+
+fn recut(args: RecutArgs) -> anyhow::Result<ExitCode> {
+    let plan = match &args.plan {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("--plan {}", path.display()));
+            let plan = serde_json::from_str(&text.map_err(bad_input)?);
+            Some(plan.with_context(|| format!("--plan {}: not a plan", path.display())).map_err(bad_input)?)
+        }
+        None => None,
+    };
+    let request = Request::Recut { plan, shards: args.shards, microbatch: args.microbatch };
+    match ask(&args.run_dir, &request).map_err(bad_input)? {
+        Ok(done) => {
+            println!("{done}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(why) => Err(bad_input(anyhow::anyhow!(why))),
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long)]
     connect: SocketAddr,
     #[arg(long)]
-    rank: u32,
+    worker: u32,
     /// Cores to run on, comma-separated.
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
@@ -54,7 +54,7 @@ fn start(args: Args, token: String) -> Result<(), RuntimeError> {
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
     }
-    let config = WorkerConfig { connect: args.connect, rank: args.rank, token };
+    let config = WorkerConfig { connect: args.connect, worker: args.worker, token };
     let device = || {
         let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
         let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };

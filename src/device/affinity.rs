@@ -17,21 +17,44 @@ pub fn allowed() -> Vec<usize> {
 
 /// Pins this process, and every thread it starts later, to `cores`.
 pub fn pin(cores: &[usize]) -> Result<(), DeviceError> {
-    let failed = |source| DeviceError::Pin { cores: cores.to_vec(), source };
-    // SAFETY: as above; indices beyond the set are refused before they are used.
+    pin_thread(0, cores).map_err(|source| DeviceError::Pin { cores: cores.to_vec(), source })
+}
+
+/// Pins every thread of a running process to `cores`, as far as it lets us: one that has ended needs no cores.
+pub fn repin(pid: u32, cores: &[usize]) {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for thread in threads {
+        if let Some(id) = thread.file_name().to_str().and_then(|t| t.parse().ok()) {
+            let _ = pin_thread(id, cores);
+        }
+    }
+}
+
+/// Thread 0 is the calling one.
+fn pin_thread(thread: libc::pid_t, cores: &[usize]) -> std::io::Result<()> {
+    // SAFETY: an all-zero set is a value, the kernel reads its size; indices beyond the set are refused before they are
+    // used.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         for &core in cores {
             if core >= libc::CPU_SETSIZE as usize {
-                return Err(failed(std::io::Error::from(std::io::ErrorKind::InvalidInput)));
+                return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
             }
             libc::CPU_SET(core, &mut set);
         }
-        if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0 {
-            return Err(failed(std::io::Error::last_os_error()));
+        if libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &set) != 0 {
+            return Err(std::io::Error::last_os_error());
         }
     }
     Ok(())
+}
+
+/// Gives every other thread precedence over the calling one: it runs where cores would be idle, or nearly so.
+pub fn yield_to_others() {
+    const NICE: libc::c_int = 15;
+    // SAFETY: takes and returns plain numbers; on Linux 0 means the calling thread. Without the right to do so nothing
+    // changes, and that is fine.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// Makes the kernel end this process when its parent does.

@@ -1,9 +1,13 @@
 //! The whole loop on one machine: real worker processes, one parent that plans, feeds and reports.
 
+mod batches;
 pub mod bundle;
 mod charts;
+pub mod control;
+mod inputs;
 mod progress;
 pub mod run;
 mod run_dir;
 mod timeline;
+mod train;
 mod workers;

@@ -14,6 +14,8 @@ pub struct Progress {
     unit: &'static str,
     per_step: f64,
     steps: u64,
+    /// Steps that were done before.
+    first: u64,
     began: Instant,
     last_line: Option<Instant>,
     /// Moving average of units per second.
@@ -23,13 +25,14 @@ pub struct Progress {
 const EVERY: Duration = Duration::from_secs(5);
 
 impl Progress {
-    /// `per_step` units (`tokens`, `rows`) are trained in each of `steps`.
-    pub fn new(quiet: bool, steps: u64, unit: &'static str, per_step: f64) -> Self {
+    /// `per_step` units (`tokens`, `rows`) are trained in each step from `first` to `steps`.
+    pub fn new(quiet: bool, steps: u64, first: u64, (unit, per_step): (&'static str, f64)) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = (!quiet && terminal).then(|| {
             let bar = ProgressBar::new(steps);
             let template = "{bar:28.cyan/dim} {pos}/{len} {msg} eta {eta}";
             bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
+            bar.set_position(first);
             bar
         });
         Self {
@@ -38,6 +41,7 @@ impl Progress {
             unit,
             per_step,
             steps,
+            first,
             began: Instant::now(),
             last_line: None,
             rate: None,
@@ -70,7 +74,8 @@ impl Progress {
             bar.set_message(text);
         } else if self.plain && (done == self.steps || self.last_line.is_none_or(|l| l.elapsed() > EVERY)) {
             self.last_line = Some(Instant::now());
-            let left = self.began.elapsed().as_secs_f64() / done as f64 * (self.steps - done) as f64;
+            let each = self.began.elapsed().as_secs_f64() / done.saturating_sub(self.first).max(1) as f64;
+            let left = each * self.steps.saturating_sub(done) as f64;
             eprintln!("step {done}/{} {text} eta {left:.0} s", self.steps);
         }
     }

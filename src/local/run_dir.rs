@@ -15,6 +15,7 @@ use crate::runtime::StepReport;
 pub struct RunDir {
     path: PathBuf,
     log: BufWriter<File>,
+    events: File,
     timeline: Timeline,
 }
 
@@ -35,7 +36,9 @@ impl RunDir {
         std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let log = path.join("log.jsonl");
         let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        Ok(Self { path, log: BufWriter::new(log), timeline: Timeline::default() })
+        let events = path.join("events.jsonl");
+        let events = File::create(&events).with_context(|| format!("cannot write {}", events.display()))?;
+        Ok(Self { path, log: BufWriter::new(log), events, timeline: Timeline::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -48,13 +51,30 @@ impl RunDir {
 
     /// Writes a file beside its place and moves it there.
     pub fn write(&self, name: &str, content: &str) -> anyhow::Result<()> {
-        let (path, part) = (self.path.join(name), self.path.join(format!(".{name}.part")));
-        let written = std::fs::write(&part, content).and_then(|()| std::fs::rename(&part, &path));
-        written.with_context(|| format!("cannot write {}; is the disk full?", path.display()))
+        write_beside(&self.path, name, content)
     }
 
-    /// Appends a step to the log, and its spans to the timeline.
-    pub fn record(&mut self, report: &StepReport, manifest: &Manifest) -> anyhow::Result<()> {
+    /// Keeps every plan that was in force: `plans/plan-N.json` and its picture.
+    pub fn write_plan(&self, revision: u64, json: &str, svg: &str) -> anyhow::Result<()> {
+        let plans = self.path.join("plans");
+        std::fs::create_dir_all(&plans).with_context(|| format!("cannot make {}", plans.display()))?;
+        write_beside(&plans, &format!("plan-{revision}.json"), json)?;
+        write_beside(&plans, &format!("plan-{revision}.svg"), svg)
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Appends a line to `events.jsonl`: what happened besides steps, and when.
+    pub fn event(&mut self, event: &Value) -> anyhow::Result<()> {
+        let written = writeln!(self.events, "{event}");
+        written.with_context(|| format!("cannot write {}/events.jsonl; is the disk full?", self.path.display()))
+    }
+
+    /// Appends a step to the log, and its spans to the timeline. After a rewind steps come again, with a higher
+    /// incarnation: the last line of a step counts.
+    pub fn record(&mut self, report: &StepReport, incarnation: u32, manifest: &Manifest) -> anyhow::Result<()> {
         let metrics: serde_json::Map<String, Value> =
             manifest.metrics.iter().zip(&report.metrics).map(|(m, v)| (m.name.clone(), json!(v))).collect();
         let workers: Vec<Value> = report
@@ -62,13 +82,13 @@ impl RunDir {
             .iter()
             .map(|w| {
                 json!({
-                    "rank": w.rank, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
+                    "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
                     "received_bytes": w.received_bytes, "peak_rss": w.peak_rss,
                 })
             })
             .collect();
         let line = json!({
-            "step": report.step, "revision": report.revision, "loss": report.loss, "metrics": metrics,
+            "step": report.step, "revision": report.revision, "incarnation": incarnation, "loss": report.loss, "metrics": metrics,
             "seconds": report.seconds, "workers": workers,
         });
         let written = writeln!(self.log, "{line}").and_then(|()| self.log.flush());
@@ -81,4 +101,11 @@ impl RunDir {
     pub fn write_timeline(&self) -> anyhow::Result<()> {
         self.write("timeline.json", &self.timeline.json().to_string())
     }
+}
+
+/// Writes a file beside its place and moves it there.
+pub fn write_beside(directory: &Path, name: &str, content: &str) -> anyhow::Result<()> {
+    let (path, part) = (directory.join(name), directory.join(format!(".{name}.part")));
+    let written = std::fs::write(&part, content).and_then(|()| std::fs::rename(&part, &path));
+    written.with_context(|| format!("cannot write {}; is the disk full?", path.display()))
 }

@@ -96,6 +96,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.add(&StepReport {
             step: 7,
+            switch: None,
             revision: 1,
             loss: 0.0,
             metrics: Vec::new(),

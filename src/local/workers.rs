@@ -1,5 +1,6 @@
 //! Worker processes: started, watched, and never left behind.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -8,80 +9,112 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::device::breadcrumb;
+use super::run_dir::write_beside;
+use crate::device::{affinity, breadcrumb};
 use crate::runtime::RuntimeError;
+use crate::wire::control::WorkerId;
 
 /// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
 /// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
 const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce";
 
-/// How a worker is started.
-pub struct Spawn<'a> {
+/// How workers of a job are started.
+pub struct Launcher {
     pub connect: std::net::SocketAddr,
-    pub token: &'a str,
-    pub token_variable: &'a str,
+    pub token: String,
+    pub token_variable: &'static str,
     /// Flags of the user's own for XLA.
-    pub xla_flags: &'a str,
-    pub plugin: &'a Path,
-    pub plugin_sha256: Option<&'a str>,
-    pub run_dir: &'a Path,
-    /// By rank.
-    pub cores: &'a [Vec<usize>],
+    pub xla_flags: String,
+    pub plugin: PathBuf,
+    pub plugin_sha256: Option<String>,
+    pub run_dir: PathBuf,
 }
 
-/// Running workers; killed when dropped.
+/// Worker processes; killed when dropped.
 pub struct Workers {
-    children: Vec<Child>,
-    run_dir: PathBuf,
+    launcher: Launcher,
+    children: BTreeMap<WorkerId, Child>,
 }
 
 impl Workers {
-    pub fn start(spawn: &Spawn<'_>) -> anyhow::Result<Self> {
-        let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut workers = Self { children: Vec::new(), run_dir: spawn.run_dir.to_owned() };
-        for (rank, cores) in spawn.cores.iter().enumerate() {
-            let path = log_path(spawn.run_dir, rank);
-            let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-            let cores = cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-            let mut command = Command::new(&exe);
-            command
-                .arg("worker")
-                .args(["--connect", &spawn.connect.to_string(), "--rank", &rank.to_string(), "--cores", &cores])
-                .args(["--parent", &std::process::id().to_string()])
-                .arg("--plugin")
-                .arg(spawn.plugin)
-                .arg("--breadcrumb")
-                .arg(crumb_path(spawn.run_dir, rank))
-                .env(spawn.token_variable, spawn.token)
-                .env("XLA_FLAGS", format!("{} {CPU_KERNELS}", spawn.xla_flags).trim())
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().context("cannot share the log file")?)
-                .stderr(log)
-                // Ctrl-C goes to the parent alone, which stops the workers in order.
-                .process_group(0);
-            if let Some(sha256) = spawn.plugin_sha256 {
-                command.args(["--plugin-sha256", sha256]);
-            }
-            workers.children.push(command.spawn().with_context(|| format!("cannot start {}", exe.display()))?);
-        }
-        Ok(workers)
+    pub fn new(launcher: Launcher) -> Self {
+        Self { launcher, children: BTreeMap::new() }
     }
 
-    pub fn pids(&self) -> Vec<u32> {
-        self.children.iter().map(Child::id).collect()
+    /// Starts a worker on its cores; its log is continued if it has run before.
+    pub fn start(&mut self, worker: WorkerId, cores: &[usize]) -> anyhow::Result<()> {
+        // One that left an earlier plan may still be on its way out.
+        self.kill(worker);
+        let exe = std::env::current_exe().context("cannot find this program's own file")?;
+        let Launcher { connect, token, token_variable, xla_flags, plugin, plugin_sha256, run_dir } = &self.launcher;
+        let path = log_path(run_dir, worker);
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("cannot write {}", path.display()))?;
+        let cores = cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let mut command = Command::new(&exe);
+        command
+            .arg("worker")
+            .args(["--connect", &connect.to_string(), "--worker", &worker.to_string(), "--cores", &cores])
+            .args(["--parent", &std::process::id().to_string()])
+            .arg("--plugin")
+            .arg(plugin)
+            .arg("--breadcrumb")
+            .arg(crumb_path(run_dir, worker))
+            .env(token_variable, token)
+            .env("XLA_FLAGS", format!("{xla_flags} {CPU_KERNELS}").trim())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share the log file")?)
+            .stderr(log)
+            // Ctrl-C goes to the parent alone, which stops the workers in order.
+            .process_group(0);
+        if let Some(sha256) = plugin_sha256 {
+            command.args(["--plugin-sha256", sha256]);
+        }
+        let child = command.spawn().with_context(|| format!("cannot start {}", exe.display()))?;
+        self.children.insert(worker, child);
+        self.write_pids()
+    }
+
+    /// `pids.json`: the process of every worker, by worker.
+    fn write_pids(&self) -> anyhow::Result<()> {
+        let pids: BTreeMap<WorkerId, u32> = self.children.iter().map(|(&w, c)| (w, c.id())).collect();
+        write_beside(&self.launcher.run_dir, "pids.json", &serde_json::to_string(&pids)?)
+    }
+
+    /// Workers whose processes have ended by themselves and not well.
+    pub fn dead(&mut self) -> Vec<WorkerId> {
+        let ended = |c: &mut Child| matches!(c.try_wait(), Ok(Some(status)) if !status.success());
+        self.children.iter_mut().filter_map(|(&w, c)| ended(c).then_some(w)).collect()
+    }
+
+    /// Ends a worker at once, if it is there.
+    pub fn kill(&mut self, worker: WorkerId) {
+        if let Some(mut child) = self.children.remove(&worker) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Workers that have a process.
+    pub fn all(&self) -> Vec<WorkerId> {
+        self.children.keys().copied().collect()
+    }
+
+    /// Gives a running worker other cores.
+    pub fn repin(&self, worker: WorkerId, cores: &[usize]) {
+        if let Some(child) = self.children.get(&worker) {
+            affinity::repin(child.id(), cores);
+        }
     }
 
     /// An error when a worker has ended by itself.
     pub fn check(&mut self) -> Result<(), RuntimeError> {
-        for rank in 0..self.children.len() {
-            if let Ok(Some(status)) = self.children[rank].try_wait()
-                && !status.success()
-            {
-                let message = self.obituary(rank, status);
-                return Err(RuntimeError::WorkerLost { rank: rank as u32, message });
-            }
-        }
-        Ok(())
+        self.check_of(&|_| true)
+    }
+
+    /// An error when one of such workers has ended by itself.
+    pub fn check_of(&mut self, of: &dyn Fn(WorkerId) -> bool) -> Result<(), RuntimeError> {
+        self.look(of, |status| !status.success())
     }
 
     /// The best explanation of a failure: a dead worker's, if there is one.
@@ -92,7 +125,7 @@ impl Workers {
         }
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            if let Err(dead) = self.check_signals() {
+            if let Err(dead) = self.look(&|_| true, |status| status.signal().is_some()) {
                 return dead;
             }
             if Instant::now() > deadline {
@@ -102,38 +135,23 @@ impl Workers {
         }
     }
 
-    /// An error when a worker was ended by a signal.
-    fn check_signals(&mut self) -> Result<(), RuntimeError> {
-        for rank in 0..self.children.len() {
-            if let Ok(Some(status)) = self.children[rank].try_wait()
-                && status.signal().is_some()
+    /// An error when one of such workers has ended in such a way.
+    fn look(&mut self, of: &dyn Fn(WorkerId) -> bool, such: impl Fn(&ExitStatus) -> bool) -> Result<(), RuntimeError> {
+        for (&worker, child) in self.children.iter_mut().filter(|(w, _)| of(**w)) {
+            if let Ok(Some(status)) = child.try_wait()
+                && such(&status)
             {
-                let message = self.obituary(rank, status);
-                return Err(RuntimeError::WorkerLost { rank: rank as u32, message });
+                let message = obituary(&self.launcher.run_dir, worker, status);
+                return Err(RuntimeError::WorkerLost { rank: worker, message });
             }
         }
         Ok(())
     }
 
-    fn obituary(&self, rank: usize, status: ExitStatus) -> String {
-        let path = log_path(&self.run_dir, rank);
-        let how = match status.signal() {
-            Some(libc::SIGKILL) => "was killed (SIGKILL; perhaps the machine ran out of memory)".to_owned(),
-            Some(signal) => format!("ended by signal {signal}"),
-            None => format!("ended with code {}", status.code().unwrap_or(-1)),
-        };
-        let module = breadcrumb::read(&crumb_path(&self.run_dir, rank));
-        let module = module.map_or(String::new(), |m| format!(" while the plug-in compiled module {m:?}"));
-        let log = std::fs::read_to_string(&path).unwrap_or_default();
-        let last: Vec<&str> = log.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
-        let last: String = last.iter().rev().map(|l| format!("\n  {l}")).collect();
-        format!("{how}{module}; its log is {}{last}", path.display())
-    }
-
     /// Waits for workers that were told to finish; those that do not are killed.
     pub fn join(mut self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -141,9 +159,25 @@ impl Workers {
     }
 }
 
+/// How a worker ended, as far as can be told.
+fn obituary(run_dir: &Path, worker: WorkerId, status: ExitStatus) -> String {
+    let path = log_path(run_dir, worker);
+    let how = match status.signal() {
+        Some(libc::SIGKILL) => "was killed (SIGKILL; perhaps the machine ran out of memory)".to_owned(),
+        Some(signal) => format!("ended by signal {signal}"),
+        None => format!("ended with code {}", status.code().unwrap_or(-1)),
+    };
+    let module = breadcrumb::read(&crumb_path(run_dir, worker));
+    let module = module.map_or(String::new(), |m| format!(" while the plug-in compiled module {m:?}"));
+    let log = std::fs::read_to_string(&path).unwrap_or_default();
+    let last: Vec<&str> = log.lines().rev().filter(|l| !l.trim().is_empty()).take(3).collect();
+    let last: String = last.iter().rev().map(|l| format!("\n  {l}")).collect();
+    format!("{how}{module}; its log is {}{last}", path.display())
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             if matches!(child.try_wait(), Ok(None)) {
                 let _ = child.kill();
             }
@@ -152,10 +186,10 @@ impl Drop for Workers {
     }
 }
 
-fn log_path(run_dir: &Path, rank: usize) -> PathBuf {
-    run_dir.join(format!("worker-{rank}.log"))
+fn log_path(run_dir: &Path, worker: WorkerId) -> PathBuf {
+    run_dir.join(format!("worker-{worker}.log"))
 }
 
-fn crumb_path(run_dir: &Path, rank: usize) -> PathBuf {
-    run_dir.join(format!(".worker-{rank}.compiling"))
+fn crumb_path(run_dir: &Path, worker: WorkerId) -> PathBuf {
+    run_dir.join(format!(".worker-{worker}.compiling"))
 }

@@ -2,6 +2,7 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+pub mod check;
 pub mod coordinate;
 pub mod picture;
 pub mod predict;

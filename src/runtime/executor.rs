@@ -7,26 +7,44 @@ use std::time::{Duration, Instant};
 
 use super::RuntimeError;
 use super::key;
-use super::link::{Link, Outgoing, Shared, now_us};
+use super::link::{Link, Outgoing, Shared, Traffic, now_us};
 use super::mailbox::Source;
 use super::program::{GradProgram, Input, Piece, Program, Programs, mirrors_of, scalar};
+use super::wiring::Rank;
 use crate::device::{Arg, Device};
-use crate::graph::{ArrayShape, DType, Model, OpId};
-use crate::plan::{Place, Plan};
-use crate::wire::control::{Span, StepDone};
+use crate::graph::{ArrayShape, DType, OpId};
+use crate::plan::{Place, ShardId};
+use crate::wire::control::{Span, StepDone, WorkerId};
+use crate::wire::frame::Kind;
 
 /// One shard's state and everything it runs on it.
 pub struct Executor<D: Device> {
     pub shared: Arc<Shared<D>>,
-    pub model: Arc<Model>,
-    pub plan: Plan,
     pub programs: Programs<D>,
-    pub links: BTreeMap<u32, Link<D::Buffer>>,
+    pub links: Links<D::Buffer>,
     pub seed: u32,
+    pub(super) me: Rank,
     /// By `Model::state`: what this shard owns or every shard keeps.
-    state: Vec<Option<Arc<D::Buffer>>>,
+    pub(super) state: State<D::Buffer>,
     /// Others' params, with the step they are for.
     mirrors: BTreeMap<usize, (u64, Arc<D::Buffer>)>,
+}
+
+/// By worker.
+pub type Links<B> = BTreeMap<WorkerId, Link<B>>;
+/// By `Model::state`.
+pub type State<B> = Vec<Option<Arc<B>>>;
+
+/// A step whose gradients are summed and whose update is still to come.
+pub struct Half<B> {
+    pub step: u64,
+    /// By param.
+    pub sums: BTreeMap<usize, Arc<B>>,
+    /// Microbatches in the sums.
+    pub count: u32,
+    pub scalars: Vec<(u32, f32)>,
+    pub clock: Clock,
+    pub start_us: u64,
 }
 
 /// Where a running piece finds its inputs.
@@ -35,6 +53,8 @@ struct Scope<'a, D: Device> {
     microbatch: u32,
     program: &'a Program<D>,
     gradients: &'a BTreeMap<usize, Arc<D::Buffer>>,
+    /// Microbatches summed up in `gradients`.
+    count: u32,
     /// Batch slices, the key and the count, uploaded once per microbatch.
     given: BTreeMap<Given, Arc<D::Buffer>>,
 }
@@ -51,29 +71,27 @@ type Values<B> = BTreeMap<(u32, OpId), (Arc<B>, u32)>;
 
 /// Time spent since the step began.
 #[derive(Default)]
-struct Clock {
-    busy: Duration,
-    wait: Duration,
+pub struct Clock {
+    pub busy: Duration,
+    pub wait: Duration,
+    /// By segment: those of the gradients, then those of the update.
+    segments: Vec<Duration>,
 }
 
 impl<D: Device> Executor<D> {
-    pub fn new(
-        shared: Arc<Shared<D>>,
-        model: Arc<Model>,
-        plan: Plan,
-        programs: Programs<D>,
-        links: BTreeMap<u32, Link<D::Buffer>>,
-        seed: u32,
-    ) -> Self {
-        let state = (0..model.state.len()).map(|_| None).collect();
-        Self { shared, model, plan, programs, links, seed, state, mirrors: BTreeMap::new() }
+    /// A shard without state. The seat is `me`, which `shared` knows too.
+    pub fn new(shared: Arc<Shared<D>>, me: Rank, programs: Programs<D>, links: Links<D::Buffer>, seed: u32) -> Self {
+        let state = (0..shared.model.state.len()).map(|_| None).collect();
+        Self { shared, programs, links, seed, me, state, mirrors: BTreeMap::new() }
     }
 
     /// Makes the state: from the seed, and from start weights by `given(state tensor)`.
     pub fn init(&mut self, given: &mut dyn FnMut(usize) -> Result<Vec<u8>, RuntimeError>) -> Result<(), RuntimeError> {
-        let init = &self.programs.init;
+        let Some(init) = &self.programs.init else {
+            return Err(RuntimeError::Stopped("this plan was prepared to take its state from elsewhere".to_owned()));
+        };
         for &i in &init.from {
-            self.state[i] = Some(Arc::new(self.upload(&self.model.state[i].shape, &given(i)?)?));
+            self.state[i] = Some(Arc::new(self.upload(&self.shared.model.state[i].shape, &given(i)?)?));
         }
         let at = |source| RuntimeError::Device { at: "running init".to_owned(), source };
         let key = self.upload_key(key::from_seed(self.seed))?;
@@ -86,8 +104,39 @@ impl<D: Device> Executor<D> {
         Ok(())
     }
 
+    /// Takes the state from a checkpoint, by `stored(state tensor)`; the next step is `step`.
+    pub fn restore(
+        &mut self,
+        step: u64,
+        stored: &mut dyn FnMut(usize) -> Result<Vec<u8>, RuntimeError>,
+    ) -> Result<(), RuntimeError> {
+        for i in self.kept() {
+            self.state[i] = Some(Arc::new(self.upload(&self.shared.model.state[i].shape, &stored(i)?)?));
+        }
+        self.send_mirrors(step);
+        Ok(())
+    }
+
+    /// State tensors this shard owns or every shard keeps.
+    pub fn kept(&self) -> Vec<usize> {
+        let owners = &self.shared.plan.owners;
+        let mine = |owner: &Place| matches!(owner, Place::Everywhere) || *owner == Place::Shard(self.me.shard);
+        (0..owners.len()).filter(|&i| mine(&owners[i])).collect()
+    }
+
+    /// Takes the state a plan before this one left, and what peers sent: see [`super::switch`].
+    pub(super) fn adopt(&mut self, state: State<D::Buffer>) {
+        self.state = state;
+    }
+
     /// Runs one step of a variant.
     pub fn step(&mut self, step: u64, variant: &str) -> Result<StepDone, RuntimeError> {
+        let half = self.first_half(step, variant)?;
+        self.second_half(half)
+    }
+
+    /// Sums the gradients of a step over its microbatches and all replicas.
+    pub fn first_half(&mut self, step: u64, variant: &str) -> Result<Half<D::Buffer>, RuntimeError> {
         self.shared.mailbox.advance(step)?;
         let start_us = now_us();
         let mut clock = Clock::default();
@@ -99,25 +148,20 @@ impl<D: Device> Executor<D> {
         let done = self.gradients(step, &grad, &mut clock);
         self.programs.grads.insert(variant.to_owned(), grad);
         let (mut sums, scalars) = done?;
-        if self.plan.n_replicas > 1 {
+        let plan = &self.shared.plan;
+        let count = plan.n_microbatches * plan.n_replicas;
+        if plan.n_replicas > 1 {
             self.average(step, &mut sums, &mut clock)?;
         }
-        self.update(step, &sums, &mut clock)?;
-        drop(sums);
+        Ok(Half { step, sums, count, scalars, clock, start_us })
+    }
+
+    /// Updates the state.
+    pub fn second_half(&mut self, mut half: Half<D::Buffer>) -> Result<StepDone, RuntimeError> {
+        let step = half.step;
+        self.update(&half.sums, step, half.count, &mut half.clock)?;
         self.send_mirrors(step + 1);
-        let traffic = &self.shared.traffic;
-        Ok(StepDone {
-            step,
-            scalars,
-            start_us,
-            end_us: now_us(),
-            busy_s: clock.busy.as_secs_f64(),
-            wait_s: clock.wait.as_secs_f64(),
-            sent_bytes: traffic.sent.swap(0, Ordering::Relaxed),
-            received_bytes: traffic.received.swap(0, Ordering::Relaxed),
-            peak_rss: peak_rss(),
-            spans: std::mem::take(&mut *traffic.spans.lock().unwrap_or_else(|p| p.into_inner())),
-        })
+        Ok(half.done(&self.shared.traffic))
     }
 
     /// Runs the order; returns the summed gradients by param, and the summed scalars by graph output.
@@ -134,6 +178,7 @@ impl<D: Device> Executor<D> {
             let made = self.shared.device.execute(zeros, Vec::new()).map_err(at)?;
             sums.extend(grad.results.iter().copied().zip(made.into_iter().map(Arc::new)));
         }
+        clock.segments.resize(grad.program.pieces.len(), Duration::ZERO);
         let mut values = Values::new();
         let none = BTreeMap::new();
         let mut scopes: BTreeMap<u32, (Scope<'_, D>, usize)> = BTreeMap::new();
@@ -141,18 +186,20 @@ impl<D: Device> Executor<D> {
             let piece = &grad.program.pieces[grad.program.of_segment[&task.segment]];
             let (scope, n_run) = scopes.entry(task.microbatch).or_insert_with(|| {
                 let microbatch = task.microbatch;
-                let scope =
-                    Scope { step, microbatch, program: &grad.program, gradients: &none, given: BTreeMap::new() };
+                let program = &grad.program;
+                let scope = Scope { step, microbatch, program, gradients: &none, count: 0, given: BTreeMap::new() };
                 (scope, 0)
             });
+            let before = clock.busy;
             let results = self.run(piece, scope, &mut values, &mut sums, grad.zeros.is_some(), clock)?;
+            clock.segments[grad.program.of_segment[&task.segment]] += clock.busy - before;
             sums.extend(results);
             *n_run += 1;
             if *n_run == grad.program.pieces.len() {
                 scopes.remove(&task.microbatch);
             }
         }
-        let n_scalars = 1 + self.model.manifest.metrics.len();
+        let n_scalars = 1 + self.shared.model.manifest.metrics.len();
         let mut scalars = Vec::new();
         for (&output, buffer) in sums.range(..n_scalars) {
             scalars.push((output as u32, self.scalar(output, buffer)?));
@@ -162,13 +209,13 @@ impl<D: Device> Executor<D> {
     }
 
     fn scalar(&self, output: usize, buffer: &D::Buffer) -> Result<f32, RuntimeError> {
-        let graph = &self.model.grads[0].graph;
+        let graph = &self.shared.model.grads[0].graph;
         let shape = graph.op(graph.outputs()[output]).shape.as_array().cloned();
         let shape = shape.unwrap_or_else(|| ArrayShape::scalar(DType::Float32));
         let mut data = vec![0; shape.bytes().0 as usize];
         let what = || match output {
             0 => "the loss".to_owned(),
-            m => format!("metric {}", self.model.manifest.metrics[m - 1].name),
+            m => format!("metric {}", self.shared.model.manifest.metrics[m - 1].name),
         };
         let at = |source| RuntimeError::Device { at: format!("downloading {}", what()), source };
         self.shared.device.download(buffer, &mut data).map_err(at)?;
@@ -183,11 +230,13 @@ impl<D: Device> Executor<D> {
         sums: &mut BTreeMap<usize, Arc<D::Buffer>>,
         clock: &mut Clock,
     ) -> Result<(), RuntimeError> {
-        let wiring = self.shared.wiring.clone();
-        let me = self.shared.me;
+        let shared = self.shared.clone();
+        let wiring = &shared.wiring;
+        let me = self.me;
         let owned = self.programs.owned.clone();
         let length = |c: u32| wiring.channels[c as usize].shape.bytes().0 as usize;
         let outgoing = |sums: &BTreeMap<usize, Arc<D::Buffer>>, back: bool, microbatch| Outgoing {
+            kind: Kind::Tensor,
             name: Arc::from("gradients"),
             step,
             microbatch,
@@ -200,12 +249,12 @@ impl<D: Device> Executor<D> {
                 })
                 .collect(),
         };
-        let replica = |replica| wiring.number(super::wiring::Rank { replica, ..me });
+        let replica = |replica| Rank { replica, ..me };
         if owned.is_empty() {
             return Ok(());
         }
         if me.replica != 0 {
-            self.links[&replica(0)].send(outgoing(sums, false, me.replica));
+            self.link(replica(0)).send(outgoing(sums, false, me.replica));
             for &p in &owned {
                 let (sum, waited) = self.shared.mailbox.take((step, Source::Channel(wiring.averages[p].1), 0))?;
                 clock.wait += waited;
@@ -227,15 +276,16 @@ impl<D: Device> Executor<D> {
             sums.extend(owned.iter().copied().zip(added.into_iter().map(Arc::new)));
         }
         for other in 1..wiring.n_replicas {
-            self.links[&replica(other)].send(outgoing(sums, true, 0));
+            self.link(replica(other)).send(outgoing(sums, true, 0));
         }
         Ok(())
     }
 
     fn update(
         &mut self,
-        step: u64,
         sums: &BTreeMap<usize, Arc<D::Buffer>>,
+        step: u64,
+        count: u32,
         clock: &mut Clock,
     ) -> Result<(), RuntimeError> {
         let empty = Program {
@@ -245,13 +295,18 @@ impl<D: Device> Executor<D> {
             n_readers: BTreeMap::new(),
         };
         let program = std::mem::replace(&mut self.programs.update, empty);
-        let mut scope = Scope { step, microbatch: 0, program: &program, gradients: sums, given: BTreeMap::new() };
+        let mut scope =
+            Scope { step, microbatch: 0, program: &program, gradients: sums, count, given: BTreeMap::new() };
         let mut values = Values::new();
         let mut fresh = BTreeMap::new();
         let mut failed = None;
         for piece in &program.pieces {
+            let before = clock.busy;
             match self.run(piece, &mut scope, &mut values, &mut BTreeMap::new(), false, clock) {
-                Ok(results) => fresh.extend(results),
+                Ok(results) => {
+                    clock.segments.push(clock.busy - before);
+                    fresh.extend(results);
+                }
                 Err(e) => {
                     failed = Some(e);
                     break;
@@ -305,7 +360,7 @@ impl<D: Device> Executor<D> {
         let mut outputs = outputs.into_iter().map(Arc::new);
         let made: Vec<Arc<D::Buffer>> = outputs.by_ref().take(piece.outputs.len()).collect();
         for send in &piece.sends {
-            let to = self.shared.wiring.number(super::wiring::Rank { shard: send.to, ..self.shared.me });
+            let to = Rank { shard: send.to, ..self.me };
             let tensors = send
                 .values
                 .iter()
@@ -315,7 +370,7 @@ impl<D: Device> Executor<D> {
                 })
                 .collect();
             let name = Arc::from(piece.name.as_str());
-            self.links[&to].send(Outgoing { name, step: scope.step, microbatch, tensors });
+            self.link(to).send(Outgoing { kind: Kind::Tensor, name, step: scope.step, microbatch, tensors });
         }
         for (&op, buffer) in piece.outputs.iter().zip(made) {
             if let Some(&readers) = scope.program.n_readers.get(&op) {
@@ -383,12 +438,12 @@ impl<D: Device> Executor<D> {
                 buffer
             }
             Given::Key => {
-                let m = self.shared.me.replica * self.plan.n_microbatches + scope.microbatch;
+                let m = self.me.replica * self.shared.plan.n_microbatches + scope.microbatch;
                 Arc::new(self.upload_key(key::of_microbatch(self.seed, scope.step, m))?)
             }
             Given::Count => {
-                let n = (self.plan.n_microbatches * self.plan.n_replicas) as f32;
-                Arc::new(self.upload(&ArrayShape::scalar(DType::Float32), &n.to_le_bytes())?)
+                let n = (scope.count as f32).to_le_bytes();
+                Arc::new(self.upload(&ArrayShape::scalar(DType::Float32), &n)?)
             }
         };
         scope.given.insert(what, buffer.clone());
@@ -402,7 +457,7 @@ impl<D: Device> Executor<D> {
         {
             return Ok(buffer.clone());
         }
-        let mirror = mirrors_of(&self.shared.wiring, self.shared.me.shard).find(|m| m.state == state);
+        let mirror = mirrors_of(&self.shared.wiring, self.me.shard).find(|m| m.state == state);
         let channel = mirror.expect("a param of another shard has a mirror").channel;
         let (buffer, waited) = self.shared.mailbox.take((step, Source::Channel(channel), 0))?;
         clock.wait += waited;
@@ -412,19 +467,23 @@ impl<D: Device> Executor<D> {
 
     /// Sends owned params to the shards that read them in `step`.
     fn send_mirrors(&self, step: u64) {
-        let wiring = &self.shared.wiring;
-        let me = self.shared.me;
-        let mut by_reader: BTreeMap<u32, Vec<(u32, usize, Arc<D::Buffer>)>> = BTreeMap::new();
-        for mirror in wiring.mirrors.iter().filter(|m| m.owner == me.shard) {
-            let to = wiring.number(super::wiring::Rank { shard: mirror.reader, ..me });
+        let me = self.me;
+        let mut by_reader: BTreeMap<ShardId, Vec<(u32, usize, Arc<D::Buffer>)>> = BTreeMap::new();
+        for mirror in self.shared.wiring.mirrors.iter().filter(|m| m.owner == me.shard) {
             if let Some(buffer) = &self.state[mirror.state] {
-                let bytes = self.model.state[mirror.state].shape.bytes().0 as usize;
-                by_reader.entry(to).or_default().push((mirror.channel, bytes, buffer.clone()));
+                let bytes = self.shared.model.state[mirror.state].shape.bytes().0 as usize;
+                by_reader.entry(mirror.reader).or_default().push((mirror.channel, bytes, buffer.clone()));
             }
         }
-        for (to, tensors) in by_reader {
-            self.links[&to].send(Outgoing { name: Arc::from("params"), step, microbatch: 0, tensors });
+        for (shard, tensors) in by_reader {
+            let (kind, name) = (Kind::Tensor, Arc::from("params"));
+            self.link(Rank { shard, ..me }).send(Outgoing { kind, name, step, microbatch: 0, tensors });
         }
+    }
+
+    /// The link to whoever sits there.
+    fn link(&self, rank: Rank) -> &Link<D::Buffer> {
+        &self.links[&self.shared.seats[self.shared.wiring.number(rank) as usize]]
     }
 
     fn execute(
@@ -490,14 +549,14 @@ impl<D: Device> Executor<D> {
 
     /// Owned params of replica 0, one after the other.
     pub fn weights(&self, out: &mut dyn FnMut(usize, &[u8]) -> Result<(), RuntimeError>) -> Result<(), RuntimeError> {
-        if self.shared.me.replica != 0 {
+        if self.me.replica != 0 {
             return Ok(());
         }
-        for param in 0..self.model.n_params {
-            if self.plan.owners[param] != Place::Shard(self.shared.me.shard) {
+        for param in 0..self.shared.model.n_params {
+            if self.shared.plan.owners[param] != Place::Shard(self.me.shard) {
                 continue;
             }
-            let tensor = &self.model.state[param];
+            let tensor = &self.shared.model.state[param];
             let mut data = vec![0; tensor.shape.bytes().0 as usize];
             let at = |source| RuntimeError::Device { at: format!("downloading {}", tensor.name), source };
             let buffer = self.state[param].as_ref().expect("owned state is there between steps");
@@ -505,6 +564,32 @@ impl<D: Device> Executor<D> {
             out(param, &data)?;
         }
         Ok(())
+    }
+}
+
+impl<B> Half<B> {
+    /// A step to which this worker has added nothing so far: it enters with the update.
+    pub fn entering(step: u64, count: u32) -> Self {
+        let (sums, scalars) = (BTreeMap::new(), Vec::new());
+        Self { step, sums, count, scalars, clock: Clock::default(), start_us: now_us() }
+    }
+
+    /// What is reported of the step, now that it is over here.
+    pub fn done(self, traffic: &Traffic) -> StepDone {
+        StepDone {
+            step: self.step,
+            scalars: self.scalars,
+            start_us: self.start_us,
+            end_us: now_us(),
+            busy_s: self.clock.busy.as_secs_f64(),
+            wait_s: self.clock.wait.as_secs_f64(),
+            sent_bytes: traffic.sent.swap(0, Ordering::Relaxed),
+            received_bytes: traffic.received.swap(0, Ordering::Relaxed),
+            peak_rss: peak_rss(),
+            spans: std::mem::take(&mut *traffic.spans.lock().unwrap_or_else(|p| p.into_inner())),
+            segments_s: self.clock.segments.iter().map(Duration::as_secs_f32).collect(),
+            switch: None,
+        }
     }
 }
 

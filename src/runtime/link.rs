@@ -4,10 +4,13 @@
 //! The executor hands over device buffers and goes on computing; the sender downloads and writes them in order. The
 //! receiver reads, checks, uploads, and puts the value in the mailbox.
 //!
+//! Every revision of the plan has connections of its own: what is left of an old one cannot be taken for the new one's.
+//!
 //! # Guarantees
 //! A frame reaches the mailbox only if revision, incarnation, step, channel, size and checksum fit. At most
 //! [`QUEUE`] messages wait per link; a receiver never waits for the executor, so two full queues cannot lock up.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, BufWriter, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +19,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::mailbox::{Mailbox, Source};
-use super::wiring::{Rank, Wiring};
+use super::wiring::{Rank, Wiring, gradient_shape};
 use super::{Fenced, RuntimeError};
 use crate::device::Device;
-use crate::wire::control::Span;
+use crate::graph::{ArrayShape, Model};
+use crate::plan::Plan;
+use crate::wire::control::{Span, WorkerId};
 use crate::wire::frame::{FrameError, Header, Kind, read_chunk, read_header, write_message};
 
 /// Messages that may wait for a sender: one on the wire, one behind it.
@@ -35,6 +40,9 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Between parent and worker, whatever the plan.
+    pub const NONE: Self = Self { revision: 0, incarnation: 0 };
+
     /// A header for one message; [`write_message`] fills in the lengths.
     pub fn header(self, kind: Kind, step: u64, channel: u32, microbatch: u32) -> Header {
         Header {
@@ -54,6 +62,7 @@ impl Stamp {
 
 /// Tensors that leave together.
 pub struct Outgoing<B> {
+    pub kind: Kind,
     pub name: Arc<str>,
     pub step: u64,
     pub microbatch: u32,
@@ -65,14 +74,29 @@ pub struct Outgoing<B> {
 pub struct Link<B> {
     queue: Option<SyncSender<Outgoing<B>>>,
     sender: Option<std::thread::JoinHandle<()>>,
+    stream: TcpStream,
 }
 
-/// What both threads of all links share.
+impl<B> Drop for Link<B> {
+    fn drop(&mut self) {
+        // Wakes both threads: the peer may be hung or gone.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// One revision at one worker: what the executor and the threads of all its links share.
 pub struct Shared<D: Device> {
     pub device: Arc<D>,
-    pub wiring: Arc<Wiring>,
-    pub me: Rank,
+    pub model: Arc<Model>,
+    pub plan: Plan,
+    pub wiring: Wiring,
+    /// Workers by rank.
+    pub seats: Vec<WorkerId>,
+    /// `None` for a worker that serves the plan before this one and leaves at the cutover.
+    pub me: Option<Rank>,
     pub stamp: Stamp,
+    /// Owners, until the cutover to this revision, of what this worker gets then: by state tensor.
+    pub incoming: BTreeMap<u32, WorkerId>,
     pub mailbox: Arc<Mailbox<D::Buffer>>,
     pub traffic: Traffic,
 }
@@ -99,13 +123,13 @@ impl<B: Send + Sync + 'static> Link<B> {
     /// Starts the two threads of a connection to `peer`.
     pub fn start<D: Device<Buffer = B>>(
         shared: &Arc<Shared<D>>,
-        peer: u32,
+        peer: WorkerId,
         stream: TcpStream,
     ) -> Result<Self, RuntimeError> {
         let failed = |source: std::io::Error| RuntimeError::Link { whom: whom(peer), source: source.into() };
         stream.set_nodelay(true).map_err(failed)?;
         let (queue, outgoing) = sync_channel(QUEUE);
-        let writing = stream.try_clone().map_err(failed)?;
+        let (writing, kept) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
         let spawn = |name: String, work: Box<dyn FnOnce() -> Result<(), RuntimeError> + Send>| {
             let mailbox = shared.mailbox.clone();
             std::thread::Builder::new()
@@ -116,7 +140,7 @@ impl<B: Send + Sync + 'static> Link<B> {
         let (to_send, to_receive) = (shared.clone(), shared.clone());
         let sender = spawn(format!("to-{peer}"), Box::new(move || send(&to_send, peer, writing, &outgoing)))?;
         spawn(format!("from-{peer}"), Box::new(move || receive(&to_receive, peer, stream)))?;
-        Ok(Self { queue: Some(queue), sender: Some(sender) })
+        Ok(Self { queue: Some(queue), sender: Some(sender), stream: kept })
     }
 
     /// Queues a message; waits only while [`QUEUE`] others are ahead of it. After a fault of the sender the message is
@@ -136,13 +160,13 @@ impl<B: Send + Sync + 'static> Link<B> {
     }
 }
 
-pub fn whom(rank: u32) -> String {
-    format!("worker {rank}")
+pub fn whom(worker: WorkerId) -> String {
+    format!("worker {worker}")
 }
 
 fn send<D: Device>(
     shared: &Shared<D>,
-    peer: u32,
+    peer: WorkerId,
     stream: TcpStream,
     outgoing: &Receiver<Outgoing<D::Buffer>>,
 ) -> Result<(), RuntimeError> {
@@ -156,7 +180,7 @@ fn send<D: Device>(
             let at = |source| RuntimeError::Device { at: format!("downloading for worker {peer}"), source };
             shared.device.download(&buffer, &mut host).map_err(at)?;
             drop(buffer);
-            let header = shared.stamp.header(Kind::Tensor, message.step, channel, message.microbatch);
+            let header = shared.stamp.header(message.kind, message.step, channel, message.microbatch);
             write_message(&mut out, header, &host).map_err(broken)?;
             shared.traffic.sent.fetch_add(len as u64, Ordering::Relaxed);
         }
@@ -175,15 +199,14 @@ fn send<D: Device>(
     Ok(())
 }
 
-fn receive<D: Device>(shared: &Shared<D>, peer: u32, stream: TcpStream) -> Result<(), RuntimeError> {
+fn receive<D: Device>(shared: &Shared<D>, peer: WorkerId, stream: TcpStream) -> Result<(), RuntimeError> {
     let mut input = BufReader::with_capacity(256 << 10, stream);
-    let from = shared.wiring.rank(peer);
     let mut data = Vec::new();
     loop {
         let broken = |source| RuntimeError::Link { whom: whom(peer), source };
         let first = read_header(&mut input).map_err(broken)?;
         let began = (now_us(), Instant::now());
-        let shape = fence(shared, peer, from, &first)?;
+        let (source, shape) = fence(shared, peer, &first)?;
         data.resize(first.total as usize, 0);
         let mut header = first;
         loop {
@@ -202,7 +225,7 @@ fn receive<D: Device>(shared: &Shared<D>, peer: u32, stream: TcpStream) -> Resul
             }
         }
         let at = |source| RuntimeError::Device { at: format!("uploading from worker {peer}"), source };
-        let buffer = shared.device.upload(shape, &data).map_err(at)?;
+        let buffer = shared.device.upload(&shape, &data).map_err(at)?;
         shared.traffic.received.fetch_add(first.total, Ordering::Relaxed);
         let Header { step, channel, microbatch, .. } = first;
         shared.traffic.span(step, || Span {
@@ -212,19 +235,14 @@ fn receive<D: Device>(shared: &Shared<D>, peer: u32, stream: TcpStream) -> Resul
             start_us: began.0,
             duration_us: began.1.elapsed().as_micros() as u64,
         });
-        if !shared.mailbox.put((step, Source::Channel(channel), microbatch), Arc::new(buffer)) {
+        if !shared.mailbox.put((step, source, microbatch), Arc::new(buffer)) {
             return Err(Fenced::Twice { from: peer, channel, step, microbatch }.into());
         }
     }
 }
 
-/// Refuses what does not belong to this run of this plan.
-fn fence<'a, D: Device>(
-    shared: &'a Shared<D>,
-    peer: u32,
-    from: Rank,
-    header: &Header,
-) -> Result<&'a crate::graph::ArrayShape, RuntimeError> {
+/// Refuses what does not belong to this run of this plan; tells what a message is and its shape.
+fn fence<D: Device>(shared: &Shared<D>, peer: WorkerId, header: &Header) -> Result<(Source, ArrayShape), RuntimeError> {
     let Header { kind, step, revision, incarnation, microbatch, channel, total, offset, .. } = *header;
     let Stamp { revision: expected, incarnation: present } = shared.stamp;
     if revision != expected {
@@ -233,23 +251,37 @@ fn fence<'a, D: Device>(
     if incarnation != present {
         return Err(Fenced::Incarnation { from: peer, found: incarnation, expected: present }.into());
     }
-    let at = shared.mailbox.step();
-    if step < at || step >= at + AHEAD {
+    if let Some(at) = shared.mailbox.step()
+        && !(at..at + AHEAD).contains(&step)
+    {
         return Err(Fenced::Step { from: peer, found: step, at }.into());
     }
-    let known = shared
-        .wiring
-        .channels
-        .get(channel as usize)
-        .filter(|c| kind == Kind::Tensor && shared.wiring.permits(c, from, shared.me, microbatch));
-    let Some(known) = known else {
+    let moving = || {
+        let state = shared.model.state.get(channel as usize)?;
+        (shared.incoming.get(&channel) == Some(&peer) && microbatch == 0).then_some(state)
+    };
+    let known = match kind {
+        Kind::Tensor => {
+            let from = shared.seats.iter().position(|&w| w == peer).map(|r| shared.wiring.rank(r as u32));
+            let known = shared.wiring.channels.get(channel as usize).filter(|c| {
+                from.zip(shared.me).is_some_and(|(from, me)| shared.wiring.permits(c, from, me, microbatch))
+            });
+            known.map(|c| (Source::Channel(channel), c.shape.clone()))
+        }
+        Kind::State => moving().map(|t| (Source::State(channel), t.shape.clone())),
+        Kind::Gradient if (channel as usize) < shared.model.n_params => {
+            moving().map(|_| (Source::Gradient(channel), gradient_shape(&shared.model, channel as usize)))
+        }
+        Kind::Gradient | Kind::Control | Kind::Batch => None,
+    };
+    let Some((source, shape)) = known else {
         return Err(Fenced::Channel { from: peer, channel, microbatch }.into());
     };
-    let expected = known.shape.bytes().0;
+    let expected = shape.bytes().0;
     if total != expected || offset != 0 {
         return Err(Fenced::Size { from: peer, channel, found: total, expected }.into());
     }
-    Ok(&known.shape)
+    Ok((source, shape))
 }
 
 /// Microseconds since the Unix epoch: the common clock of all timelines of a machine.

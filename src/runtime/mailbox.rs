@@ -13,6 +13,10 @@ pub enum Source {
     /// Batch tensor by its position in the manifest.
     Batch(u32),
     Channel(ChannelId),
+    /// State tensor from its owner before a cutover.
+    State(u32),
+    /// Summed gradient of a param from the param's owner before a cutover.
+    Gradient(u32),
 }
 
 /// (step, source, microbatch).
@@ -29,13 +33,15 @@ struct State<B> {
     /// Taken by the first waiter that sees it; later ones see `faulty`.
     fault: Option<RuntimeError>,
     faulty: bool,
-    /// Step the executor works on: frames are fenced by it.
-    step: u64,
+    /// Step the executor works on: frames are fenced by it. `None` before the first one: a peer may begin earlier.
+    step: Option<u64>,
+    /// Somebody waits in [`Mailbox::take`].
+    awaited: bool,
 }
 
 impl<B> Mailbox<B> {
     pub fn new() -> Self {
-        let state = State { values: BTreeMap::new(), fault: None, faulty: false, step: 0 };
+        let state = State { values: BTreeMap::new(), fault: None, faulty: false, step: None, awaited: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -61,20 +67,26 @@ impl<B> Mailbox<B> {
             if state.faulty {
                 return Err(state.take_fault());
             }
+            state.awaited = true;
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.awaited = false;
         }
     }
 
     /// The executor goes on to `step`; what was sent to earlier steps and not needed is dropped.
     pub fn advance(&self, step: u64) -> Result<(), RuntimeError> {
         let mut state = self.lock();
-        state.step = step;
+        state.step = Some(step);
         state.values = state.values.split_off(&(step, Source::Batch(0), 0));
         if state.faulty { Err(state.take_fault()) } else { Ok(()) }
     }
 
-    pub fn step(&self) -> u64 {
+    pub fn step(&self) -> Option<u64> {
         self.lock().step
+    }
+
+    pub fn is_awaited(&self) -> bool {
+        self.lock().awaited
     }
 
     /// Wakes everyone who waits. The first fault counts.
@@ -86,11 +98,6 @@ impl<B> Mailbox<B> {
         }
         drop(state);
         self.changed.notify_all();
-    }
-
-    pub fn fault(&self) -> Option<RuntimeError> {
-        let mut state = self.lock();
-        state.faulty.then(|| state.take_fault())
     }
 }
 

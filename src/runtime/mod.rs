@@ -1,21 +1,28 @@
 //! The sidecar: a worker that executes one shard, and the session that drives all of them.
 //!
 //! ```text
-//!             parent (session)                 worker (one per rank)
-//!   feed ->   batches, steps      -- tcp -->   control thread -> mailbox
-//!   report <- losses, timings     <-- tcp --   executor: the static order of its tasks
+//!             parent (session)                 worker (one per seat of a plan)
+//!   feed ->   batches, steps      -- tcp -->   feed thread -> mailbox
+//!   poll <-   losses, timings     <-- tcp --   executor: the static order of its tasks
 //!                                              one sender and one receiver thread per peer <-- tcp --> other workers
 //! ```
 //! The executor never touches a socket: receivers upload what arrives and put it in the mailbox, senders download
-//! what the executor hands them. `runtime` knows nothing of manifests of jobs, of data sources or of processes.
+//! what the executor hands them. Another plan is prepared beside the running one ([`prepare`]) and takes over inside a
+//! step ([`switch`]). `runtime` knows nothing of manifests of jobs, of data sources or of processes.
 
 pub mod checkpoint;
+mod control;
+mod doors;
 mod executor;
+mod feed;
 mod key;
 mod link;
 mod mailbox;
+mod prepare;
 pub mod program;
+mod save;
 pub mod session;
+mod switch;
 mod tensor_file;
 mod weights;
 pub mod wiring;
@@ -54,12 +61,18 @@ pub enum RuntimeError {
     Protocol { whom: String, message: String },
     #[error("{0}")]
     Fenced(#[from] Fenced),
+    #[error("plan revision {revision} is on its way already; wait until it runs or has been called off")]
+    Busy { revision: u64 },
     #[error("worker {rank} failed: {message}")]
     WorkerFailed { rank: u32, message: String },
     #[error("worker {rank} is gone: {message}")]
     WorkerLost { rank: u32, message: String },
     #[error("worker {rank} did not appear within {seconds} s")]
     NoShow { rank: u32, seconds: u64 },
+    #[error("worker {rank} hangs: no step has ended for {seconds} s and it does not wait for anyone")]
+    Hung { rank: u32, seconds: u64 },
+    #[error("no step has ended for {seconds} s and all workers wait for each other")]
+    AllWait { seconds: u64 },
     #[error("variant {found:?} is not in the plan, which has {known}")]
     UnknownVariant { found: String, known: String },
     #[error("batch tensor {name}: found {found}, variant {variant} wants {expected}")]
@@ -92,4 +105,4 @@ pub enum Fenced {
     Twice { from: u32, channel: u32, step: u64, microbatch: u32 },
 }
 
-pub use session::{Rendezvous, Session, StepReport, WorkerReport};
+pub use session::{Notice, Session, StepReport, WorkerReport};

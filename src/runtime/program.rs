@@ -78,7 +78,8 @@ pub struct GradProgram<D: Device> {
 
 /// Everything a shard executes.
 pub struct Programs<D: Device> {
-    pub init: Init<D>,
+    /// `None` where the state comes from a checkpoint or from another plan.
+    pub init: Option<Init<D>>,
     pub grads: BTreeMap<String, GradProgram<D>>,
     pub update: Program<D>,
     /// Adds the gradients of another replica: sums, gradients -> sums. On replica 0 only.
@@ -135,8 +136,7 @@ impl<'a, D: Device> Compiler<'a, D> {
     ) -> Self {
         let of_shard = |cut: &Cut| cut.segmentation.of_shard(rank.shard).count() as u32;
         let sums = plan.n_microbatches > 1;
-        let n_modules = 1
-            + of_shard(&wiring.update)
+        let n_modules = of_shard(&wiring.update)
             + wiring.grads.values().map(|c| of_shard(c) + u32::from(sums)).sum::<u32>()
             + u32::from(plan.n_replicas > 1 && rank.replica == 0);
         Self {
@@ -159,10 +159,12 @@ impl<'a, D: Device> Compiler<'a, D> {
         Self { cache, ..self }
     }
 
-    pub fn compile(mut self, given: &BTreeSet<usize>) -> Result<Programs<D>, RuntimeError> {
+    /// `given`: state tensors that start weights hold; `None` when the state is not made from the seed.
+    pub fn compile(mut self, given: Option<&BTreeSet<usize>>) -> Result<Programs<D>, RuntimeError> {
+        self.n_modules += u32::from(given.is_some());
         let owned: Vec<usize> =
             (0..self.model.n_params).filter(|&p| self.plan.owners[p] == Place::Shard(self.rank.shard)).collect();
-        let init = self.init(given)?;
+        let init = given.map(|given| self.init(given)).transpose()?;
         let wiring = self.wiring;
         let mut grads = BTreeMap::new();
         for (variant, cut) in &wiring.grads {

@@ -200,7 +200,7 @@ impl Cut {
 }
 
 /// Shape of a param's gradient: the param's, in the type its sum is kept in.
-fn gradient_shape(model: &Model, param: usize) -> ArrayShape {
+pub fn gradient_shape(model: &Model, param: usize) -> ArrayShape {
     let graph = &model.grads[0].graph;
     let output = graph.outputs()[graph.outputs().len() - model.n_params + param];
     graph.op(output).shape.as_array().expect("gradients are arrays").clone()

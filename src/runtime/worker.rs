@@ -1,385 +1,309 @@
-//! A worker process: connects to the parent and to its peers, compiles its shard, and runs it until told to finish.
+//! A worker process: connects to the parent, gets ready for plans, runs them, and goes from one to the next.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
-use super::executor::{Executor, reset_peak_rss};
-use super::link::{Link, Shared, Stamp, Traffic, whom};
-use super::mailbox::{Mailbox, Source};
-use super::program::{Compiler, Programs, mirrors_of};
-use super::weights::StartWeights;
-use super::wiring::{Rank, Wiring};
-use crate::device::Device;
+use super::checkpoint::Checkpoint;
+use super::control::{Control, chain};
+use super::doors::Doors;
+use super::executor::{Executor, Half};
+use super::feed::{Revisions, listen};
+use super::link::Stamp;
+use super::prepare::{Prepared, Workshop};
+use super::switch::{Outcome, Retired, Switch};
+use crate::device::{Device, affinity};
 use crate::graph::Model;
-use crate::plan::{Place, Plan};
-use crate::wire::control::{FailureClass, Launch, MAX_CONTROL, MAX_HELLO, Peer, ReadyReport, ToParent, ToWorker};
-use crate::wire::frame::{FrameError, Header, Kind, read_chunk, read_header, read_message, write_message};
-
-/// How long a peer may take to dial in after the plan is out; it imports the same bundle first.
-const PEER_PATIENCE: Duration = Duration::from_secs(120);
+use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
+use crate::wire::frame::{FrameError, Kind};
 
 /// What a worker is told on its command line.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// Where the parent listens.
     pub connect: SocketAddr,
-    pub rank: u32,
+    pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
 }
 
-/// Runs a worker to its end. `device` and `load` are called once the parent has answered; the error returned has been
-/// reported to the parent where that was possible.
+/// Runs a worker to its end. `device` and `load` are called with the first plan; the error returned has been reported
+/// to the parent where that was possible.
 pub fn run<D: Device>(
     config: &WorkerConfig,
     device: impl FnOnce() -> Result<D, RuntimeError>,
     load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
 ) -> Result<(), RuntimeError> {
-    let parent = "the parent".to_owned();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .map_err(|source| RuntimeError::Listen { address: "loopback".to_owned(), source })?;
-    let listen =
-        listener.local_addr().map_err(|source| RuntimeError::Listen { address: "loopback".to_owned(), source })?;
+    let doors = Doors::open(config.token.clone())?;
     let stream = TcpStream::connect_timeout(&config.connect, Duration::from_secs(10)).map_err(|source| {
-        RuntimeError::Connect { whom: parent.clone(), address: config.connect.to_string(), source }
+        let address = config.connect.to_string();
+        RuntimeError::Connect { whom: "the parent".to_owned(), address, source }
     })?;
-    let control = Control::new(&stream)?;
+    let control = Arc::new(Control::new(&stream)?);
     control.send(&ToParent::Hello {
-        rank: config.rank,
+        worker: config.worker,
         token: config.token.clone(),
         pid: std::process::id(),
-        listen,
+        listen: doors.address(),
     })?;
-    let result = serve(config, device, load, &listener, &stream, &control);
+    let revisions = Arc::new(Revisions::new());
+    let mut worker = Worker {
+        config,
+        control: control.clone(),
+        doors,
+        revisions,
+        site: None,
+        running: None,
+        switch: None,
+        retired: Vec::new(),
+        cancelled: Arc::default(),
+        broken: false,
+    };
+    let result = worker.serve(stream, device, load);
     if let Err(fault) = &result {
-        let class = match fault {
-            RuntimeError::Link { .. } | RuntimeError::Connect { .. } => FailureClass::Peer,
-            _ => FailureClass::Own,
-        };
-        let _ = control.send(&ToParent::Failed { message: chain(fault), class });
+        let _ = control.send(&ToParent::Failed { message: chain(fault), class: class(fault) });
     }
     result
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        if !text.contains(&e.to_string()) {
-            text = format!("{text}: {e}");
-        }
-        cause = e.source();
-    }
-    text
-}
-
-/// The sending half of the connection to the parent.
-struct Control {
-    stream: Mutex<TcpStream>,
-}
-
-impl Control {
-    fn new(stream: &TcpStream) -> Result<Self, RuntimeError> {
-        let cloned = stream.set_nodelay(true).and_then(|()| stream.try_clone());
-        let stream = cloned.map_err(|e| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() })?;
-        Ok(Self { stream: Mutex::new(stream) })
-    }
-
-    fn send(&self, message: &ToParent) -> Result<(), RuntimeError> {
-        let json = serde_json::to_vec(message).expect("control messages are plain data");
-        self.write(Stamp { revision: 0, incarnation: 0 }.header(Kind::Control, 0, 0, 0), &json)
-    }
-
-    fn write(&self, header: Header, message: &[u8]) -> Result<(), RuntimeError> {
-        let mut stream = self.stream.lock().unwrap_or_else(|p| p.into_inner());
-        write_message(&mut *stream, header, message)
-            .and_then(|()| stream.flush())
-            .map_err(|e| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() })
+/// Whether the cause lies with a peer, so that this worker can go on with another.
+fn class(fault: &RuntimeError) -> FailureClass {
+    match fault {
+        RuntimeError::Link { .. }
+        | RuntimeError::Connect { .. }
+        | RuntimeError::Fenced(_)
+        | RuntimeError::Stopped(_) => FailureClass::Peer,
+        _ => FailureClass::Own,
     }
 }
 
-fn from_parent(stream: &mut TcpStream) -> Result<ToWorker, RuntimeError> {
-    let link = |source| RuntimeError::Link { whom: "the parent".to_owned(), source };
-    let (header, message) = read_message(stream, MAX_CONTROL).map_err(link)?;
-    parse(header.kind, &message, "the parent")
+/// What a worker has from the first plan on.
+struct Site<D> {
+    device: Arc<D>,
+    model: Arc<Model>,
 }
 
-/// A control message, or what is wrong with it.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(kind: Kind, message: &[u8], from: &str) -> Result<T, RuntimeError> {
-    let protocol = |message: String| RuntimeError::Protocol { whom: from.to_owned(), message };
-    if kind != Kind::Control {
-        return Err(protocol(format!("expected a control message, found a frame of kind {kind:?}")));
-    }
-    serde_json::from_slice(message).map_err(|e| protocol(format!("not a control message of this version: {e}")))
+struct Worker<'a, D: Device> {
+    config: &'a WorkerConfig,
+    control: Arc<Control>,
+    doors: Arc<Doors>,
+    revisions: Arc<Revisions<D>>,
+    site: Option<Site<D>>,
+    running: Option<Executor<D>>,
+    switch: Option<Switch<D>>,
+    /// Plans that peers may still read from.
+    retired: Vec<Retired<D>>,
+    /// Set when the preparation under way is no longer wanted.
+    cancelled: Arc<AtomicBool>,
+    /// A peer was lost: steps mean nothing until the parent resets.
+    broken: bool,
 }
 
-fn serve<D: Device>(
-    config: &WorkerConfig,
-    device: impl FnOnce() -> Result<D, RuntimeError>,
-    load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
-    listener: &TcpListener,
-    stream: &TcpStream,
-    control: &Control,
-) -> Result<(), RuntimeError> {
-    let broken = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
-    let mut reading = stream.try_clone().map_err(broken)?;
-    let launch = match from_parent(&mut reading)? {
-        ToWorker::Launch(launch) => *launch,
-        // The parent gave up before it began.
-        ToWorker::Finish => return Ok(()),
-        ToWorker::Step { .. } => {
-            let message = "a step before the launch".to_owned();
-            return Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message });
-        }
-    };
-    let device = Arc::new(device()?);
-    let model = Arc::new(load(&launch.bundle)?);
-    let wiring = Arc::new(Wiring::new(&model, &launch.plan)?);
-    let me = wiring.rank(config.rank);
-    let stamp = Stamp { revision: launch.plan.revision, incarnation: launch.incarnation };
-    let shared = Arc::new(Shared {
-        device: device.clone(),
-        wiring: wiring.clone(),
-        me,
-        stamp,
-        mailbox: Arc::new(Mailbox::new()),
-        traffic: Traffic::default(),
-    });
-    shared.traffic.traced_until.store(launch.traced_steps, Ordering::Relaxed);
-    let mut weights = launch.weights.as_deref().map(|p| StartWeights::open(p, &model)).transpose()?;
-    let given = weights.as_ref().map(StartWeights::tensors).unwrap_or_default();
-    let programs = {
-        let mut progress = |compiled, of| {
-            // A parent that is gone shows at the next read.
-            let _ = control.send(&ToParent::Progress { compiled, of });
-        };
-        Compiler::new(&*device, &model, &launch.plan, &wiring, me, &mut progress).compile(&given)?
-    };
-    let ready = ready(&model, &launch.plan, &wiring, me, &programs, reset_peak_rss());
-    let links = connect(config, &launch, listener, &shared)?;
-    let mut executor =
-        Executor::new(shared.clone(), model.clone(), launch.plan.clone(), programs, links, launch.seed as u32);
-    executor.init(&mut |i| match &mut weights {
-        Some(weights) => weights.piece(&model, i),
-        None => Ok(Vec::new()),
-    })?;
-    drop(weights);
-    control.send(&ToParent::Ready(ready))?;
-
-    let (orders, inbox) = channel();
-    let listening = {
-        let (shared, model, plan) = (shared.clone(), model.clone(), launch.plan.clone());
-        move || {
-            if let Err(fault) = listen_to_parent(reading, &shared, &model, &plan, &orders) {
-                shared.mailbox.fail(fault);
-            }
-        }
-    };
-    std::thread::Builder::new().name("from-parent".to_owned()).spawn(listening).map_err(broken)?;
-    loop {
-        match inbox.recv() {
-            Ok(ToWorker::Step { step, variant }) => {
-                let done = executor.step(step, &variant)?;
-                control.send(&ToParent::Report(done))?;
-            }
-            Ok(ToWorker::Finish) => {
-                for link in executor.links.values_mut() {
-                    link.close();
+impl<D: Device> Worker<'_, D> {
+    fn serve(
+        &mut self,
+        stream: TcpStream,
+        device: impl FnOnce() -> Result<D, RuntimeError>,
+        load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
+    ) -> Result<(), RuntimeError> {
+        let (orders, inbox) = channel();
+        let (revisions, control) = (self.revisions.clone(), self.control.clone());
+        let idle = Arc::new(AtomicBool::new(false));
+        let told = idle.clone();
+        let read = move || listen(stream, &revisions, &control, &told, &orders);
+        let broken = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
+        std::thread::Builder::new().name("from-parent".to_owned()).spawn(read).map_err(broken)?;
+        let mut start = Some((device, load));
+        loop {
+            idle.store(true, Ordering::SeqCst);
+            let order = inbox.recv();
+            idle.store(false, Ordering::SeqCst);
+            let Ok(order) = order else {
+                return Err(RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed });
+            };
+            match order {
+                ToWorker::Prepare(order) => {
+                    if let Some((device, load)) = start.take() {
+                        let device = Arc::new(device()?);
+                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?) });
+                    }
+                    self.prepare(*order)?;
                 }
-                executor
-                    .weights(&mut |param, data| control.write(stamp.header(Kind::State, 0, param as u32, 0), data))?;
-                return control.send(&ToParent::Done);
-            }
-            Ok(ToWorker::Launch(_)) => {
-                let message = "a second launch".to_owned();
-                return Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message });
-            }
-            Err(_) => {
-                let closed = RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed };
-                return Err(shared.mailbox.fault().unwrap_or(closed));
+                ToWorker::Finish => return self.finish(),
+                order => self.obey(order)?,
             }
         }
     }
-}
 
-/// Memory this rank will need, by the compiler's word and the static order.
-fn ready<D: Device>(
-    model: &Model,
-    plan: &Plan,
-    wiring: &Wiring,
-    me: Rank,
-    programs: &Programs<D>,
-    baseline_rss: u64,
-) -> ReadyReport {
-    let state: u64 = model
-        .state
-        .iter()
-        .zip(&plan.owners)
-        .filter(|(_, o)| **o == Place::Everywhere || **o == Place::Shard(me.shard))
-        .map(|(t, _)| t.shape.bytes().0)
-        .sum();
-    let mirrored: u64 = mirrors_of(wiring, me.shard).map(|m| model.state[m.state].shape.bytes().0).sum();
-    let graph = |variant: &str| &model.variant(variant).expect("a compiled variant").graph;
-    let gradients = programs.grads.iter().map(|(v, g)| {
-        let graph = graph(v);
-        g.results.iter().map(|&r| graph.op(graph.outputs()[r]).shape.bytes().0).sum::<u64>()
-    });
-    let residuals = programs.grads.iter().map(|(v, g)| g.residual_peak(graph(v)).0);
-    let pieces = programs.grads.values().flat_map(|g| &g.program.pieces).chain(&programs.update.pieces);
-    ReadyReport {
-        state_bytes: state + mirrored,
-        gradient_bytes: gradients.max().unwrap_or(0),
-        residual_bytes: residuals.max().unwrap_or(0),
-        temporary_bytes: pieces.map(|p| p.memory.temporaries.0).max().unwrap_or(0),
-        baseline_rss,
+    fn obey(&mut self, order: ToWorker) -> Result<(), RuntimeError> {
+        match order {
+            ToWorker::Begin { revision, step, checkpoint } => self.begin(revision, step, checkpoint),
+            ToWorker::Step { step, variant } => self.step(step, &variant),
+            ToWorker::Commit { revision, step } if !self.broken => {
+                let next = self.revisions.take(revision)?;
+                self.switch = Some(Switch::begin(next, self.running.as_ref(), step));
+                Ok(())
+            }
+            ToWorker::Release { revision } => {
+                self.retired.retain_mut(|plan| {
+                    if plan.shared.stamp.revision <= revision {
+                        plan.links.values_mut().for_each(super::link::Link::close);
+                        self.revisions.remove(plan.shared.stamp.revision);
+                        return false;
+                    }
+                    true
+                });
+                Ok(())
+            }
+            ToWorker::Abort { revision } => {
+                self.cancelled.store(true, Ordering::SeqCst);
+                self.revisions.remove(revision);
+                Ok(())
+            }
+            ToWorker::Save { step, path } => self.save(step, path),
+            ToWorker::Reset { incarnation } => {
+                self.cancelled.store(true, Ordering::SeqCst);
+                (self.running, self.switch) = (None, None);
+                self.retired.clear();
+                self.broken = false;
+                self.control.send(&ToParent::Idle { incarnation })
+            }
+            // Handled by the caller, or overtaken by a failure.
+            ToWorker::Prepare(_) | ToWorker::Finish | ToWorker::Ping | ToWorker::Commit { .. } => Ok(()),
+        }
     }
-}
 
-/// One connection to every peer: the higher rank dials the lower one.
-fn connect<D: Device>(
-    config: &WorkerConfig,
-    launch: &Launch,
-    listener: &TcpListener,
-    shared: &Arc<Shared<D>>,
-) -> Result<BTreeMap<u32, Link<D::Buffer>>, RuntimeError> {
-    let mut links = BTreeMap::new();
-    let peers = shared.wiring.peers(shared.me);
-    for &peer in peers.iter().filter(|&&p| p < config.rank) {
-        let Some(&address) = launch.peers.get(peer as usize) else {
-            let message = format!("the launch lists {} workers, the plan has a worker {peer}", launch.peers.len());
+    /// Gets ready on a thread of its own, which training has precedence over.
+    fn prepare(&mut self, order: Prepare) -> Result<(), RuntimeError> {
+        let Some(Site { device, model }) = &self.site else { return Ok(()) };
+        self.cancelled = Arc::default();
+        let (device, model, cancelled) = (device.clone(), model.clone(), self.cancelled.clone());
+        let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
+        let (worker, token) = (self.config.worker, self.config.token.clone());
+        let in_background = self.running.is_some();
+        let work = move || {
+            if in_background {
+                affinity::yield_to_others();
+            }
+            let revision = order.plan.revision;
+            let mut progress = |compiled, of| {
+                // A parent that is gone shows at the next read.
+                let _ = control.send(&ToParent::Progress { revision, compiled, of });
+            };
+            let shop = Workshop {
+                worker,
+                token: &token,
+                device: &device,
+                model: &model,
+                doors: &doors,
+                cancelled: &cancelled,
+                progress: &mut progress,
+            };
+            let said = match shop.prepare(order) {
+                // Called off: nobody waits for an answer.
+                _ if cancelled.load(Ordering::SeqCst) => return,
+                Ok((prepared, report)) => {
+                    if !revisions.insert(prepared) {
+                        return;
+                    }
+                    ToParent::Ready { revision, report }
+                }
+                Err(fault) => ToParent::Refused { revision, message: chain(&fault), class: class(&fault) },
+            };
+            let _ = control.send(&said);
+        };
+        let failed = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
+        std::thread::Builder::new().name("prepare".to_owned()).spawn(work).map_err(failed)?;
+        Ok(())
+    }
+
+    fn begin(&mut self, revision: u64, step: u64, checkpoint: Option<PathBuf>) -> Result<(), RuntimeError> {
+        let Prepared { shared, links, programs, seed, mut weights, .. } = self.revisions.take(revision)?;
+        let (Some(programs), Some(me)) = (programs, shared.me) else {
+            let message = format!("revision {revision} has no seat for worker {}", self.config.worker);
             return Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message });
         };
-        let refused = |source| RuntimeError::Connect { whom: whom(peer), address: address.to_string(), source };
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(refused)?;
-        let hello = Peer { rank: config.rank, token: config.token.clone() };
-        let json = serde_json::to_vec(&hello).expect("plain data");
-        write_message(&mut stream, shared.stamp.header(Kind::Control, 0, 0, 0), &json).map_err(refused)?;
-        links.insert(peer, Link::start(shared, peer, stream)?);
+        let model = shared.model.clone();
+        let mut executor = Executor::new(shared, me, programs, links, seed);
+        match checkpoint {
+            Some(path) => {
+                let checkpoint = Checkpoint::load(&path)?;
+                executor.restore(step, &mut |i| Ok(checkpoint.read(&model, i)?))?;
+            }
+            None => executor.init(&mut |i| match &mut weights {
+                Some(weights) => weights.piece(&model, i),
+                None => Ok(Vec::new()),
+            })?,
+        }
+        self.running = Some(executor);
+        self.control.send(&ToParent::Begun { revision })
     }
-    let failed = |source| RuntimeError::Listen { address: "loopback".to_owned(), source };
-    listener.set_nonblocking(true).map_err(failed)?;
-    let deadline = Instant::now() + PEER_PATIENCE;
-    while let Some(missing) = peers.iter().find(|&&p| p > config.rank && !links.contains_key(&p)) {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                // Strangers are turned away; the rightful peer is still to come.
-                let Ok((peer, stream)) = greet(stream, &config.token) else { continue };
-                if peers.contains(&peer) && peer > config.rank && !links.contains_key(&peer) {
-                    links.insert(peer, Link::start(shared, peer, stream)?);
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                if let Some(fault) = shared.mailbox.fault() {
-                    return Err(fault);
-                }
-                if Instant::now() > deadline {
-                    let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                    let address = "its data port".to_owned();
-                    return Err(RuntimeError::Connect { whom: whom(*missing), address, source });
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(source) => return Err(failed(source)),
-        }
-    }
-    Ok(links)
-}
 
-/// Reads the first message of a connection and checks its token.
-fn greet(stream: TcpStream, token: &str) -> Result<(u32, TcpStream), RuntimeError> {
-    let broken = |e: std::io::Error| RuntimeError::Link { whom: "a stranger".to_owned(), source: e.into() };
-    stream.set_nonblocking(false).map_err(broken)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
-    let mut stream = stream;
-    let read = read_message(&mut stream, MAX_HELLO);
-    let (header, message) = read.map_err(|source| RuntimeError::Link { whom: "a stranger".to_owned(), source })?;
-    let peer: Peer = parse(header.kind, &message, "a stranger")?;
-    if !same_token(&peer.token, token) {
-        let message = "wrong token".to_owned();
-        return Err(RuntimeError::Protocol { whom: "a stranger".to_owned(), message });
-    }
-    stream.set_read_timeout(None).map_err(broken)?;
-    Ok((peer.rank, stream))
-}
-
-/// Compares without telling by its duration how much was right.
-pub(super) fn same_token(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |d, (x, y)| d | (x ^ y)) == 0
-}
-
-/// Reads steps and batches; uploads each microbatch's rows ahead of the executor.
-fn listen_to_parent<D: Device>(
-    mut stream: TcpStream,
-    shared: &Shared<D>,
-    model: &Model,
-    plan: &Plan,
-    orders: &Sender<ToWorker>,
-) -> Result<(), RuntimeError> {
-    let link = |source| RuntimeError::Link { whom: "the parent".to_owned(), source };
-    let protocol = |message: String| RuntimeError::Protocol { whom: "the parent".to_owned(), message };
-    let mut variant = String::new();
-    loop {
-        let header = read_header(&mut stream).map_err(link)?;
-        if header.kind == Kind::Batch {
-            let grad = model.variant(&variant).ok_or_else(|| protocol("a batch before its step".to_owned()))?;
-            let spec = grad.batch.get(header.channel as usize);
-            let spec = spec.ok_or_else(|| protocol(format!("batch tensor {} is unknown", header.channel)))?;
-            let shape = spec.array();
-            let slice = shape.bytes().0 as usize;
-            let total = slice as u64 * u64::from(plan.n_microbatches);
-            if header.total != total {
-                return Err(link(FrameError::MessageTooLong { found: header.total, limit: total }));
-            }
-            let rows = read_rest(&mut stream, header).map_err(link)?;
-            for m in 0..plan.n_microbatches as usize {
-                let at = |source| RuntimeError::Device { at: format!("uploading batch tensor {}", spec.name), source };
-                let buffer = shared.device.upload(&shape, &rows[m * slice..(m + 1) * slice]).map_err(at)?;
-                shared.mailbox.put((header.step, Source::Batch(header.channel), m as u32), Arc::new(buffer));
-            }
-            continue;
-        }
-        if header.total > MAX_CONTROL {
-            return Err(link(FrameError::MessageTooLong { found: header.total, limit: MAX_CONTROL }));
-        }
-        let message = read_rest(&mut stream, header).map_err(link)?;
-        let order: ToWorker = parse(header.kind, &message, "the parent")?;
-        let last = order == ToWorker::Finish;
-        if let ToWorker::Step { variant: next, .. } = &order {
-            variant.clone_from(next);
-        }
-        if orders.send(order).is_err() || last {
-            // Nothing but the end of the connection may follow.
-            let mut rest = [0u8; 1];
-            let _ = stream.read(&mut rest);
+    fn step(&mut self, step: u64, variant: &str) -> Result<(), RuntimeError> {
+        if self.broken {
             return Ok(());
         }
+        match self.run_step(step, variant) {
+            Ok(done) => self.control.send(&ToParent::Report(done)),
+            Err(fault) if class(&fault) == FailureClass::Peer => {
+                self.broken = true;
+                (self.running, self.switch) = (None, None);
+                self.control.send(&ToParent::Failed { message: chain(&fault), class: FailureClass::Peer })
+            }
+            Err(fault) => Err(fault),
+        }
     }
-}
 
-/// The message whose first header has been read.
-fn read_rest(stream: &mut TcpStream, first: Header) -> Result<Vec<u8>, FrameError> {
-    let mut message = vec![0; first.total as usize];
-    let mut header = first;
-    let mut expected = 0;
-    loop {
-        let Header { offset, chunk, total, .. } = header;
-        let same = (header.kind, header.channel, total) == (first.kind, first.channel, first.total);
-        if offset != expected || !same || (chunk == 0 && total > 0) {
-            return Err(FrameError::OutOfOrder { offset, chunk, total, expected });
+    fn run_step(&mut self, step: u64, variant: &str) -> Result<StepDone, RuntimeError> {
+        let Some(switch) = self.switch.take_if(|s| s.step == step) else {
+            return match &mut self.running {
+                Some(executor) => executor.step(step, variant),
+                None => {
+                    let message = format!("step {step} without a plan");
+                    Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message })
+                }
+            };
+        };
+        let half = match &mut self.running {
+            Some(executor) => executor.first_half(step, variant)?,
+            None => Half::entering(step, switch.summed()),
+        };
+        let Outcome { executor, retired, done } = switch.complete(self.running.take(), half)?;
+        self.running = executor;
+        self.retired.extend(retired);
+        Ok(done)
+    }
+
+    /// Writes what this worker owns, as it is now, beside the training.
+    fn save(&mut self, step: u64, path: PathBuf) -> Result<(), RuntimeError> {
+        let Some(executor) = self.running.as_ref().filter(|_| !self.broken) else { return Ok(()) };
+        let snapshot = executor.snapshot();
+        let control = self.control.clone();
+        let began = Instant::now();
+        let write = move || {
+            let said = match snapshot.write(&path) {
+                Ok(entry) => ToParent::Saved { step, entry, seconds: began.elapsed().as_secs_f64() },
+                Err(fault) => ToParent::NotSaved { step, message: chain(&fault) },
+            };
+            let _ = control.send(&said);
+        };
+        let failed = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
+        std::thread::Builder::new().name("save".to_owned()).spawn(write).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Hands over the params and ends.
+    fn finish(&mut self) -> Result<(), RuntimeError> {
+        if let Some(executor) = &mut self.running {
+            executor.links.values_mut().for_each(super::link::Link::close);
+            let control = &self.control;
+            executor
+                .weights(&mut |param, data| control.write(Stamp::NONE.header(Kind::State, 0, param as u32, 0), data))?;
         }
-        expected += u64::from(chunk);
-        read_chunk(stream, &header, &mut message[offset as usize..expected as usize])?;
-        if expected == total {
-            return Ok(message);
-        }
-        header = read_header(stream)?;
+        self.control.send(&ToParent::Done)
     }
 }

@@ -3,17 +3,21 @@
 //! ```text
 //! worker                        parent
 //!   Hello            ->
-//!                    <-         Launch        the plan, and where the peers listen
+//!                    <-         Prepare       a plan, this worker's seat in it, and where its peers listen
 //!   Progress ...     ->                       executables compiled
-//!   Ready            ->
+//!   Ready            ->                       or Refused: what runs goes on
+//!                    <-         Begin          from the seed or a checkpoint
+//!   Begun            ->
 //!                    <-         Step          then the step's batch frames; at most a few steps ahead
 //!   Report           ->
 //!                    <-         Finish
 //!   state frames     ->
 //!   Done             ->
 //! ```
-//! `Failed` may come from a worker at any time and ends the job. Between two workers the dialling one sends `Peer`
-//! and tensors follow in both directions.
+//! A cutover is another `Prepare` while steps go on, then `Commit` before the step that ends under the new plan, then
+//! `Release` of the old one once all have reported that step; `Abort` instead of `Commit` leaves everything as it was.
+//! `Save` writes a worker's part of a checkpoint. After a failure `Reset` takes the survivors back to the state before
+//! `Prepare`. Between two workers the dialling one sends [`Peer`] and tensors follow in both directions.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,22 +31,103 @@ pub const MAX_HELLO: u64 = 64 << 10;
 /// Longest control message: a plan names every op.
 pub const MAX_CONTROL: u64 = 256 << 20;
 
+/// A worker process, whatever plan it serves: ranks are positions in a plan, and change with it.
+pub type WorkerId = u32;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToParent {
-    Hello { rank: u32, token: String, pid: u32, listen: SocketAddr },
-    Progress { compiled: u32, of: u32 },
-    Ready(ReadyReport),
+    Hello {
+        worker: WorkerId,
+        token: String,
+        pid: u32,
+        listen: SocketAddr,
+    },
+    Progress {
+        revision: u64,
+        compiled: u32,
+        of: u32,
+    },
+    /// The revision can run: compiled, connected.
+    Ready {
+        revision: u64,
+        report: ReadyReport,
+    },
+    /// The revision cannot be prepared here; what runs goes on.
+    Refused {
+        revision: u64,
+        message: String,
+        class: FailureClass,
+    },
+    /// The state is there.
+    Begun {
+        revision: u64,
+    },
     Report(StepDone),
+    /// This worker's part of the checkpoint before `step` lies on disk; `entry` goes into the index.
+    Saved {
+        step: u64,
+        entry: serde_json::Value,
+        seconds: f64,
+    },
+    NotSaved {
+        step: u64,
+        message: String,
+    },
+    /// Nothing of earlier incarnations is left.
+    Idle {
+        incarnation: u32,
+    },
+    /// Alive; `waiting`: for an order or for a tensor of a peer.
+    Pong {
+        waiting: bool,
+    },
     Done,
-    Failed { message: String, class: FailureClass },
+    Failed {
+        message: String,
+        class: FailureClass,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToWorker {
-    Launch(Box<Launch>),
-    Step { step: u64, variant: String },
+    Prepare(Box<Prepare>),
+    /// Make the state of a prepared revision; the next step is `step`.
+    Begin {
+        revision: u64,
+        step: u64,
+        /// Directory of a checkpoint; from the seed and the start weights when absent.
+        checkpoint: Option<PathBuf>,
+    },
+    Step {
+        step: u64,
+        variant: String,
+    },
+    /// The gradients of `step` are still the old plan's, its update is the new one's.
+    Commit {
+        revision: u64,
+        step: u64,
+    },
+    /// Nobody needs the old plan any more.
+    Release {
+        revision: u64,
+    },
+    /// Forget a prepared revision.
+    Abort {
+        revision: u64,
+    },
+    /// Write what this worker owns now, before `step`, to this file.
+    Save {
+        step: u64,
+        path: PathBuf,
+    },
+    /// Drop everything and wait for `Prepare`.
+    Reset {
+        incarnation: u32,
+    },
+    /// Say `Pong`, whatever else is going on.
+    Ping,
     Finish,
 }
 
@@ -50,14 +135,34 @@ pub enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    pub rank: u32,
+    pub worker: WorkerId,
     pub token: String,
+    pub revision: u64,
+    pub incarnation: u32,
 }
 
-/// Everything a worker must know.
+/// Where a worker listens for its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seat {
+    pub worker: WorkerId,
+    pub address: SocketAddr,
+}
+
+/// A state tensor that changes hands at a cutover, with the gradient of the step if it is a param.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// Index in the model's state.
+    pub state: u32,
+    pub from: WorkerId,
+    pub to: WorkerId,
+}
+
+/// Everything a worker must know to get ready for a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Launch {
+pub struct Prepare {
     pub bundle: PathBuf,
     pub plan: Plan,
     pub seed: u64,
@@ -66,17 +171,25 @@ pub struct Launch {
     pub weights: Option<PathBuf>,
     /// Report spans of the first so many steps.
     pub traced_steps: u64,
-    /// Where each rank listens.
-    pub peers: Vec<SocketAddr>,
+    /// By rank.
+    pub seats: Vec<Seat>,
+    /// Workers that serve the running plan and not this one.
+    pub leaving: Vec<Seat>,
+    /// What this worker sends and receives at the cutover.
+    pub moves: Vec<Move>,
+    /// Microbatches that the running plan sums in a step; 0 when none runs.
+    pub summed: u32,
+    /// The state will be made from the seed, not taken from a checkpoint or another plan.
+    pub fresh: bool,
 }
 
 /// What failed: tells the parent whose story to believe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
-    /// Something in this worker.
+    /// Something in this worker, which ends.
     Own,
-    /// A connection to another worker broke: that one probably has the cause.
+    /// A connection to another worker broke: that one probably has the cause. This one waits for `Reset`.
     Peer,
 }
 
@@ -94,6 +207,12 @@ pub struct ReadyReport {
     pub temporary_bytes: u64,
     /// Resident memory of the process when all is compiled, before it made any tensor.
     pub baseline_rss: u64,
+    /// From the order to being ready.
+    pub seconds: f64,
+    /// Executables found in the cache on disk.
+    pub cached: u32,
+    /// Executables compiled anew.
+    pub compiled: u32,
 }
 
 /// One worker's part of a step.
@@ -111,6 +230,21 @@ pub struct StepDone {
     pub received_bytes: u64,
     pub peak_rss: u64,
     pub spans: Vec<Span>,
+    /// What each executable took, in the order of this shard's segments: gradients (all microbatches), then update.
+    pub segments_s: Vec<f32>,
+    /// This step ended under a new plan.
+    pub switch: Option<Switched>,
+}
+
+/// What a cutover cost a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switched {
+    pub revision: u64,
+    /// Received from the owners before.
+    pub moved_bytes: u64,
+    /// Neither computing nor waiting as usual: from the last gradient to the first update.
+    pub pause_s: f64,
 }
 
 /// Work on a worker's timeline.

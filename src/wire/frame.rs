@@ -42,8 +42,10 @@ pub enum Kind {
     Batch = 2,
     /// A tensor between shards or replicas; channel: its index in the plan's wiring.
     Tensor = 3,
-    /// A state tensor on its way to the parent; channel: its index in the model's state.
+    /// A state tensor on its way to the parent or to its next owner; channel: its index in the model's state.
     State = 4,
+    /// A param's summed gradient on its way to the param's next owner; channel: the param's index.
+    Gradient = 5,
 }
 
 /// Everything about a chunk but its bytes.
@@ -92,7 +94,7 @@ pub enum FrameError {
 
 impl Kind {
     fn from_u8(n: u8) -> Result<Self, FrameError> {
-        [Self::Control, Self::Batch, Self::Tensor, Self::State]
+        [Self::Control, Self::Batch, Self::Tensor, Self::State, Self::Gradient]
             .into_iter()
             .find(|&k| k as u8 == n)
             .ok_or(FrameError::UnknownKind(n))

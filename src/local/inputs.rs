@@ -1,0 +1,158 @@
+//! Everything that is known before anything is started: the job, its model, the cores it may use, its first plan.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+
+use super::bundle;
+use super::run::{Options, Problem, input};
+use crate::api;
+use crate::device::inventory::Cpu;
+use crate::graph::Model;
+use crate::plan::{self, Infeasible, Plan, solve};
+use crate::runtime::checkpoint::{Checkpoint, Depth};
+use crate::topology::{Device, LOOPBACK, Topology, nominal};
+use crate::units::Bytes;
+use crate::wire::Position;
+
+/// A job as it will be run.
+pub struct Inputs {
+    pub job: api::TrainingJob,
+    pub yaml: String,
+    pub bundle: PathBuf,
+    /// Start weights.
+    pub weights: Option<PathBuf>,
+    pub model: Arc<Model>,
+    pub machine: Machine,
+    pub plan: Plan,
+    pub steps: u64,
+    /// Where training goes on from; from the seed when absent.
+    pub checkpoint: Option<Checkpoint>,
+    /// Credentials and endpoints of object stores.
+    pub storage: Vec<(String, String)>,
+}
+
+impl Inputs {
+    pub fn read(options: &Options) -> Result<Self, Problem> {
+        let path = options.job.display();
+        let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
+        let job = api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?;
+        let spec = &job.spec;
+        let bundle = PathBuf::from(&spec.bundle);
+        let model = Arc::new(bundle::load(&bundle).with_context(|| format!("bundle {}", spec.bundle)).map_err(input)?);
+        let weights = match &spec.weights {
+            Some(path) => Some(PathBuf::from(path)),
+            // A bundle may bring its own start.
+            None => model.manifest.weights.as_ref().map(|w| bundle.join(&w.file)),
+        };
+        if let Some(path) = weights.as_deref().filter(|p| !p.is_file()) {
+            return Err(input(anyhow!("spec.weights: {} does not exist", path.display())));
+        }
+        let checkpoint = match &options.resume {
+            Some(path) => {
+                let found = Checkpoint::open(path, Depth::Checksums).context("--resume").map_err(input)?;
+                for skipped in &found.skipped {
+                    eprintln!("warning: passed over {:#}", anyhow::Error::msg(skipped.to_string()));
+                }
+                found.checkpoint.fits(&model).context("--resume").map_err(input)?;
+                Some(found.checkpoint)
+            }
+            None => None,
+        };
+        let memory = spec.resources.memory_bytes().map_err(|e| input(anyhow!(e)))?;
+        let machine = Machine { cpu: Cpu::probe(), cores: spec.resources.cores, memory };
+        let n_shards = options.shards.unwrap_or(spec.parallelism.shards);
+        let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
+        let topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
+        let ask = Ask { n_shards, microbatch: spec.parallelism.microbatch };
+        let plan = ask.solve(&job.spec, &model, &topology, None).map_err(input)?;
+        let steps = options.steps.unwrap_or(spec.steps);
+        if let Some(done) = checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
+            return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
+        }
+        let storage = options.storage.clone();
+        Ok(Self { yaml, bundle, weights, model, machine, plan, steps, checkpoint, storage, job })
+    }
+
+    /// Step and data position at which training starts.
+    pub fn start(&self) -> (u64, Position) {
+        self.checkpoint.as_ref().map_or((0, Position::default()), |c| (c.index().step, c.index().position))
+    }
+}
+
+/// What a plan should look like.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub n_shards: u32,
+    pub microbatch: Option<u64>,
+}
+
+impl Ask {
+    pub fn solve(
+        &self,
+        spec: &api::TrainingJobSpec,
+        model: &Model,
+        topology: &Topology,
+        previous: Option<&Plan>,
+    ) -> Result<Plan, Infeasible> {
+        let problem = plan::Problem {
+            model,
+            topology,
+            n_shards: self.n_shards,
+            n_replicas: spec.parallelism.replicas,
+            microbatch: self.microbatch,
+            schedule: spec.parallelism.schedule.into(),
+        };
+        solve(&problem, previous)
+    }
+}
+
+/// This machine, shared out among workers.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    cpu: Cpu,
+    /// Cores of each worker, if the job says so.
+    cores: Option<u32>,
+    /// Bytes of each worker, if the job says so.
+    memory: Option<u64>,
+}
+
+impl Machine {
+    /// Cores of each of `n` workers: disjoint as long as there are enough, else shared in turn.
+    pub fn share_cores(&self, n: usize) -> Result<Vec<Vec<usize>>, String> {
+        const MAX_WORKERS: usize = 4096;
+        if n > MAX_WORKERS {
+            return Err(format!("spec.parallelism: {n} workers on one machine, the limit is {MAX_WORKERS}"));
+        }
+        let all = &self.cpu.cores;
+        let each = self.cores.map_or((all.len() / n.max(1)).max(1), |c| c as usize);
+        if each > all.len() {
+            return Err(format!("spec.resources.cores: {each}, this machine has {}", all.len()));
+        }
+        Ok((0..n).map(|r| (0..each).map(|i| all[(r * each + i) % all.len()]).collect()).collect())
+    }
+
+    /// One device for each of `n` workers, with nominal figures scaled by its cores and by `speed(worker)`.
+    pub fn topology(&self, n: usize, speed: &dyn Fn(usize) -> f64) -> Result<Topology, String> {
+        let cores = self.share_cores(n)?;
+        let one = nominal("cpu").expect("CPUs are known");
+        let share = Bytes(self.cpu.memory.0 / n.max(1) as u64);
+        // Workers that share cores share their speed.
+        let used: usize = cores.iter().map(Vec::len).sum();
+        let crowding = (self.cpu.cores.len() as f64 / used.max(1) as f64).min(1.0);
+        let devices = cores
+            .iter()
+            .enumerate()
+            .map(|(i, c)| Device {
+                name: format!("cpu{i}"),
+                flops: one.flops * c.len() as f64,
+                bandwidth: one.bandwidth * c.len() as f64,
+                memory: self.memory.map_or(share, Bytes),
+                speed: crowding * speed(i),
+                ..one.clone()
+            })
+            .collect();
+        Ok(Topology { devices, local: LOOPBACK, remote: LOOPBACK })
+    }
+}

@@ -1,0 +1,415 @@
+//! The training loop: feeds steps, takes reports, and lets nothing that goes on beside them hold it up.
+
+mod checkpoints;
+mod recover;
+mod recut;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use serde_json::{Value, json};
+
+use self::checkpoints::Checkpoints;
+use self::recut::Recut;
+use super::batches::{Batches, Missing};
+use super::control::ControlSocket;
+use super::inputs::Inputs;
+use super::progress::Progress;
+use super::run::{Ending, Options, Problem, input};
+use super::run_dir::RunDir;
+use super::workers::Workers;
+use crate::plan::{Plan, picture, table};
+use crate::runtime::{Notice, RuntimeError, Session, StepReport};
+use crate::telemetry::JobMetrics;
+use crate::units::Bytes;
+use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
+
+/// How often the loop looks at signals and workers while it waits.
+const TICK: Duration = Duration::from_millis(50);
+/// Steps that may be fed before the first is reported.
+const AHEAD: u64 = 2;
+
+/// What is known of a run when it ends.
+pub struct Record {
+    /// From the first step on.
+    pub losses: Vec<f32>,
+    /// Seconds per step, from one report to the next.
+    pub times: Vec<f64>,
+    /// Workers of the last plan, and of those before.
+    pub workers: BTreeMap<WorkerId, Seen>,
+    pub metrics: JobMetrics,
+    /// Until the first step could begin.
+    pub compiled: Duration,
+    /// In force at the end.
+    pub plan: Plan,
+    pub counts: Counts,
+}
+
+/// A worker as its memory was planned and seen.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub rank: usize,
+    pub planned: Bytes,
+    pub ready: ReadyReport,
+    pub peak_rss: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub cutovers: u32,
+    pub restarts: u32,
+    pub checkpoints: u32,
+}
+
+/// A job in training.
+pub struct Training<'a> {
+    inputs: &'a Inputs,
+    dir: &'a mut RunDir,
+    progress: &'a mut Progress,
+    workers: &'a mut Workers,
+    session: Session,
+    batches: Batches,
+    interrupts: Arc<AtomicU32>,
+    quiet: bool,
+    began: Instant,
+    /// Revisions are never used twice: connections tell plans apart by them.
+    next_revision: u64,
+    /// First step of this run.
+    first: u64,
+    fed: u64,
+    reported: u64,
+    /// Where the run ends.
+    steps: u64,
+    last_report: Instant,
+    /// Since the last sign that steps go on.
+    last_sign: Instant,
+    checkpoints: Checkpoints,
+    /// The plan on its way in.
+    recut: Option<Recut>,
+    record: Record,
+}
+
+/// What stops the loop, if nobody helps.
+enum Fault {
+    Problem(Problem),
+    /// Workers failed or were lost.
+    Runtime(RuntimeError),
+}
+
+impl From<RuntimeError> for Fault {
+    fn from(e: RuntimeError) -> Self {
+        Fault::Runtime(e)
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(e: anyhow::Error) -> Self {
+        Fault::Problem(Problem::Failed(e))
+    }
+}
+
+impl<'a> Training<'a> {
+    pub fn new(
+        inputs: &'a Inputs,
+        dir: &'a mut RunDir,
+        progress: &'a mut Progress,
+        workers: &'a mut Workers,
+        session: Session,
+        batches: Batches,
+        options: &Options,
+    ) -> Self {
+        let (first, _) = inputs.start();
+        let checkpoints = Checkpoints::new(inputs, dir.checkpoints());
+        let now = Instant::now();
+        let record = Record {
+            losses: Vec::new(),
+            times: Vec::new(),
+            workers: BTreeMap::new(),
+            metrics: JobMetrics::default(),
+            compiled: Duration::ZERO,
+            plan: inputs.plan.clone(),
+            counts: Counts::default(),
+        };
+        Self {
+            inputs,
+            dir,
+            progress,
+            workers,
+            session,
+            batches,
+            interrupts: options.interrupts.clone(),
+            quiet: options.quiet,
+            began: now,
+            next_revision: 1,
+            first,
+            fed: first,
+            reported: first,
+            steps: inputs.steps,
+            last_report: now,
+            last_sign: now,
+            checkpoints,
+            recut: None,
+            record,
+        }
+    }
+
+    /// Trains to the end, through whatever can be survived.
+    pub fn run(&mut self, control: Option<&ControlSocket>) -> Result<Ending, Problem> {
+        if let Err(fault) = self.start() {
+            if self.interrupts.load(Ordering::SeqCst) > 0 {
+                return Ok(Ending::Interrupted);
+            }
+            return Err(Problem::Failed(self.workers.explain(fault).into()));
+        }
+        self.record.compiled = self.began.elapsed();
+        self.progress.say(&format!("compiled in {:.1} s, training", self.record.compiled.as_secs_f64()));
+        self.last_report = Instant::now();
+        let mut ending = Ending::Done;
+        loop {
+            match self.interrupts.load(Ordering::SeqCst) {
+                0 => {}
+                1 if ending != Ending::Interrupted => {
+                    ending = Ending::Interrupted;
+                    self.steps = self.fed;
+                    self.progress.say("stopping: finishing the steps in flight, then writing the weights");
+                }
+                1 => {}
+                _ => return Err(Problem::Failed(anyhow!("stopped at once; weights are not written"))),
+            }
+            let turn =
+                if self.reported < self.steps { self.turn(control, &mut ending) } else { self.last_checkpoint() };
+            match turn {
+                Ok(()) if self.reported >= self.steps && self.is_saved() => return Ok(ending),
+                Ok(()) => {}
+                Err(Fault::Problem(problem)) => return Err(problem),
+                Err(Fault::Runtime(fault)) => self.recover(fault)?,
+            }
+        }
+    }
+
+    /// An error when a worker has died that the plan in force needs.
+    fn check_workers(&mut self) -> Result<(), RuntimeError> {
+        let needed = seats(&self.record.plan);
+        self.workers.check_of(&|w| needed.contains(&w))
+    }
+
+    /// Ends the run: collects the weights of a run that has come to its end.
+    pub fn finish(self, ended: bool) -> (Record, Result<(), RuntimeError>) {
+        let finished =
+            if ended && !self.record.losses.is_empty() { self.session.finish(&self.dir.weights()) } else { Ok(()) };
+        (self.record, finished)
+    }
+
+    /// Starts workers for the first plan and lets it begin.
+    fn start(&mut self) -> Result<(), RuntimeError> {
+        let plan = Plan { revision: self.take_revision(), ..self.inputs.plan.clone() };
+        let checkpoint = self.inputs.checkpoint.as_ref().map(|c| c.path().to_owned());
+        self.show(&plan);
+        if !self.quiet {
+            let topology = self.topology(&plan);
+            eprint!("{}", table::render(&plan, &self.inputs.model, &topology));
+        }
+        self.launch(plan, self.first, checkpoint)
+    }
+
+    /// Puts a plan into force where none is: missing workers are started, and the state comes from a checkpoint or from
+    /// the seed.
+    fn launch(&mut self, plan: Plan, step: u64, checkpoint: Option<PathBuf>) -> Result<(), RuntimeError> {
+        let seats = seats(&plan);
+        self.start_workers(&plan, &seats)?;
+        let (workers, interrupts) = (&mut *self.workers, &self.interrupts);
+        self.session.gather(&seats, &mut || {
+            check_interrupts(interrupts)?;
+            workers.check()
+        })?;
+        self.session.prepare(plan.clone(), seats, checkpoint.is_none())?;
+        self.wait_for(|n| matches!(n, Notice::Ready(_)))?;
+        self.session.begin(step, checkpoint.as_deref());
+        self.wait_for(|n| matches!(n, Notice::Begun))?;
+        self.record.plan = plan;
+        Ok(())
+    }
+
+    /// Takes notices until one is as wanted. Nothing trains meanwhile.
+    fn wait_for(&mut self, wanted: impl Fn(&Notice) -> bool) -> Result<(), RuntimeError> {
+        loop {
+            match self.session.poll(TICK)? {
+                None => {
+                    check_interrupts(&self.interrupts)?;
+                    self.workers.check()?;
+                }
+                Some(Notice::Progress { compiled, of }) => self.progress.compiling(compiled, of),
+                Some(Notice::Refused { worker, message, class: FailureClass::Own }) => {
+                    return Err(RuntimeError::WorkerFailed { rank: worker, message });
+                }
+                Some(Notice::Refused { worker, message, class: FailureClass::Peer }) => {
+                    return Err(RuntimeError::WorkerLost { rank: worker, message });
+                }
+                Some(notice) => {
+                    if let Notice::Ready(reports) = &notice {
+                        self.remember(reports);
+                    }
+                    if wanted(&notice) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the processes of workers that have none.
+    fn start_workers(&mut self, plan: &Plan, seats: &[WorkerId]) -> Result<(), RuntimeError> {
+        let cores = self.cores(plan);
+        for &worker in seats {
+            if !self.session.has(worker) {
+                let started = self.workers.start(worker, &cores[worker as usize]);
+                started.map_err(|e| RuntimeError::Stopped(format!("{e:#}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One thing: a batch fed, or a notice taken.
+    fn turn(&mut self, control: Option<&ControlSocket>, ending: &mut Ending) -> Result<(), Fault> {
+        while let Some(asked) = control.and_then(ControlSocket::next) {
+            self.asked(asked);
+        }
+        self.pursue_recut()?;
+        self.settle_checkpoint()?;
+        // With steps under way, their reports come first.
+        if self.fed < self.steps && self.fed < self.reported + AHEAD {
+            let patience = if self.fed == self.reported { TICK } else { Duration::ZERO };
+            match self.batches.next(self.fed, patience) {
+                Ok(batch) => {
+                    self.commit_recut();
+                    self.session.feed(self.fed, &batch)?;
+                    self.fed += 1;
+                    return self.checkpoint_if_due();
+                }
+                Err(Missing::Patience) => {}
+                Err(Missing::Damaged(e)) => return Err(Fault::Problem(input(e))),
+                Err(Missing::Ended) => {
+                    *ending = Ending::DataEnded;
+                    self.steps = self.fed;
+                    return Ok(());
+                }
+            }
+        }
+        // Also with nothing under way: a worker may die while data is awaited.
+        let under_way = self.fed > self.reported;
+        match self.session.poll(if under_way { TICK } else { Duration::ZERO })? {
+            Some(notice) => self.take(notice),
+            None => {
+                self.check_workers()?;
+                if under_way { self.look_for_hangs() } else { Ok(()) }
+            }
+        }
+    }
+
+    fn take(&mut self, notice: Notice) -> Result<(), Fault> {
+        match notice {
+            Notice::Step(report) => self.take_step(report),
+            Notice::Progress { .. } | Notice::Begun => Ok(()),
+            Notice::Ready(reports) => self.recut_ready(&reports),
+            Notice::Refused { worker, message, .. } => {
+                let why = format!("worker {worker} cannot prepare it: {message}");
+                self.call_off_recut(&why);
+                Ok(())
+            }
+            Notice::Saved { step, entries, seconds } => self.checkpoint_written(step, entries, seconds),
+            Notice::NotSaved { step, message } => self.checkpoint_failed(step, &message),
+        }
+    }
+
+    fn take_step(&mut self, report: StepReport) -> Result<(), Fault> {
+        let seconds = self.last_report.elapsed().as_secs_f64();
+        self.last_report = Instant::now();
+        self.last_sign = self.last_report;
+        let record = &mut self.record;
+        // The first step has no step before it to overlap with.
+        record.times.push(if report.step == self.first { report.seconds } else { seconds });
+        record.losses.push(report.loss);
+        for worker in &report.workers {
+            if let Some(seen) = record.workers.get_mut(&worker.worker) {
+                seen.peak_rss = seen.peak_rss.max(worker.peak_rss);
+            }
+        }
+        record.metrics.steps.inc();
+        record.metrics.loss.set(report.loss.into());
+        record.metrics.step_time.set(report.seconds);
+        self.dir.record(&report, self.session.incarnation(), &self.inputs.model.manifest)?;
+        self.progress.step(&report);
+        self.reported += 1;
+        match report.switch {
+            Some(switched) => self.recut_done(report.step, switched),
+            None => Ok(()),
+        }
+    }
+
+    fn remember(&mut self, reports: &[(WorkerId, ReadyReport)]) {
+        for (rank, (worker, ready)) in reports.iter().enumerate() {
+            let seen = self.record.workers.entry(*worker).or_default();
+            *seen = Seen { rank, ready: ready.clone(), ..seen.clone() };
+        }
+    }
+
+    /// Writes a plan that is in force or about to be to the run directory.
+    fn show(&mut self, plan: &Plan) {
+        let topology = self.topology(plan);
+        let model = &self.inputs.model;
+        for (rank, worker) in seats(plan).into_iter().enumerate() {
+            let planned = plan.shards[rank % plan.shards.len()].memory;
+            let seen = self.record.workers.entry(worker).or_default();
+            *seen = Seen { rank, planned, ..seen.clone() };
+        }
+        let svg = picture::svg(plan, model, &topology);
+        let json = serde_json::to_string(plan).expect("a plan is plain data");
+        let revision = plan.revision;
+        let written = self
+            .dir
+            .write("plan.json", &json)
+            .and_then(|()| self.dir.write("plan.svg", &svg))
+            .and_then(|()| self.dir.write_plan(revision, &json, &svg));
+        if let Err(e) = written {
+            // Training is worth more than its pictures.
+            self.progress.say(&format!("{e:#}"));
+        }
+    }
+
+    /// Appends to `events.jsonl`: seconds since the start, the step that was last fed, and what happened.
+    fn event(&mut self, what: &str, facts: Value) {
+        let mut event = json!({
+            "event": what, "seconds": self.began.elapsed().as_secs_f64(), "step": self.fed,
+            "revision": self.record.plan.revision,
+        });
+        if let (Some(event), Value::Object(facts)) = (event.as_object_mut(), facts) {
+            event.extend(facts);
+        }
+        if let Err(e) = self.dir.event(&event) {
+            self.progress.say(&format!("{e:#}"));
+        }
+    }
+
+    fn take_revision(&mut self) -> u64 {
+        let revision = self.next_revision;
+        self.next_revision += 1;
+        revision
+    }
+}
+
+fn check_interrupts(interrupts: &AtomicU32) -> Result<(), RuntimeError> {
+    match interrupts.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        _ => Err(RuntimeError::Stopped("stopped on request".to_owned())),
+    }
+}
+
+/// The worker on every seat, by rank: worker N runs on device N.
+fn seats(plan: &Plan) -> Vec<WorkerId> {
+    let n_replicas = plan.n_replicas as usize;
+    (0..n_replicas).flat_map(|r| plan.shards.iter().map(move |s| s.devices[r].0)).collect()
+}

@@ -1,0 +1,246 @@
+//! A plan on its way in: found, prepared beside the training, committed between two feeds.
+
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::{Fault, Training, seats};
+use crate::local::control::{Answer, Asked, Request};
+use crate::local::inputs::Ask;
+use crate::plan::{Infeasible, Plan, check};
+use crate::topology::Topology;
+use crate::units::{Bytes, Seconds};
+use crate::wire::control::{ReadyReport, Switched, WorkerId};
+
+/// One move from plan to plan.
+pub struct Recut {
+    phase: Phase,
+    began: Instant,
+    /// Why it is done, for the record.
+    why: String,
+    /// Who asked, if somebody did.
+    answer: Option<Sender<Answer>>,
+}
+
+enum Phase {
+    /// A thread looks for a plan.
+    Solving(Receiver<Result<Plan, Infeasible>>),
+    /// Workers that join are on their way.
+    Gathering(Plan),
+    Preparing(Plan),
+    Ready(Plan, Seconds),
+    /// It takes over in this step.
+    Committed {
+        plan: Plan,
+        step: u64,
+        prepared: Seconds,
+    },
+}
+
+impl Training<'_> {
+    /// Takes a request from outside.
+    pub(super) fn asked(&mut self, Asked { request, answer }: Asked) {
+        let Request::Recut { plan, shards, microbatch } = request else {
+            let _ = answer.send(Err("nothing is recommended".to_owned()));
+            return;
+        };
+        let refused = match (&self.recut, self.fed >= self.steps) {
+            (Some(_), _) => Some("another recut is under way; try again when it is done"),
+            (None, true) => Some("the job is about to end"),
+            _ => None,
+        };
+        if let Some(why) = refused {
+            let _ = answer.send(Err(why.to_owned()));
+            return;
+        }
+        let (began, why) = (Instant::now(), "asked for by hand".to_owned());
+        let phase = match plan {
+            Some(plan) => {
+                if let Err(why) = self.fits(&plan) {
+                    let _ = answer.send(Err(why));
+                    return;
+                }
+                Phase::Gathering(Plan { revision: self.take_revision(), ..*plan })
+            }
+            None => {
+                let n_shards = shards.unwrap_or(self.record.plan.shards.len() as u32);
+                match self.solve(Ask { n_shards, microbatch }) {
+                    Ok(plans) => Phase::Solving(plans),
+                    Err(why) => {
+                        let _ = answer.send(Err(why));
+                        return;
+                    }
+                }
+            }
+        };
+        self.recut = Some(Recut { phase, began, why, answer: Some(answer) });
+        if let Some(Recut { phase: Phase::Gathering(plan), .. }) = &self.recut {
+            let plan = plan.clone();
+            self.gather_for(plan);
+        }
+    }
+
+    /// Whether a plan from outside can run here.
+    fn fits(&self, plan: &Plan) -> Result<(), String> {
+        check::check(plan, &self.inputs.model).map_err(|e| format!("the plan does not fit this job: {e}"))?;
+        let n_replicas = self.inputs.job.spec.parallelism.replicas;
+        if plan.n_replicas != n_replicas {
+            return Err(format!("the plan has {} replicas, this job has {n_replicas}", plan.n_replicas));
+        }
+        let n = plan.shards.len() * plan.n_replicas as usize;
+        self.inputs.machine.share_cores(n)?;
+        if let Some(device) = plan.shards.iter().flat_map(|s| &s.devices).find(|d| d.index() >= n) {
+            return Err(format!("the plan puts {n} workers on devices 0 to {}, and names {device:?}", n - 1));
+        }
+        Ok(())
+    }
+
+    /// Looks for a plan on a thread of its own.
+    fn solve(&mut self, ask: Ask) -> Result<Receiver<Result<Plan, Infeasible>>, String> {
+        let n = (ask.n_shards * self.inputs.job.spec.parallelism.replicas) as usize;
+        let topology = self.inputs.machine.topology(n, &|_| 1.0)?;
+        let (spec, model) = (self.inputs.job.spec.clone(), self.inputs.model.clone());
+        let (done, plans) = channel();
+        let work = move || {
+            let _ = done.send(ask.solve(&spec, &model, &topology, None));
+        };
+        let spawned = std::thread::Builder::new().name("plan".to_owned()).spawn(work);
+        spawned.map(|_| plans).map_err(|e| format!("cannot start a thread: {e}"))
+    }
+
+    /// Devices of a plan's workers.
+    pub(super) fn topology(&self, plan: &Plan) -> Topology {
+        let n = plan.shards.len() * plan.n_replicas as usize;
+        self.inputs.machine.topology(n, &|_| 1.0).expect("workers of a plan in force have cores")
+    }
+
+    pub(super) fn cores(&self, plan: &Plan) -> Vec<Vec<usize>> {
+        let n = plan.shards.len() * plan.n_replicas as usize;
+        self.inputs.machine.share_cores(n).expect("workers of a plan in force have cores")
+    }
+
+    /// Goes one phase on, where nothing has to be waited for.
+    pub(super) fn pursue_recut(&mut self) -> Result<(), Fault> {
+        let Some(recut) = &mut self.recut else { return Ok(()) };
+        match &recut.phase {
+            Phase::Solving(plans) => match plans.try_recv() {
+                Ok(Ok(plan)) => {
+                    let plan = Plan { revision: self.next_revision, ..plan };
+                    self.next_revision += 1;
+                    recut.phase = Phase::Gathering(plan.clone());
+                    self.gather_for(plan);
+                }
+                Ok(Err(e)) => self.call_off_recut(&e.to_string()),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.call_off_recut("the planner ended without an answer"),
+            },
+            Phase::Gathering(plan) => {
+                let seats = seats(plan);
+                if seats.iter().all(|&w| self.session.has(w)) {
+                    let plan = plan.clone();
+                    match self.session.prepare(plan.clone(), seats, false) {
+                        Ok(()) => recut.phase = Phase::Preparing(plan),
+                        Err(e) => self.call_off_recut(&e.to_string()),
+                    }
+                } else if recut.began.elapsed().as_secs() > 60 {
+                    self.call_off_recut("workers that should join did not appear within 60 s");
+                }
+            }
+            Phase::Preparing(_) | Phase::Ready(..) | Phase::Committed { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn gather_for(&mut self, plan: Plan) {
+        let seats = seats(&plan);
+        if let Err(e) = self.start_workers(&plan, &seats) {
+            self.call_off_recut(&e.to_string());
+        }
+    }
+
+    /// All workers are ready; what their compilers say about memory must fit.
+    pub(super) fn recut_ready(&mut self, reports: &[(WorkerId, ReadyReport)]) -> Result<(), Fault> {
+        let Some(Recut { phase, began, .. }) = &mut self.recut else { return Ok(()) };
+        let Phase::Preparing(plan) = phase else { return Ok(()) };
+        let plan = plan.clone();
+        *phase = Phase::Ready(plan.clone(), Seconds(began.elapsed().as_secs_f64()));
+        let topology = self.topology(&plan);
+        for (worker, r) in reports {
+            let needs = r.state_bytes + r.gradient_bytes + r.residual_bytes + r.temporary_bytes;
+            let has = topology.devices[*worker as usize].memory;
+            if needs > has.0 {
+                self.session.abort();
+                let needs = Bytes(needs);
+                self.call_off_recut(&format!("worker {worker} would need {needs}, it has {has}"));
+                return Ok(());
+            }
+        }
+        self.remember(reports);
+        Ok(())
+    }
+
+    /// Lets a plan that is ready take over in the step that is about to be fed.
+    pub(super) fn commit_recut(&mut self) {
+        // A step later there must be one that the new plan runs.
+        if self.fed + 1 >= self.steps {
+            return;
+        }
+        let Some(Recut { phase, .. }) = &mut self.recut else { return };
+        if let Phase::Ready(plan, prepared) = phase {
+            let step = self.fed;
+            *phase = Phase::Committed { plan: plan.clone(), step, prepared: *prepared };
+            self.session.commit(step);
+        }
+    }
+
+    /// The new plan is in force.
+    pub(super) fn recut_done(&mut self, step: u64, switched: Switched) -> Result<(), Fault> {
+        let Some(recut) = self.recut.take_if(|r| matches!(&r.phase, Phase::Committed { step: at, .. } if *at == step))
+        else {
+            return Ok(());
+        };
+        let Phase::Committed { plan, prepared, .. } = recut.phase else { return Ok(()) };
+        for (worker, cores) in self.cores(&plan).iter().enumerate() {
+            self.workers.repin(worker as WorkerId, cores);
+        }
+        let (revision, moved, pause) = (plan.revision, Bytes(switched.moved_bytes), Seconds(switched.pause_s));
+        self.record.plan = plan.clone();
+        self.record.counts.cutovers += 1;
+        self.show(&plan);
+        let text = format!(
+            "revision {revision} runs from step {}: {} shards, {moved} moved, {pause} pause, prepared in {prepared}",
+            step + 1,
+            plan.shards.len()
+        );
+        self.progress.say(&text);
+        self.event(
+            "cutover",
+            json!({
+                "at": step + 1, "why": recut.why, "moved_bytes": moved.0, "pause_seconds": pause.0,
+                "prepare_seconds": prepared.0, "predicted_step_seconds": plan.step_time.0,
+            }),
+        );
+        if let Some(answer) = recut.answer {
+            let _ = answer.send(Ok(text));
+        }
+        Ok(())
+    }
+
+    /// What was under way is no more; what runs goes on.
+    pub(super) fn call_off_recut(&mut self, why: &str) {
+        let Some(recut) = self.recut.take() else { return };
+        self.session.abort();
+        self.progress.say(&format!("the recut was called off: {why}"));
+        self.event("recut called off", json!({"why": why, "reason": recut.why}));
+        if let Some(answer) = recut.answer {
+            let _ = answer.send(Err(why.to_owned()));
+        }
+        // Workers that had come for it.
+        let kept = seats(&self.record.plan);
+        for worker in self.workers.all().into_iter().filter(|w| !kept.contains(w)) {
+            self.workers.kill(worker);
+            self.session.lose(worker);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Where peers come in: one listening socket per worker, for all revisions and incarnations.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::RuntimeError;
+use super::control::{parse, same_token};
+use super::link::whom;
+use crate::wire::control::{MAX_HELLO, Peer, WorkerId};
+use crate::wire::frame::read_message;
+
+/// How long a peer may take to dial in once it knows the plan.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Connections that may wait to be asked for: more are turned away.
+const MAX_WAITING: usize = 8192;
+
+/// Which revision a connection is for: (incarnation, revision).
+type Purpose = (u32, u64);
+
+/// Connections of peers that wait to be asked for.
+pub struct Doors {
+    address: SocketAddr,
+    waiting: Mutex<BTreeMap<(Purpose, WorkerId), TcpStream>>,
+    changed: Condvar,
+}
+
+impl Doors {
+    /// Listens on loopback, on a free port; `token` is what peers must show.
+    pub fn open(token: String) -> Result<Arc<Self>, RuntimeError> {
+        let failed = |source| RuntimeError::Listen { address: "loopback".to_owned(), source };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let doors = Arc::new(Self { address, waiting: Mutex::default(), changed: Condvar::new() });
+        let keeper = doors.clone();
+        let admit = move || {
+            for stream in listener.incoming() {
+                // Strangers and half-open connections are turned away; the rightful peer is still to come.
+                let Ok((peer, stream)) = stream.map_err(failed).and_then(|s| greet(s, &token)) else { continue };
+                let mut waiting = keeper.lock();
+                if waiting.len() < MAX_WAITING {
+                    waiting.insert(((peer.incarnation, peer.revision), peer.worker), stream);
+                    keeper.changed.notify_all();
+                }
+            }
+        };
+        std::thread::Builder::new().name("doors".to_owned()).spawn(admit).map_err(failed)?;
+        Ok(doors)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Purpose, WorkerId), TcpStream>> {
+        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits for `peer` to dial in for a revision; `cancelled` ends the wait.
+    pub fn take(&self, purpose: Purpose, peer: WorkerId, cancelled: &AtomicBool) -> Result<TcpStream, RuntimeError> {
+        const LOOK: Duration = Duration::from_millis(20);
+        let deadline = Instant::now() + PATIENCE;
+        let mut waiting = self.lock();
+        loop {
+            // Nobody will ask for connections of earlier incarnations.
+            waiting.retain(|(p, _), _| p.0 >= purpose.0);
+            if let Some(stream) = waiting.remove(&(purpose, peer)) {
+                return Ok(stream);
+            }
+            if cancelled.load(Ordering::SeqCst) {
+                return Err(RuntimeError::Stopped("called off".to_owned()));
+            }
+            if Instant::now() > deadline {
+                let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                let address = "its data port".to_owned();
+                return Err(RuntimeError::Connect { whom: whom(peer), address, source });
+            }
+            let woken = self.changed.wait_timeout(waiting, LOOK);
+            waiting = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+}
+
+/// Reads the first message of a connection and checks its token.
+fn greet(mut stream: TcpStream, token: &str) -> Result<(Peer, TcpStream), RuntimeError> {
+    let broken = |e: std::io::Error| RuntimeError::Link { whom: "a stranger".to_owned(), source: e.into() };
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
+    let read = read_message(&mut stream, MAX_HELLO);
+    let (header, message) = read.map_err(|source| RuntimeError::Link { whom: "a stranger".to_owned(), source })?;
+    let peer: Peer = parse(header.kind, &message, "a stranger")?;
+    if !same_token(&peer.token, token) {
+        let message = "wrong token".to_owned();
+        return Err(RuntimeError::Protocol { whom: "a stranger".to_owned(), message });
+    }
+    stream.set_read_timeout(None).map_err(broken)?;
+    Ok((peer, stream))
+}

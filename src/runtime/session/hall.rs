@@ -1,0 +1,151 @@
+//! Where workers dial in, and the conversation with each of them.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use crate::runtime::RuntimeError;
+use crate::runtime::control::{parse, same_token};
+use crate::runtime::link::Stamp;
+use crate::wire::control::{FailureClass, MAX_CONTROL, MAX_HELLO, ToParent, WorkerId};
+use crate::wire::frame::{FrameError, Header, Kind, read_message, write_message};
+
+/// What a worker's connection says.
+pub enum Event {
+    /// It has dialled in, and listens for its peers there.
+    Joined {
+        stream: TcpStream,
+        listen: SocketAddr,
+    },
+    Said(ToParent),
+    /// A state tensor: (index, data).
+    State(usize, Vec<u8>),
+    Closed(FrameError),
+}
+
+/// An event, of which worker, on which of its connections.
+pub type Tagged = (WorkerId, u64, Event);
+
+/// What waits to be written to a worker.
+pub enum Letter {
+    Order(Arc<Vec<u8>>),
+    Rows { step: u64, tensor: u32, rows: bytes::Bytes },
+}
+
+/// The parent's end of a connection to a worker.
+pub struct Outbox {
+    pub letters: Sender<Letter>,
+    /// Where the worker listens for its peers.
+    pub listen: SocketAddr,
+    /// Tells this connection from earlier ones of the same worker.
+    pub connection: u64,
+    /// The worker is gone or about to go.
+    pub closed: bool,
+}
+
+/// A listening socket on loopback, on a free port, and the secret that workers must show.
+pub struct Hall {
+    pub address: SocketAddr,
+    pub token: String,
+}
+
+impl Hall {
+    /// Admits workers from now on; `events` gets one `Joined` for each.
+    pub fn open(events: Sender<Tagged>) -> Result<Self, RuntimeError> {
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let failed = move |source| RuntimeError::Listen { address: at.to_string(), source };
+        let listener = TcpListener::bind(at).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let token = secret().map_err(failed)?;
+        let expected = token.clone();
+        let admit = move || {
+            for stream in listener.incoming() {
+                // Strangers are turned away; the rightful worker is still to come.
+                let Ok((worker, stream, listen)) = stream.map_err(failed).and_then(|s| greet(s, &expected)) else {
+                    continue;
+                };
+                if events.send((worker, 0, Event::Joined { stream, listen })).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("hall".to_owned()).spawn(admit).map_err(failed)?;
+        Ok(Self { address, token })
+    }
+}
+
+fn greet(mut stream: TcpStream, token: &str) -> Result<(WorkerId, TcpStream, SocketAddr), RuntimeError> {
+    let whom = || "a stranger".to_owned();
+    let broken = |e: std::io::Error| RuntimeError::Link { whom: whom(), source: e.into() };
+    stream.set_nodelay(true).map_err(broken)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
+    let read = read_message(&mut stream, MAX_HELLO);
+    let (header, message) = read.map_err(|source| RuntimeError::Link { whom: whom(), source })?;
+    match parse(header.kind, &message, "a stranger")? {
+        ToParent::Hello { worker, token: shown, listen, .. } if same_token(&shown, token) => {
+            stream.set_read_timeout(None).map_err(broken)?;
+            Ok((worker, stream, listen))
+        }
+        _ => Err(RuntimeError::Protocol { whom: whom(), message: "no valid hello".to_owned() }),
+    }
+}
+
+/// 128 random bits from the kernel, in hex.
+fn secret() -> std::io::Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Starts the two threads of a connection to a worker.
+pub fn converse(
+    worker: WorkerId,
+    connection: u64,
+    stream: TcpStream,
+    listen: SocketAddr,
+    events: Sender<Tagged>,
+) -> Result<Outbox, RuntimeError> {
+    let broken = |e: std::io::Error| RuntimeError::Link { whom: format!("worker {worker}"), source: e.into() };
+    let mut writing = stream.try_clone().map_err(broken)?;
+    let mut reading = stream;
+    let (letters, queue) = channel::<Letter>();
+    let write = move || {
+        let header = |kind, step, channel| -> Header { Stamp::NONE.header(kind, step, channel, 0) };
+        while let Ok(letter) = queue.recv() {
+            let written = match letter {
+                Letter::Order(json) => write_message(&mut writing, header(Kind::Control, 0, 0), &json),
+                Letter::Rows { step, tensor, rows } => {
+                    write_message(&mut writing, header(Kind::Batch, step, tensor), &rows)
+                }
+            };
+            // The reading thread tells of a broken connection.
+            if written.is_err() {
+                return;
+            }
+        }
+    };
+    let read = move || {
+        loop {
+            let event = match read_message(&mut reading, u64::MAX) {
+                Ok((header, data)) if header.kind == Kind::State => Event::State(header.channel as usize, data),
+                Ok((header, data)) if header.total <= MAX_CONTROL => match parse(header.kind, &data, "the worker") {
+                    Ok(said) => Event::Said(said),
+                    Err(e) => Event::Said(ToParent::Failed { message: e.to_string(), class: FailureClass::Own }),
+                },
+                Ok((header, _)) => {
+                    Event::Closed(FrameError::MessageTooLong { found: header.total, limit: MAX_CONTROL })
+                }
+                Err(e) => Event::Closed(e),
+            };
+            let last = matches!(event, Event::Closed(_));
+            if events.send((worker, connection, event)).is_err() || last {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name(format!("tell-{worker}")).spawn(write).map_err(broken)?;
+    std::thread::Builder::new().name(format!("hear-{worker}")).spawn(read).map_err(broken)?;
+    Ok(Outbox { letters, listen, connection, closed: false })
+}
