@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod coordinate;
+pub mod graph_picture;
 pub mod picture;
 pub mod predict;
 pub mod problem;

@@ -14,6 +14,7 @@ pub mod checkpoint;
 mod control;
 mod doors;
 mod executor;
+pub mod fail;
 mod feed;
 mod key;
 mod link;
