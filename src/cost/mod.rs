@@ -64,8 +64,8 @@ fn of_op(graph: &Graph, id: OpId, op: &Op) -> OpCost {
 fn class(opcode: &str) -> Class {
     match opcode {
         "dot" | "convolution" => Class::Product,
-        "gather" | "scatter" | "sort" | "while" | "conditional" | "custom-call" | "call" | "rng-bit-generator" | "fft"
-        | "cholesky" | "triangular-solve" | "select-and-scatter" | "reduce-window" => Class::Other,
+        "gather" | "scatter" | "sort" | "while" | "conditional" | "custom-call" | "call" | "rng-bit-generator"
+        | "fft" | "cholesky" | "triangular-solve" | "select-and-scatter" | "reduce-window" => Class::Other,
         _ => Class::Memory,
     }
 }

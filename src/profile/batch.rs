@@ -87,7 +87,9 @@ impl Lengths {
 pub enum ProfileError {
     #[error("batch tensor {tensor}: {found} bytes, its shape {shape} takes {expected}")]
     Size { tensor: String, shape: String, expected: u64, found: u64 },
-    #[error("batch tensor {tensor} has {found} rows, the batch has {expected}; the leading axis of every tensor counts rows")]
+    #[error(
+        "batch tensor {tensor} has {found} rows, the batch has {expected}; the leading axis of every tensor counts rows"
+    )]
     Rows { tensor: String, expected: u64, found: u64 },
     #[error("batch tensor {tensor} has shape {shape} and no axis for its rows")]
     Scalar { tensor: String, shape: String },
@@ -230,28 +232,33 @@ fn evenly(n: usize) -> impl Iterator<Item = usize> {
 
 /// How a float type is laid out, as far as zeros and non-finite values go.
 #[derive(Clone, Copy)]
-enum Float {
-    /// Bytes of an element; the bits without sign; from which of these on values are not finite.
-    Width(usize, u64, u64),
+struct Float {
+    /// Bytes of an element.
+    width: usize,
+    /// The bits without sign.
+    magnitude: u64,
+    /// Magnitudes from here on are infinite or no number.
+    limit: u64,
 }
 
 impl Float {
     fn of(dtype: DType) -> Option<Self> {
-        Some(match dtype {
-            DType::Float64 | DType::Complex128 => Float::Width(8, u64::MAX >> 1, 0x7ff << 52),
-            DType::Float32 | DType::Complex64 => Float::Width(4, 0x7fff_ffff, 0xff << 23),
-            DType::Bfloat16 => Float::Width(2, 0x7fff, 0xff << 7),
-            DType::Float16 => Float::Width(2, 0x7fff, 0x1f << 10),
-            DType::Float8E5m2 => Float::Width(1, 0x7f, 0x1f << 2),
+        let (width, limit) = match dtype {
+            DType::Float64 | DType::Complex128 => (8, 0x7ff << 52),
+            DType::Float32 | DType::Complex64 => (4, 0xff << 23),
+            DType::Bfloat16 => (2, 0xff << 7),
+            DType::Float16 => (2, 0x1f << 10),
+            DType::Float8E5m2 => (1, 0x1f << 2),
             // Finite but for one pattern.
-            DType::Float8E4m3fn => Float::Width(1, 0x7f, 0x7f),
+            DType::Float8E4m3fn => (1, 0x7f),
             _ => return None,
-        })
+        };
+        Some(Self { width, magnitude: u64::MAX >> (65 - 8 * width), limit })
     }
 }
 
 /// Zeros and non-finite values, in even blocks; with the elements looked at. A complex number counts as two.
-fn floats(Float::Width(width, magnitude, limit): Float, data: &[u8], budget: u64) -> (Content, u64) {
+fn floats(Float { width, magnitude, limit }: Float, data: &[u8], budget: u64) -> (Content, u64) {
     let n = data.len() / width;
     let (mut zeros, mut non_finite, mut looked_at) = (0, 0, 0);
     let mut look = |block: &[u8]| {
@@ -277,7 +284,7 @@ fn floats(Float::Width(width, magnitude, limit): Float, data: &[u8], budget: u64
     } else {
         let blocks = budget as usize / BLOCK;
         for i in 0..blocks {
-            let from = (i as u128 * (n - BLOCK) as u128 / blocks.max(2) as u128) as usize;
+            let from = (i as u128 * (n - BLOCK) as u128 / (blocks - 1).max(1) as u128) as usize;
             look(&data[from * width..(from + BLOCK) * width]);
         }
     }

@@ -46,7 +46,9 @@ pub struct Report<'a> {
 /// Reports that cannot be what was measured.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CalibrationError {
-    #[error("{device:?} reports {found} segments, the plan gives it {expected}; leave out steps that end under another plan")]
+    #[error(
+        "{device:?} reports {found} segments, the plan gives it {expected}; leave out steps that end under another plan"
+    )]
     Segments { device: DeviceId, expected: usize, found: usize },
     #[error("{device:?} reports {found} s for segment {segment}; a duration is finite and not negative")]
     Seconds { device: DeviceId, segment: usize, found: f32 },
@@ -286,7 +288,12 @@ impl Worker {
         self.segments.iter().filter_map(|((bits, _), level)| {
             let [product, memory, other, launch] = bits.map(|b| Seconds(f64::from_bits(b)));
             let terms = Terms { product, memory, other, launch };
-            Some(Equation { terms, seconds: level.seconds()?, slack: SLACK * self.step / level.runs(), count: level.count() })
+            Some(Equation {
+                terms,
+                seconds: level.seconds()?,
+                slack: SLACK * self.step / level.runs(),
+                count: level.count(),
+            })
         })
     }
 }

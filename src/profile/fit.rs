@@ -162,11 +162,13 @@ pub fn weighted_median(values: &mut [(f64, f64)]) -> Option<f64> {
     values.sort_by(|a, b| a.0.total_cmp(&b.0));
     let total: f64 = values.iter().map(|v| v.1).sum();
     let mut sum = 0.0;
-    values.iter().find(|(_, weight)| {
-        sum += weight;
-        sum >= total / 2.0 && total > 0.0
-    })
-    .map(|v| v.0)
+    values
+        .iter()
+        .find(|(_, weight)| {
+            sum += weight;
+            sum >= total / 2.0 && total > 0.0
+        })
+        .map(|v| v.0)
 }
 
 /// The middle value; the mean of the two middle ones of an even number.
