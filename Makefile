@@ -1,6 +1,8 @@
 # make demo    trains a GPT in two worker processes on this machine
 # make test    runs all tests
+# make lint    checks format and clippy's advice
 # make bench   measures against JAX and PyTorch on the same cores
+# make fuzz    feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +10,7 @@ PLUGIN := .foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so
 # Rust from rustup may be installed but not on the PATH of a fresh shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo build plugin venv test lint bench bundles
+.PHONY: demo build plugin venv test lint bench fuzz bundles
 
 demo: build plugin
 	target/debug/foreshard local run manifests/charlm.yaml
@@ -33,11 +35,23 @@ test: plugin venv
 
 lint:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 
 bench: plugin venv
 	cargo build --locked --release
 	$(VENV)/bin/python benches/run.py
+
+# Needs a nightly toolchain (rustup toolchain install nightly). What it finds lies in fuzz/artifacts.
+FUZZ_SECONDS ?= 60
+CARGO_FUZZ := .foreshard/tools/bin/cargo-fuzz
+$(CARGO_FUZZ):
+	cargo install --quiet --locked --root .foreshard/tools --version 0.13.2 cargo-fuzz
+fuzz: $(CARGO_FUZZ)
+	cargo run --quiet --locked --manifest-path fuzz/Cargo.toml --example seeds -- fuzz/corpus
+	for target in import bundle manifest wire; do PATH="$(CURDIR)/.foreshard/tools/bin:$$PATH" \
+	cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20 \
+	-malloc_limit_mb=1024 -rss_limit_mb=4096 -print_final_stats=1 || exit 1; done
 
 bundles: venv
 	cd python && ../$(VENV)/bin/python -m models.build ../bundles

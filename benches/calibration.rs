@@ -12,6 +12,7 @@ use foreshard::graph::{ArrayShape, DType, Model};
 use foreshard::plan::{Plan, Priced};
 use foreshard::profile::{Calibration, Report, TensorView, Timed, profile};
 use foreshard::topology::{DeviceId, Measured, parse_devices};
+use foreshard::units::Seconds;
 use serde_json::Value;
 
 /// A run as its directory tells it.
@@ -51,15 +52,23 @@ impl Run {
 
     fn learn(&self, calibration: &mut Calibration, steps: std::ops::Range<usize>) {
         let segments = self.segments();
-        for step in &self.steps[steps] {
+        for (step, seconds) in self.steps[steps.clone()].iter().zip(&self.seconds[steps]) {
             let reports: Vec<Report<'_>> = self
                 .priced
                 .seats()
                 .zip(&segments)
                 .zip(step)
-                .map(|(((device, kind), segments), seconds)| Report { device, kind, segments, seconds })
+                .map(|(((device, kind), segments), seconds)| Report {
+                    device,
+                    kind,
+                    segments,
+                    seconds: seconds.as_slice(),
+                })
                 .collect();
             calibration.observe(&reports).expect("a log of this plan");
+            let speed = |device| calibration.speed(device);
+            let estimate = self.priced.estimate(&self.variant, calibration, &speed, None).expect("known");
+            calibration.observe_step(1, estimate.step, Seconds(*seconds));
         }
     }
 
@@ -95,7 +104,11 @@ impl Run {
             |c: &Calibration| self.priced.estimate(&self.variant, c, &|_: DeviceId| 1.0, None).expect("known");
         let seen = median(self.seconds[half..].to_vec());
         line("step", seen, estimate(&Calibration::default()).step.0, estimate(calibration).step.0);
-        println!("  (the planner said {:.3} ms)", self.planned * 1e3);
+        println!(
+            "  (the planner said {:.3} ms; a step takes {:.2} times what explains it)",
+            self.planned * 1e3,
+            calibration.stretch()
+        );
     }
 }
 

@@ -267,6 +267,30 @@ fn flags_that_do_not_exist_are_explained() {
 }
 
 #[test]
+fn a_training_step_can_be_looked_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let picture = directory.path().join("graph.svg");
+    let command = || {
+        let mut command = support::foreshard();
+        command.args(["graph", "bundles/scan_gpt.bundle"]);
+        command
+    };
+    let output = command().arg("--picture").arg(&picture).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let svg = fs::read_to_string(&picture).unwrap();
+    for part in ["scan_gpt", "embed", "layer 0", "layer 3", "head", "forward", "backward", "optimizer", "dot  "] {
+        assert!(svg.contains(part), "the picture lacks {part:?}");
+    }
+    for tag in ["text", "title", "marker"] {
+        let (opened, closed) = (svg.matches(&format!("<{tag}")).count(), svg.matches(&format!("</{tag}>")).count());
+        assert!(opened == closed && opened > 0, "{opened} <{tag}> and {closed} </{tag}>");
+    }
+    let ops = command().args(["--ops", "grad"]).output().unwrap();
+    // Ops of an unrolled layer are named from the outermost function on.
+    assert!(text(&ops.stdout).contains("jit(grad)/jvp()/while/body[2]/closed_call/dot_general"));
+}
+
+#[test]
 fn a_job_fills_its_run_directory() {
     let job = job(&[]);
     let output = job.output(&[]);

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use foreshard::graph::Manifest;
-use safetensors::SafeTensors;
 
 /// Steps compared.
 const STEPS: usize = 50;
@@ -90,10 +89,10 @@ fn reference(model: &str, data: &Path, microbatch: u64, scratch: &Path) -> Train
         .status()
         .expect("the test set-up installs JAX: make venv");
     assert!(status.success(), "python/reference.py failed for {model}");
-    let mut trained = read(&out);
-    let at = trained.params.iter().position(|(name, _)| name == "losses").unwrap();
-    trained.losses = trained.params.remove(at).1;
-    trained
+    let mut params = support::read_tensors(&out);
+    let at = params.iter().position(|(name, _)| name == "losses").unwrap();
+    let losses = params.remove(at).1;
+    Trained { losses, params }
 }
 
 fn foreshard(
@@ -123,31 +122,7 @@ fn foreshard(
         .lines()
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["loss"].as_f64().unwrap() as f32)
         .collect();
-    Trained { losses, ..read(&dir.join("weights.safetensors")) }
-}
-
-/// All tensors of a file, by name, as float32.
-fn read(path: &Path) -> Trained {
-    let bytes = std::fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut params: Vec<(String, Vec<f32>)> = file
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            let values = match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-                }
-                safetensors::Dtype::BF16 => {
-                    view.data().chunks_exact(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect()
-                }
-                other => panic!("{name} is {other:?}"),
-            };
-            (name, values)
-        })
-        .collect();
-    params.sort_by(|a, b| a.0.cmp(&b.0));
-    Trained { losses: Vec::new(), params }
+    Trained { losses, params: support::read_tensors(&dir.join("weights.safetensors")) }
 }
 
 #[test]

@@ -161,6 +161,27 @@ fn only_cli_reads_the_environment() {
     assert!(wrong.is_empty(), "these read the environment: {wrong:?}");
 }
 
+/// `fuzz/` compiles rooms by itself, so `cargo test` does not notice what it lacks.
+#[test]
+fn the_fuzz_crate_has_what_its_rooms_use() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let (lib, ours, theirs) = (read("fuzz/src/lib.rs"), read("Cargo.toml"), read("fuzz/Cargo.toml"));
+    let rooms: Vec<&str> = lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let dependencies = ours.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let crates: Vec<&str> = dependencies.lines().filter_map(|l| Some(l.split_once(" =")?.0)).collect();
+    assert!(rooms.contains(&"wire") && crates.contains(&"serde"));
+    let mut missing = BTreeSet::new();
+    for (_, path) in sources().into_iter().filter(|(room, _)| rooms.contains(&room.as_str())) {
+        let text = code(&fs::read_to_string(path).unwrap());
+        missing.extend(rooms_used(&text).into_iter().filter(|r| !rooms.contains(&r.as_str())));
+        let used = |name: &&&str| text.contains(&format!("{}::", name.replace('-', "_")));
+        let known = |name: &str| theirs.lines().any(|l| l.starts_with(&format!("{name} =")));
+        missing.extend(crates.iter().filter(used).filter(|n| !known(n)).map(|n| (*n).to_owned()));
+    }
+    assert!(missing.is_empty(), "fuzz/src/lib.rs or fuzz/Cargo.toml lacks {missing:?}");
+}
+
 #[test]
 fn no_file_outgrows_its_reader() {
     const LIMIT: usize = 900;

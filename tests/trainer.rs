@@ -374,6 +374,44 @@ proptest! {
     }
 }
 
+#[test]
+fn files_cut_short_anywhere_are_refused_or_give_their_first_rows() {
+    let directory = tempfile::tempdir().unwrap();
+    let only_x = manifest(r#"{"name": "x", "dtype": "float32", "shape": [4, 3]}"#, &[("mb2", r#"{"x": [2, 3]}"#)]);
+    for (name, content, manifest) in [
+        ("d.csv", csv(), fixed()),
+        ("d.jsonl", jsonl(), fixed()),
+        ("d.parquet", parquet(), fixed()),
+        ("d.safetensors", safetensors(), fixed()),
+        ("d.npy", npy(), only_x),
+        ("d.csv.gz", gz(&csv()), fixed()),
+    ] {
+        let lines = matches!(name, "d.csv" | "d.jsonl");
+        for end in 0..content.len() {
+            let data = Data { shuffle: Shuffle::None, ..file(&directory, name, &content[..end]) };
+            let reader = match open(&data, &manifest, START) {
+                Ok(reader) => reader,
+                Err(e) => {
+                    assert!(e.to_string().contains(name), "cut at {end}: {e}");
+                    continue;
+                }
+            };
+            // Only of lines can a part be told from the whole: all rows but the last are what they were.
+            assert!(lines, "{name} cut at {end} of {} is taken for whole", content.len());
+            let n = reader.n_samples.unwrap() as usize;
+            let whole = content[..end].iter().filter(|&&b| b == b'\n').count() - usize::from(name == "d.csv");
+            assert!(n <= whole + 1, "{name} cut at {end}");
+            for (b, batch) in reader.take(n / 4).enumerate() {
+                for (i, found) in batch.unwrap().tensors[0].data.chunks(12).enumerate() {
+                    let row = 4 * b + i;
+                    let expected: Vec<u8> = x(row).into_iter().flat_map(f32::to_le_bytes).collect();
+                    assert!(row == whole || found == expected, "{name} cut at {end}, row {row}");
+                }
+            }
+        }
+    }
+}
+
 /// A feeder that does with its connection what it is told to.
 fn fed(manifest: &Manifest, feed: impl FnOnce(UnixStream) + Send + 'static) -> Vec<Result<Batch, String>> {
     let directory = tempfile::tempdir().unwrap();

@@ -3,22 +3,32 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use super::bad_input;
 use crate::local::bundle;
+use crate::plan::graph_picture;
+use crate::topology::nominal;
 
 /// Show a bundle: its params, and the ops of one of its graphs after import.
 ///
-/// Example: foreshard graph bundles/char_gpt.bundle --ops grad
+/// Examples:
+///   foreshard graph bundles/char_gpt.bundle --ops grad
+///   foreshard graph bundles/char_gpt.bundle --picture graph.svg
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct Args {
     /// Bundle directory.
     bundle: PathBuf,
     /// Print the ops of this graph.
-    #[arg(long, value_name = "GRAPH")]
+    #[arg(long, value_name = "GRAPH", conflicts_with = "picture")]
     ops: Option<Which>,
     /// Variant of the grad graph; the first one when absent.
     #[arg(long)]
     variant: Option<String>,
+    /// Draw the training step: its blocks, every op by its cost, and the tensors between them.
+    #[arg(long, value_name = "FILE.svg")]
+    picture: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -38,6 +48,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             bad_input(anyhow::anyhow!("no variant {name:?}; the bundle has {}{hint}", known.join(", ")))
         })?,
     };
+    if let Some(path) = &args.picture {
+        let device = nominal("cpu").expect("CPUs are known");
+        let svg = graph_picture::svg(&model, variant, &device);
+        std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     match args.ops {
         Some(Which::Init) => print!("{}", crate::graph::text::render(&model.init)),
         Some(Which::Grad) => print!("{}", crate::graph::text::render(&variant.graph)),

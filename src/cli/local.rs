@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context;
 
 use super::bad_input;
-use super::plugin::PluginArgs;
+use super::plugin::{PluginArgs, user_cache};
 use super::worker::TOKEN;
 use crate::local::control::{Request, ask};
 use crate::local::run::{Ending, Options, Problem, run as train};
+use crate::runtime::fail::Fail;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -70,8 +71,23 @@ pub struct RunArgs {
     /// No progress, only errors.
     #[arg(short, long)]
     quiet: bool,
+    /// Where compiled executables are kept for the next time; ~/.cache/foreshard/executables when absent.
+    #[arg(long, value_name = "DIR", env = "FORESHARD_CACHE", hide_env_values = true)]
+    cache: Option<PathBuf>,
+    /// Compile everything anew, and keep nothing.
+    #[arg(long)]
+    no_cache: bool,
+    /// Let a worker fail on purpose: WORKER=HOW@POINT, for tests of survival.
+    #[arg(long, hide = true, value_parser = failure)]
+    fail: Vec<(u32, String)>,
     #[command(flatten)]
     plugin: PluginArgs,
+}
+
+fn failure(text: &str) -> Result<(u32, String), String> {
+    let (worker, fail) = text.split_once('=').ok_or("not WORKER=HOW@POINT")?;
+    fail.parse::<Fail>()?;
+    Ok((worker.parse().map_err(|e| format!("worker {worker:?}: {e}"))?, fail.to_owned()))
 }
 
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -91,6 +107,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         storage: environment(),
         token_variable: TOKEN,
         xla_flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
+        cache: if args.no_cache { None } else { args.cache.or_else(|| Some(user_cache()?.join("executables"))) },
+        fail: args.fail.into_iter().collect(),
         interrupts: interrupts()?,
     };
     match train(&options) {

@@ -20,9 +20,14 @@ impl PluginArgs {
         let mut search = vec![PathBuf::from(".foreshard/plugins")];
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("plugins")));
         search.extend(beside);
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-        search.extend(cache.map(|c| c.join("foreshard/plugins")));
+        search.extend(user_cache().map(|c| c.join("plugins")));
         PluginSpec { path: self.plugin.clone(), sha256: self.plugin_sha256.clone(), search }
     }
+}
+
+/// Where this user's things are kept that can be made again.
+pub fn user_cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    Some(cache?.join("foreshard"))
 }

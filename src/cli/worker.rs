@@ -8,7 +8,9 @@ use crate::device::pjrt::{Pjrt, PluginSpec};
 use crate::device::{DeviceError, affinity};
 use crate::local::bundle;
 use crate::runtime::RuntimeError;
-use crate::runtime::worker::{WorkerConfig, run as work};
+use crate::runtime::fail::Fail;
+use crate::runtime::worker::{CacheConfig, WorkerConfig, run as work};
+use crate::units::Bytes;
 
 /// Execute one shard.
 #[derive(Debug, clap::Args)]
@@ -28,6 +30,15 @@ pub struct Args {
     plugin: PathBuf,
     #[arg(long)]
     plugin_sha256: Option<String>,
+    /// Directory of compiled executables.
+    #[arg(long, requires = "plugin_id")]
+    cache: Option<PathBuf>,
+    /// sha256 of the plug-in's file.
+    #[arg(long)]
+    plugin_id: Option<String>,
+    /// Fail on purpose, such as kill@moving.
+    #[arg(long)]
+    fail: Option<Fail>,
     /// File that names the module being compiled.
     #[arg(long)]
     breadcrumb: PathBuf,
@@ -35,6 +46,9 @@ pub struct Args {
 
 /// Environment variable with the job's secret: command lines are visible to everyone on the machine.
 pub const TOKEN: &str = "FORESHARD_TOKEN";
+
+/// Most that executables may take on disk; those used longest ago go first.
+const CACHE_LIMIT: Bytes = Bytes(10 << 30);
 
 pub fn run(args: Args) -> ExitCode {
     let Ok(token) = std::env::var(TOKEN) else {
@@ -54,7 +68,13 @@ fn start(args: Args, token: String) -> Result<(), RuntimeError> {
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
     }
-    let config = WorkerConfig { connect: args.connect, worker: args.worker, token };
+    let cache = args.cache.zip(args.plugin_id).map(|(directory, plugin)| CacheConfig {
+        directory,
+        limit: CACHE_LIMIT,
+        plugin,
+        flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
+    });
+    let config = WorkerConfig { connect: args.connect, worker: args.worker, token, cache, fail: args.fail };
     let device = || {
         let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
         let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };

@@ -63,7 +63,7 @@ fn of_op(graph: &Graph, id: OpId, op: &Op) -> OpCost {
 
 fn class(opcode: &str) -> Class {
     match opcode {
-        "dot" | "convolution" => Class::Product,
+        "dot" | "ragged-dot" | "convolution" => Class::Product,
         "gather" | "scatter" | "sort" | "while" | "conditional" | "custom-call" | "call" | "rng-bit-generator"
         | "fft" | "cholesky" | "triangular-solve" | "select-and-scatter" | "reduce-window" => Class::Other,
         _ => Class::Memory,

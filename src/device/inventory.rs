@@ -69,6 +69,28 @@ impl Cpu {
             memory: memory(),
         }
     }
+
+    /// Model and instruction sets: code compiled for one such text may not run on another.
+    pub fn features() -> String {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let first = info.split("\n\n").next().unwrap_or_default();
+        // x86 and ARM have other words for the same.
+        const TELLING: [&str; 10] = [
+            "vendor_id",
+            "cpu family",
+            "model",
+            "model name",
+            "stepping",
+            "flags",
+            "CPU implementer",
+            "CPU variant",
+            "CPU part",
+            "Features",
+        ];
+        let telling = |line: &&str| line.split_once(':').is_some_and(|(key, _)| TELLING.contains(&key.trim()));
+        let lines: Vec<&str> = first.lines().filter(telling).collect();
+        format!("{} {}", std::env::consts::ARCH, lines.join("\n"))
+    }
 }
 
 /// Memory of the machine, or what the control group leaves of it.

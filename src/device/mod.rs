@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod breadcrumb;
+pub mod cache;
 mod cuda;
 pub mod inventory;
 pub mod pjrt;
@@ -70,10 +71,18 @@ pub trait Device: Send + Sync + 'static {
     type Buffer: Send + Sync + 'static;
     type Executable: Send + Sync + 'static;
 
-    /// Kind and version of what executes, for logs and cache keys.
+    /// Name and version of what executes, for logs and cache keys.
     fn platform(&self) -> &str;
+    /// Kind of the hardware by the plug-in's word, for cache keys.
+    fn kind(&self) -> &str;
+    /// What the compiler is told beside the module, for cache keys.
+    fn options(&self) -> &[u8];
     /// `hlo` is a verified `HloModuleProto` that carries `aliases`.
     fn compile(&self, name: &str, hlo: &[u8], aliases: &[Alias]) -> Result<Self::Executable, DeviceError>;
+    /// The executable in the plug-in's own form, for [`Device::deserialize`] of the same plug-in on the same hardware.
+    fn serialize(&self, executable: &Self::Executable) -> Result<Vec<u8>, DeviceError>;
+    /// Loads what [`Device::serialize`] has returned. Plug-ins may abort the process on other bytes: check them first.
+    fn deserialize(&self, name: &str, bytes: &[u8]) -> Result<Self::Executable, DeviceError>;
     fn memory(&self, executable: &Self::Executable) -> Result<ExecutableMemory, DeviceError>;
     /// Copies `data` (dense, row-major) to the device.
     fn upload(&self, shape: &ArrayShape, data: &[u8]) -> Result<Self::Buffer, DeviceError>;

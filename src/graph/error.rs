@@ -26,10 +26,13 @@ impl GraphError {
     }
 }
 
-/// `; did you mean "x"?` for the candidate most like `found`, or nothing.
+/// `; did you mean "x"?` for the candidate most like `found`, or nothing. Comparing takes time in proportion to both
+/// lengths: what is too long for a slip of the pen is not compared.
 pub fn closest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    const LONGEST: usize = 256;
     candidates
         .into_iter()
+        .filter(|c| c.len().max(found.len()) <= LONGEST)
         .map(|c| (strsim::normalized_damerau_levenshtein(&found.to_lowercase(), &c.to_lowercase()), c))
         .filter(|(likeness, _)| *likeness > 0.5)
         .max_by(|a, b| a.0.total_cmp(&b.0))

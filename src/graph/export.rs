@@ -19,7 +19,7 @@ pub struct Alias {
 /// The same graph gives the same bytes. Only computations in use are written.
 pub fn to_hlo(graph: &Graph, aliases: &[Alias]) -> Vec<u8> {
     let name = identifier(&graph.name);
-    let mut out = Exporter { graph, names: BTreeSet::new(), next_id: 1, module: Writer::default() };
+    let mut out = Exporter { graph, names: BTreeMap::new(), next_id: 1, module: Writer::default() };
     let entry_name = out.unique("main");
     let mut ids = BTreeMap::new();
     for callee in used(graph) {
@@ -69,7 +69,8 @@ fn used(graph: &Graph) -> BTreeSet<CompId> {
 
 struct Exporter<'a> {
     graph: &'a Graph,
-    names: BTreeSet<String>,
+    /// Names taken, with the last number put behind each to make others unique.
+    names: BTreeMap<String, u64>,
     /// Ids are unique over the whole module, computations and ops alike.
     next_id: u64,
     module: Writer,
@@ -79,11 +80,15 @@ impl Exporter<'_> {
     fn unique(&mut self, name: &str) -> String {
         let base = identifier(name);
         let mut unique = base.clone();
-        let mut n = self.names.len();
-        while !self.names.insert(unique.clone()) {
-            n += 1;
-            unique = format!("{base}.{n}");
+        if let Some(&last) = self.names.get(&base) {
+            let mut n = last;
+            while self.names.contains_key(&unique) {
+                n += 1;
+                unique = format!("{base}.{n}");
+            }
+            self.names.insert(base, n);
         }
+        self.names.insert(unique.clone(), 0);
         unique
     }
 

@@ -11,6 +11,8 @@ use super::shape::{ArrayShape, DType, Shape};
 
 /// Deepest nesting of tuple shapes and of calls.
 const MAX_DEPTH: usize = 64;
+/// Most axes of a tensor.
+const MAX_RANK: usize = 64;
 
 /// Reads an unoptimised HLO module; bytes it does not know are kept with their op.
 ///
@@ -219,6 +221,9 @@ pub fn read_shape(bytes: &[u8], depth: usize) -> Result<Shape, GraphError> {
     if dynamic.iter().any(|&d| d != 0) {
         return Err(malformed("a dimension is dynamic; export with static shapes".to_owned()));
     }
+    if dims.len() > MAX_RANK {
+        return Err(malformed(format!("{} axes, the limit is {MAX_RANK}", dims.len())));
+    }
     if let Some(d) = dims.iter().find(|&&d| d > i64::MAX as u64) {
         return Err(malformed(format!("dimension {} is negative", *d as i64)));
     }
@@ -313,6 +318,9 @@ impl Importer<'_, '_> {
             if op.shape.as_array().is_none() {
                 return Err(raw.op_problem(op, format!("a parameter of shape {}; pass arrays one by one", op.shape)));
             }
+            if !op.operands.is_empty() {
+                return Err(raw.op_problem(op, "a parameter with operands".to_owned()));
+            }
             let built = self.op(at, op, &place, 0)?;
             place.insert(low(op.id), self.graph.push_parameter(built));
         }
@@ -322,8 +330,8 @@ impl Importer<'_, '_> {
         let root_is_tuple = root.opcode == "tuple";
         for i in order {
             let op = &raw.ops[i];
-            let dissolved =
-                root_is_tuple && std::ptr::eq(op, root) && !raw.ops.iter().any(|o| o.operands.contains(&op.id));
+            let is_used = || raw.ops.iter().any(|o| o.operands.iter().any(|id| low(*id) == low(op.id)));
+            let dissolved = root_is_tuple && std::ptr::eq(op, root) && !is_used();
             if op.is_parameter() || dissolved {
                 continue;
             }

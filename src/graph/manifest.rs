@@ -17,9 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{closest, explain};
 use super::shape::{ArrayShape, DType};
+use crate::units::Bytes;
 
 /// The format this version reads and writes.
 pub const FORMAT: &str = "foreshard.bundle/1";
+/// No tensor is larger.
+const LARGEST: Bytes = Bytes(1 << 46);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,7 +149,7 @@ impl Manifest {
             if name.is_empty() || !seen.insert((list, name)) {
                 return Err(format!("{list}: the name {name:?} is empty or taken twice"));
             }
-            if ArrayShape::new(dtype, shape.clone()).bytes().0 > 1 << 46 {
+            if ArrayShape::new(dtype, shape.clone()).bytes() > LARGEST {
                 return Err(format!("{list}: {name:?} of shape {shape:?} is larger than any device"));
             }
         }
@@ -155,7 +158,7 @@ impl Manifest {
         }
         for slot in &self.slots {
             if let Some(param) = &slot.param
-                && !self.params.iter().any(|p| p.name == *param)
+                && !seen.contains(&("params", param))
             {
                 let hint = closest(param, self.params.iter().map(|p| p.name.as_str()));
                 return Err(format!("slots: {:?} belongs to param {param:?}, which does not exist{hint}", slot.name));
@@ -165,6 +168,9 @@ impl Manifest {
             return Err("batch: it has no rows or no tensors".to_owned());
         }
         for tensor in &self.batch {
+            if tensor.shape.contains(&0) {
+                return Err(format!("batch: {:?} of shape {:?} holds nothing", tensor.name, tensor.shape));
+            }
             if tensor.shape.first() != Some(&self.batch_size) {
                 let (name, shape, rows) = (&tensor.name, &tensor.shape, self.batch_size);
                 return Err(format!(
@@ -189,7 +195,11 @@ impl Manifest {
             }
             for tensor in &self.batch {
                 match grad.shapes.get(&tensor.name) {
-                    Some(shape) if shape.first() == Some(&grad.microbatch) && shape.len() == tensor.shape.len() => {}
+                    Some(shape)
+                        if shape.first() == Some(&grad.microbatch)
+                            && shape.len() == tensor.shape.len()
+                            && !shape.contains(&0)
+                            && ArrayShape::new(tensor.dtype, shape.clone()).bytes() <= LARGEST => {}
                     Some(shape) => {
                         return Err(format!(
                             "grad: variant {name:?} gives {:?} the shape {shape:?}, expected {} rows of {:?}",
@@ -203,7 +213,7 @@ impl Manifest {
                     }
                 }
             }
-            if let Some(unknown) = grad.shapes.keys().find(|k| !self.batch.iter().any(|b| b.name == **k)) {
+            if let Some(unknown) = grad.shapes.keys().find(|&k| !seen.contains(&("batch", k))) {
                 let hint = closest(unknown, self.batch.iter().map(|b| b.name.as_str()));
                 return Err(format!("grad: variant {name:?} has a shape for {unknown:?}, which is not in batch{hint}"));
             }

@@ -1,5 +1,6 @@
 //! A whole bundle in memory: manifest, state and the three graphs, ready for planning and cutting.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -72,6 +73,8 @@ pub struct Model {
 
 /// Counts when the passes change what they yield: old plans index other ops.
 const PASSES: &str = "passes/1";
+/// Most times the graphs are run to find out which params are stacks; two or three are usual.
+const MAX_ROUNDS: usize = 32;
 /// Longest manifest read.
 const MAX_MANIFEST: usize = 64 << 20;
 
@@ -128,7 +131,8 @@ impl Sources {
                     "sha256 is {found}, the manifest says {expected}; the file was cut short or changed, copy the bundle again"
                 )));
             }
-            from_hlo(&bytes).map_err(|e| e.in_file(&spec.file))
+            let graph = from_hlo(&bytes).and_then(|graph| verify(&graph).map(|()| graph));
+            graph.map_err(|e| e.in_file(&spec.file))
         };
         let key = ("key".to_owned(), ArrayShape::new(DType::Uint32, vec![2]));
         let params = || manifest.params.iter().map(|p| (p.name.clone(), ArrayShape::new(p.dtype, p.shape.clone())));
@@ -166,9 +170,9 @@ impl Sources {
         let n = manifest.params.len();
         let n_scalars = 1 + manifest.metrics.len();
         let mut split = vec![false; n];
-        let mut first = true;
         // Shrinks from all that could be stacks to those that are; taking one apart can only show that another is not.
-        loop {
+        for round in 0..MAX_ROUNDS {
+            let first = round == 0;
             let before = split.clone();
             for (spec, graph) in manifest.grad.iter().zip(&self.grads) {
                 let outputs: Vec<bool> = std::iter::repeat_n(false, n_scalars).chain(split.iter().copied()).collect();
@@ -186,8 +190,9 @@ impl Sources {
             if split == before && !first || !split.contains(&true) {
                 return Ok(split);
             }
-            first = false;
         }
+        // A model whose stacks hang together in so long a chain is left whole.
+        Ok(vec![false; n])
     }
 
     fn build(self, manifest: Manifest, split: &[bool], fingerprint: String) -> Result<Model, GraphError> {
@@ -200,9 +205,11 @@ impl Sources {
             pieces(&mut state, &param.name, i, shape, split[i], |_| None);
         }
         let n_params = state.len();
+        let by_name: BTreeMap<&str, usize> =
+            manifest.params.iter().enumerate().map(|(i, p)| (p.name.as_str(), i)).collect();
         let mut split_slots = Vec::with_capacity(manifest.slots.len());
         for (i, slot) in manifest.slots.iter().enumerate() {
-            let param = slot.param.as_ref().and_then(|name| manifest.params.iter().position(|p| p.name == *name));
+            let param = slot.param.as_ref().and_then(|name| by_name.get(name.as_str()).copied());
             let apart = param.is_some_and(|p| split[p] && manifest.params[p].shape == slot.shape);
             let shape = ArrayShape::new(slot.dtype, slot.shape.clone());
             pieces(&mut state, &slot.name, n_manifest + i, shape, apart, |row| {

@@ -25,10 +25,6 @@ pub fn verify(graph: &Graph) -> Result<(), GraphError> {
             problem,
         })
     };
-    for (_, op) in graph.ops() {
-        let operands: Vec<&Op> = op.operands.iter().map(|&o| graph.op(o)).collect();
-        check("the entry", op, &operands)?;
-    }
     for c in graph.computations() {
         if c.root.index() >= c.ops.len() {
             let problem = format!("its root {} does not exist", c.root);
@@ -43,6 +39,10 @@ pub fn verify(graph: &Graph) -> Result<(), GraphError> {
             let operands: Vec<&Op> = op.operands.iter().map(|o| &c.ops[o.index()]).collect();
             check(&c.name, op, &operands)?;
         }
+    }
+    for (_, op) in graph.ops() {
+        let operands: Vec<&Op> = op.operands.iter().map(|&o| graph.op(o)).collect();
+        check("the entry", op, &operands)?;
     }
     Ok(())
 }
@@ -127,15 +127,21 @@ fn check_op(graph: &Graph, op: &Op, operands: &[&Op]) -> Result<(), String> {
                 return Err(format!("it calls {} computations, expected 2", op.called.len()));
             };
             op.called.iter().try_for_each(|&c| signature(graph, c, &[&operands[0].shape]))?;
-            (op.shape == operands[0].shape)
-                .then_some(())
-                .ok_or_else(|| format!("it yields {}, given {}", op.shape, operands[0].shape))
+            let goes_on = Shape::from(ArrayShape::scalar(DType::Bool));
+            let yielded: Vec<&Shape> = op.called.iter().map(|&c| result(graph, c)).collect();
+            let fits =
+                op.shape == operands[0].shape && (yielded == [&op.shape, &goes_on] || yielded == [&goes_on, &op.shape]);
+            fits.then_some(()).ok_or_else(|| {
+                format!("it yields {}, given {}; it calls what yields {yielded:?}", op.shape, operands[0].shape)
+            })
         }
         "call" => {
             let [callee] = op.called[..] else {
                 return Err(format!("it calls {} computations, expected 1", op.called.len()));
             };
-            signature(graph, callee, &operands.iter().map(|o| &o.shape).collect::<Vec<_>>())
+            signature(graph, callee, &operands.iter().map(|o| &o.shape).collect::<Vec<_>>())?;
+            let yielded = result(graph, callee);
+            (*yielded == op.shape).then_some(()).ok_or_else(|| format!("it yields {}, the callee {yielded}", op.shape))
         }
         opcode if is_elementwise(opcode) => {
             let out = array(op)?;
@@ -230,7 +236,7 @@ fn dot(op: &Op, operands: &[&Op]) -> Result<(), String> {
 }
 
 fn reduce(graph: &Graph, op: &Op, operands: &[&Op], dimensions: &[u64]) -> Result<(), String> {
-    if operands.is_empty() || operands.len() % 2 != 0 || op.called.len() != 1 {
+    if operands.is_empty() || !operands.len().is_multiple_of(2) || op.called.len() != 1 {
         return Err(format!("it has {} operands and {} reducers", operands.len(), op.called.len()));
     }
     let from = array(operands[0])?;
@@ -251,6 +257,12 @@ fn reduce(graph: &Graph, op: &Op, operands: &[&Op], dimensions: &[u64]) -> Resul
     (n_parameters == operands.len())
         .then_some(())
         .ok_or_else(|| format!("its reducer takes {n_parameters} values, expected {}", operands.len()))
+}
+
+/// What a computation yields.
+fn result(graph: &Graph, callee: CompId) -> &Shape {
+    let callee = graph.computation(callee);
+    &callee.ops[callee.root.index()].shape
 }
 
 /// Whether a computation takes these arguments.

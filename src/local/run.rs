@@ -1,11 +1,12 @@
 //! `foreshard local run`: plan, start workers, feed, report, collect.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::batches::Batches;
@@ -21,6 +22,7 @@ use crate::graph::Model;
 use crate::runtime::Session;
 use crate::runtime::session::Job;
 use crate::units::Seconds;
+use crate::wire::control::WorkerId;
 
 /// What a user asks for.
 pub struct Options {
@@ -40,6 +42,10 @@ pub struct Options {
     pub token_variable: &'static str,
     /// The user's own flags for XLA.
     pub xla_flags: String,
+    /// Directory of compiled executables.
+    pub cache: Option<PathBuf>,
+    /// Workers that fail on purpose, and how: for tests of survival.
+    pub fail: BTreeMap<WorkerId, String>,
     /// Counts requests to stop: one is orderly, two at once.
     pub interrupts: Arc<AtomicU32>,
 }
@@ -101,6 +107,11 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         plugin: plugin.path().to_owned(),
         plugin_sha256: options.plugin.sha256.clone(),
         run_dir: dir.path().to_owned(),
+        cache: match &options.cache {
+            Some(directory) => Some((directory.clone(), plugin.sha256().context("cannot read the plug-in")?)),
+            None => None,
+        },
+        fail: options.fail.clone(),
     });
     let control = ControlSocket::open(dir.path());
     if let Err(e) = &control {

@@ -28,6 +28,10 @@ pub struct Launcher {
     pub plugin: PathBuf,
     pub plugin_sha256: Option<String>,
     pub run_dir: PathBuf,
+    /// Directory of compiled executables, and the sha256 of the plug-in's file.
+    pub cache: Option<(PathBuf, String)>,
+    /// Workers that fail on purpose, the first time they run.
+    pub fail: BTreeMap<WorkerId, String>,
 }
 
 /// Worker processes; killed when dropped.
@@ -46,7 +50,7 @@ impl Workers {
         // One that left an earlier plan may still be on its way out.
         self.kill(worker);
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let Launcher { connect, token, token_variable, xla_flags, plugin, plugin_sha256, run_dir } = &self.launcher;
+        let Launcher { connect, token, token_variable, xla_flags, plugin, plugin_sha256, run_dir, .. } = &self.launcher;
         let path = log_path(run_dir, worker);
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
@@ -69,6 +73,12 @@ impl Workers {
             .process_group(0);
         if let Some(sha256) = plugin_sha256 {
             command.args(["--plugin-sha256", sha256]);
+        }
+        if let Some((directory, plugin)) = &self.launcher.cache {
+            command.arg("--cache").arg(directory).args(["--plugin-id", plugin]);
+        }
+        if let Some(fail) = self.launcher.fail.remove(&worker) {
+            command.args(["--fail", &fail]);
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", exe.display()))?;
         self.children.insert(worker, child);

@@ -11,7 +11,7 @@ use super::schedule::TaskGraph;
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::{self, OpCost};
-use crate::graph::{Graph, Model};
+use crate::graph::{Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
 use crate::topology::{Class, Device, DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
@@ -191,20 +191,30 @@ impl Priced {
             let lanes = tasks.replay(&of.orders, self.n_microbatches).ok()?;
             step = lanes.iter().flatten().map(|slot| slot.end).fold(step, Seconds::max);
         }
-        Some(BatchEstimate { variant: variant.to_owned(), step: step + self.averaging + update, workers })
+        Some(BatchEstimate {
+            variant: variant.to_owned(),
+            step: (step + self.averaging + update) * calibration.stretch(),
+            workers,
+        })
     }
 }
 
-/// Nominal terms of one run of a segment: its ops, the start of the executable, and, with several microbatches, adding
-/// its results to their sums.
+/// Nominal terms of one run of a segment: its ops, the start of the executable, copies of what is passed through, and,
+/// with several microbatches, adding its results to their sums.
 pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Device, sums: bool) -> Terms {
-    let start = OpCost { launches: true, ..OpCost::default() };
-    let adding = |&result: &usize| {
-        let bytes = graph.op(graph.outputs()[result]).shape.bytes() * 3;
+    let streamed = |op: OpId, times: u64| {
+        let bytes = graph.op(op).shape.bytes() * times;
         OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() }.terms(device)
     };
-    let sums: Terms = if sums { segment.results.iter().map(adding).sum() } else { Terms::default() };
-    segment.ops.iter().map(|o| costs[o.index()].terms(device)).sum::<Terms>() + start.terms(device) + sums
+    let is_input = |op: &OpId| segment.inputs.binary_search(op).is_ok();
+    let copied = segment.outputs.iter().copied().filter(is_input).map(|op| streamed(op, 2));
+    let yielded = segment.results.iter().map(|&r| graph.outputs()[r]).map(|op| match (sums, is_input(&op)) {
+        (true, _) => streamed(op, 3),
+        (false, true) => streamed(op, 2),
+        (false, false) => Terms::default(),
+    });
+    let start = OpCost { launches: true, ..OpCost::default() }.terms(device);
+    segment.ops.iter().map(|o| costs[o.index()].terms(device)).chain(copied).chain(yielded).sum::<Terms>() + start
 }
 
 /// The update graph, cut by the owners of its state.

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod coordinate;
 pub mod estimate;
+pub mod graph_picture;
 pub mod picture;
 pub mod predict;
 pub mod problem;

@@ -190,10 +190,15 @@ fn timeline(
     bottom + 16.0
 }
 
-fn text(out: &mut String, x: f64, y: f64, size: f64, anchor: &str, fill: &str, content: &str) {
-    let escaped = content.replace('&', "&amp;").replace('<', "&lt;");
+pub(super) fn text(out: &mut String, x: f64, y: f64, size: f64, anchor: &str, fill: &str, content: &str) {
+    let content = escape(content);
     let _ = write!(
         out,
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{escaped}</text>"
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{content}</text>"
     );
+}
+
+pub(super) fn escape(content: &str) -> String {
+    let printable: String = content.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    printable.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -5,6 +5,9 @@ use crate::graph::{GradGraph, Model};
 use crate::topology::Topology;
 use crate::units::Bytes;
 
+/// Every microbatch of a step is scheduled by itself.
+const MAX_MICROBATCHES: u64 = 1 << 16;
+
 /// A model, devices, and the shape of the plan that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a> {
@@ -25,7 +28,7 @@ pub enum Infeasible {
     Nothing { n_shards: u32, n_replicas: u32 },
     #[error(
         "{n_shards} shards in {n_replicas} replicas need {} devices, there are {n_devices}; ask for fewer shards or name more devices",
-        n_shards * n_replicas
+        u64::from(*n_shards) * u64::from(*n_replicas)
     )]
     TooFewDevices { n_shards: u32, n_replicas: u32, n_devices: usize },
     #[error("the model can be cut into at most {n_parts} parts, {n_shards} shards were asked for")]
@@ -35,6 +38,10 @@ pub enum Infeasible {
         asked.map_or("any number of".to_owned(), |m| m.to_string())
     )]
     NoMicrobatch { asked: Option<u64>, n_replicas: u32, known: Vec<u64>, batch_size: u64 },
+    #[error(
+        "{found} microbatches per step and replica, the limit is {MAX_MICROBATCHES}; export the bundle with larger microbatches"
+    )]
+    TooManyMicrobatches { found: u64 },
     #[error(
         "shard {shard} needs {needs}, device {device} has {has}; try {} shards, a smaller microbatch or the 1F1B schedule",
         n_shards + 1
@@ -49,16 +56,22 @@ impl<'a> Problem<'a> {
         let mut known: Vec<u64> = self.model.grads.iter().map(|g| g.microbatch).collect();
         known.sort_unstable();
         known.dedup();
-        let usable: Vec<_> = known
+        let mut usable: Vec<_> = known
             .iter()
             .copied()
             .filter(|&m| self.microbatch.is_none_or(|asked| asked == m))
-            .filter(|&m| batch_size.is_multiple_of(m * u64::from(self.n_replicas)))
+            .filter(|&m| batch_size.is_multiple_of(m.saturating_mul(self.n_replicas.into())))
             .map(|m| (m, self.model.grads.iter().filter(|g| g.microbatch == m).collect()))
             .collect();
         if usable.is_empty() {
             let (asked, n_replicas) = (self.microbatch, self.n_replicas);
             return Err(Infeasible::NoMicrobatch { asked, n_replicas, known, batch_size });
+        }
+        let per_replica = |m: u64| batch_size / m / u64::from(self.n_replicas);
+        let fewest = usable.last().map_or(0, |(m, _)| per_replica(*m));
+        usable.retain(|(m, _)| per_replica(*m) <= MAX_MICROBATCHES);
+        if usable.is_empty() {
+            return Err(Infeasible::TooManyMicrobatches { found: fewest });
         }
         Ok(usable)
     }

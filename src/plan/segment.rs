@@ -389,12 +389,16 @@ impl Builder<'_> {
 }
 
 /// Places the ops of a graph whose parameters are placed: what depends on nothing placed is everywhere, else an op
-/// goes where its largest operand is, so that only small values travel. Ties go to the lowest shard.
+/// goes where its weightiest operand is, so that only small values travel. Ties go to the lowest shard.
+///
+/// A value weighs no more than what it is made of: the factor by which gradients are clipped is one number, also when it
+/// is spread to the shape of each of them, and it is spread where the gradient is.
 ///
 /// # Shapes
 /// `parameters`: one place per entry parameter.
 pub fn follow_parameters(graph: &Graph, parameters: &[Place]) -> Assignment {
     let mut places = vec![Place::Everywhere; graph.n_ops()];
+    let mut weights: Vec<Bytes> = graph.ops().map(|(_, op)| op.shape.bytes()).collect();
     for (&op, &place) in graph.parameters().iter().zip(parameters) {
         places[op.index()] = place;
     }
@@ -403,11 +407,26 @@ pub fn follow_parameters(graph: &Graph, parameters: &[Place]) -> Assignment {
             continue;
         }
         let held = op.operands.iter().filter_map(|o| match places[o.index()] {
-            Place::Shard(s) => Some((graph.op(*o).shape.bytes(), std::cmp::Reverse(s))),
+            Place::Shard(s) => Some((weights[o.index()], std::cmp::Reverse(s))),
             Place::Everywhere => None,
         });
+        let made_of: Bytes = held.clone().map(|(weight, _)| weight).sum();
         if let Some((_, std::cmp::Reverse(shard))) = held.max() {
             places[id.index()] = Place::Shard(shard);
+            weights[id.index()] = made_of.min(op.shape.bytes());
+        }
+    }
+    // What weighs less than its size is made where it is read.
+    let mut is_output = vec![false; graph.n_ops()];
+    graph.outputs().iter().for_each(|o| is_output[o.index()] = true);
+    for (id, op) in graph.ops().rev() {
+        let light = weights[id.index()] < op.shape.bytes() && !is_parameter(graph, id) && !is_output[id.index()];
+        let movable = || op.operands.iter().all(|&o| graph.op(o).shape.as_array().is_some());
+        let mut readers = graph.users(id).iter().map(|u| places[u.index()]);
+        if let (true, Some(first)) = (light && movable(), readers.next())
+            && readers.all(|r| r == first)
+        {
+            places[id.index()] = first;
         }
     }
     Assignment(places)

@@ -272,7 +272,6 @@ impl Line {
     }
 
     /// The dynamic program: best value over the first parts with the first shards.
-    #[allow(clippy::type_complexity)]
     fn sweep(
         &self,
         n_shards: usize,

@@ -1,9 +1,11 @@
 //! Calibration: what step reports say of devices.
 //!
-//! Three causes make a segment slower or faster than predicted, and each goes somewhere else:
+//! Four causes make a step slower or faster than predicted, and each goes somewhere else:
 //!
 //! - **The model is wrong** (constant from the start): a class of op takes longer than nominal. Factors per class are
 //!   fitted ([`Measured`]); plans for other cuts use them.
+//! - **The step is more than its segments** (also constant): transfers, queues and the work between two executables.
+//!   One factor for the whole step, [`Calibration::stretch`].
 //! - **The device has changed** (all its segments at once, compared with themselves): [`Calibration::speed`]. No
 //!   prediction takes part in it, so a wrong model is no slow device.
 //! - **Noise**: medians everywhere.
@@ -93,6 +95,22 @@ pub struct WorkerSummary {
 pub struct Calibration {
     workers: BTreeMap<DeviceId, Worker>,
     kinds: BTreeMap<String, Measured>,
+    stretch: Option<Stretch>,
+}
+
+/// What a plan's steps take beyond what their segments explain.
+#[derive(Clone, Debug)]
+struct Stretch {
+    revision: u64,
+    level: Level,
+    /// Until there is a level: that of the plan before.
+    first_guess: f64,
+}
+
+impl Stretch {
+    fn value(&self) -> f64 {
+        self.level.seconds().unwrap_or(self.first_guess)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -133,6 +151,26 @@ impl Calibration {
             .collect();
         self.refit();
         Ok(observed)
+    }
+
+    /// Learns how a whole step relates to what [`crate::plan::Priced::estimate`] said of it, at the speeds seen then.
+    ///
+    /// Slowly, once established: a step that takes longer all of a sudden is a surprise, not a habit. A new revision
+    /// begins with the factor of the one before. Values that are no durations teach nothing.
+    pub fn observe_step(&mut self, revision: u64, estimated: Seconds, measured: Seconds) {
+        let before = self.stretch();
+        if self.stretch.as_ref().is_none_or(|s| s.revision != revision) {
+            self.stretch = Some(Stretch { revision, level: Level::new(), first_guess: before });
+        }
+        let ratio = measured / estimated * before;
+        if let Some(stretch) = self.stretch.as_mut().filter(|_| ratio.is_finite() && ratio > 0.0) {
+            stretch.level.take(ratio, 1.0);
+        }
+    }
+
+    /// How many times longer a step takes than its segments and transfers explain; 1 when nothing is known.
+    pub fn stretch(&self) -> f64 {
+        self.stretch.as_ref().map_or(1.0, Stretch::value)
     }
 
     /// How fast a device is relative to its baseline; 1 when nothing is known.

@@ -165,7 +165,6 @@ impl<D: Device> Executor<D> {
     }
 
     /// Runs the order; returns the summed gradients by param, and the summed scalars by graph output.
-    #[allow(clippy::type_complexity)]
     fn gradients(
         &mut self,
         step: u64,

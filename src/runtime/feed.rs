@@ -92,10 +92,12 @@ impl<D: Device> Revisions<D> {
     /// Follows the orders that change where batches go.
     fn note(&self, order: &ToWorker) {
         let mut inner = self.lock();
-        match *order {
-            ToWorker::Begin { revision, .. } => inner.feeding = inner.known.get(&revision).cloned(),
+        match order {
+            // A worker that replaces another one enters in a later incarnation.
+            ToWorker::Prepare(order) => inner.incarnation = inner.incarnation.max(order.incarnation),
+            ToWorker::Begin { revision, .. } => inner.feeding = inner.known.get(revision).cloned(),
             ToWorker::Commit { revision, step } => {
-                inner.next = inner.known.get(&revision).cloned().map(|shared| (shared, step + 1));
+                inner.next = inner.known.get(revision).cloned().map(|shared| (shared, step + 1));
             }
             _ => {}
         }

@@ -15,6 +15,7 @@ use super::program::{Compiler, Programs, mirrors_of};
 use super::weights::StartWeights;
 use super::wiring::{Rank, Wiring};
 use crate::device::Device;
+use crate::device::cache::ExecutableCache;
 use crate::graph::Model;
 use crate::plan::{Place, Plan};
 use crate::wire::control::{Move, Peer, Prepare, ReadyReport, Seat, WorkerId};
@@ -40,6 +41,7 @@ pub struct Workshop<'a, D: Device> {
     pub token: &'a str,
     pub device: &'a Arc<D>,
     pub model: &'a Arc<Model>,
+    pub cache: Option<&'a ExecutableCache>,
     pub doors: &'a Doors,
     /// Set when nobody wants the result any more.
     pub cancelled: &'a AtomicBool,
@@ -83,8 +85,13 @@ impl<D: Device> Workshop<'_, D> {
                 let mut progress = |compiled, of| (self.progress)(compiled, of);
                 let compiler =
                     Compiler::new(&**self.device, self.model, &shared.plan, &shared.wiring, me, &mut progress);
+                let compiler = compiler.with_cache(self.cache);
                 let programs = compiler.compile(order.fresh.then_some(&given))?;
+                for trouble in &programs.cache.troubles {
+                    eprintln!("{trouble}");
+                }
                 report = memory(self.model, &shared.plan, &shared.wiring, me, &programs);
+                (report.cached, report.compiled) = (programs.cache.hits, programs.cache.misses);
                 Some(programs)
             }
             None => None,

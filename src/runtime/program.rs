@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::RuntimeError;
 use super::wiring::{ChannelId, Cut, Mirror, Rank, Wiring};
+use crate::device::cache::ExecutableCache;
 use crate::device::{Device, ExecutableMemory};
 use crate::graph::cut::{accumulate, cut, zeros};
 use crate::graph::export::{Alias, to_hlo};
@@ -85,6 +86,16 @@ pub struct Programs<D: Device> {
     pub add: Option<Arc<D::Executable>>,
     /// Params whose gradients this shard sums.
     pub owned: Vec<usize>,
+    pub cache: CacheUse,
+}
+
+/// What the cache of executables was good for; equal modules of one shard count once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    pub hits: u32,
+    pub misses: u32,
+    /// For the log: entries that were damaged or could not be kept.
+    pub troubles: Vec<String>,
 }
 
 /// Makes the state this shard keeps: the key goes in.
@@ -105,8 +116,11 @@ pub struct Compiler<'a, D: Device> {
     pub rank: Rank,
     /// Called with (compiled, of) after each module.
     pub progress: &'a mut dyn FnMut(u32, u32),
+    /// Executables that are loaded instead of compiled.
+    cache: Option<&'a ExecutableCache>,
+    cache_use: CacheUse,
     /// Equal modules are compiled once.
-    cache: BTreeMap<[u8; 32], (Arc<D::Executable>, ExecutableMemory)>,
+    compiled: BTreeMap<[u8; 32], (Arc<D::Executable>, ExecutableMemory)>,
     n_compiled: u32,
     n_modules: u32,
 }
@@ -125,7 +139,24 @@ impl<'a, D: Device> Compiler<'a, D> {
         let n_modules = of_shard(&wiring.update)
             + wiring.grads.values().map(|c| of_shard(c) + u32::from(sums)).sum::<u32>()
             + u32::from(plan.n_replicas > 1 && rank.replica == 0);
-        Self { device, model, plan, wiring, rank, progress, cache: BTreeMap::new(), n_compiled: 0, n_modules }
+        Self {
+            device,
+            model,
+            plan,
+            wiring,
+            rank,
+            progress,
+            cache: None,
+            cache_use: CacheUse::default(),
+            compiled: BTreeMap::new(),
+            n_compiled: 0,
+            n_modules,
+        }
+    }
+
+    /// With a cache of executables on disk.
+    pub fn with_cache(self, cache: Option<&'a ExecutableCache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// `given`: state tensors that start weights hold; `None` when the state is not made from the seed.
@@ -144,7 +175,7 @@ impl<'a, D: Device> Compiler<'a, D> {
             Some(_) if self.plan.n_replicas > 1 && self.rank.replica == 0 => Some(self.add(&owned)?),
             _ => None,
         };
-        Ok(Programs { init, grads, update, add, owned })
+        Ok(Programs { init, grads, update, add, owned, cache: self.cache_use })
     }
 
     fn module(
@@ -156,14 +187,23 @@ impl<'a, D: Device> Compiler<'a, D> {
         verify(graph).map_err(|source| RuntimeError::Module { module: name.to_owned(), source })?;
         let hlo = to_hlo(graph, aliases);
         let digest: [u8; 32] = Sha256::digest(&hlo).into();
-        let compiled = match self.cache.get(&digest) {
+        let compiled = match self.compiled.get(&digest) {
             Some(known) => known.clone(),
             None => {
                 let at = |source| RuntimeError::Device { at: format!("compiling {name}"), source };
-                let executable = self.device.compile(name, &hlo, aliases).map_err(at)?;
+                let executable = match self.cache {
+                    None => self.device.compile(name, &hlo, aliases).map_err(at)?,
+                    Some(cache) => {
+                        let cached = cache.compile(self.device, name, &hlo, aliases).map_err(at)?;
+                        self.cache_use.hits += u32::from(cached.hit);
+                        self.cache_use.misses += u32::from(!cached.hit);
+                        self.cache_use.troubles.extend(cached.trouble.map(|t| t.to_string()));
+                        cached.executable
+                    }
+                };
                 let memory = self.device.memory(&executable).map_err(at)?;
                 let compiled = (Arc::new(executable), memory);
-                self.cache.insert(digest, compiled.clone());
+                self.compiled.insert(digest, compiled.clone());
                 compiled
             }
         };

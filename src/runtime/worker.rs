@@ -12,12 +12,15 @@ use super::checkpoint::Checkpoint;
 use super::control::{Control, chain};
 use super::doors::Doors;
 use super::executor::{Executor, Half};
+use super::fail::Fail;
 use super::feed::{Revisions, listen};
 use super::link::Stamp;
 use super::prepare::{Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
+use crate::device::cache::{ExecutableCache, Origin};
 use crate::device::{Device, affinity};
 use crate::graph::Model;
+use crate::units::Bytes;
 use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::frame::{FrameError, Kind};
 
@@ -29,6 +32,28 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
+    /// Where executables are kept, if they are.
+    pub cache: Option<CacheConfig>,
+    /// For tests of survival.
+    pub fail: Option<Fail>,
+}
+
+/// Executables on disk.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    pub directory: PathBuf,
+    pub limit: Bytes,
+    /// sha256 of the plug-in's file.
+    pub plugin: String,
+    /// Flags of this process that the plug-in reads.
+    pub flags: String,
+}
+
+/// Fails on purpose, if the worker was told to.
+fn reach(fail: &Option<Fail>, point: &str) {
+    if let Some(fail) = fail {
+        fail.reach(point);
+    }
 }
 
 /// Runs a worker to its end. `device` and `load` are called with the first plan; the error returned has been reported
@@ -85,6 +110,14 @@ fn class(fault: &RuntimeError) -> FailureClass {
 struct Site<D> {
     device: Arc<D>,
     model: Arc<Model>,
+    cache: Option<Arc<ExecutableCache>>,
+}
+
+/// A cache that cannot be had costs time, nothing else.
+fn open_cache<D: Device>(config: &CacheConfig, device: &D) -> Option<ExecutableCache> {
+    let origin = Origin { plugin: &config.plugin, flags: &config.flags };
+    let opened = ExecutableCache::open(&config.directory, config.limit, device, origin);
+    opened.map_err(|e| eprintln!("no cache of executables in {}: {e}", config.directory.display())).ok()
 }
 
 struct Worker<'a, D: Device> {
@@ -129,7 +162,8 @@ impl<D: Device> Worker<'_, D> {
                 ToWorker::Prepare(order) => {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);
-                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?) });
+                        let cache = self.config.cache.as_ref().and_then(|c| open_cache(c, &*device)).map(Arc::new);
+                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?), cache });
                     }
                     self.prepare(*order)?;
                 }
@@ -146,9 +180,11 @@ impl<D: Device> Worker<'_, D> {
             ToWorker::Commit { revision, step } if !self.broken => {
                 let next = self.revisions.take(revision)?;
                 self.switch = Some(Switch::begin(next, self.running.as_ref(), step));
+                reach(&self.config.fail, "commit");
                 Ok(())
             }
             ToWorker::Release { revision } => {
+                reach(&self.config.fail, "release");
                 self.retired.retain_mut(|plan| {
                     if plan.shared.stamp.revision <= revision {
                         plan.links.values_mut().for_each(super::link::Link::close);
@@ -179,16 +215,18 @@ impl<D: Device> Worker<'_, D> {
 
     /// Gets ready on a thread of its own, which training has precedence over.
     fn prepare(&mut self, order: Prepare) -> Result<(), RuntimeError> {
-        let Some(Site { device, model }) = &self.site else { return Ok(()) };
+        let Some(Site { device, model, cache }) = &self.site else { return Ok(()) };
         self.cancelled = Arc::default();
-        let (device, model, cancelled) = (device.clone(), model.clone(), self.cancelled.clone());
+        let (device, model, cache) = (device.clone(), model.clone(), cache.clone());
+        let cancelled = self.cancelled.clone();
         let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
-        let (worker, token) = (self.config.worker, self.config.token.clone());
+        let (worker, token, fail) = (self.config.worker, self.config.token.clone(), self.config.fail.clone());
         let in_background = self.running.is_some();
         let work = move || {
             if in_background {
                 affinity::yield_to_others();
             }
+            reach(&fail, "prepare");
             let revision = order.plan.revision;
             let mut progress = |compiled, of| {
                 // A parent that is gone shows at the next read.
@@ -199,6 +237,7 @@ impl<D: Device> Worker<'_, D> {
                 token: &token,
                 device: &device,
                 model: &model,
+                cache: cache.as_deref(),
                 doors: &doors,
                 cancelled: &cancelled,
                 progress: &mut progress,
@@ -215,6 +254,7 @@ impl<D: Device> Worker<'_, D> {
                 Err(fault) => ToParent::Refused { revision, message: chain(&fault), class: class(&fault) },
             };
             let _ = control.send(&said);
+            reach(&fail, "ready");
         };
         let failed = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
         std::thread::Builder::new().name("prepare".to_owned()).spawn(work).map_err(failed)?;
@@ -240,6 +280,7 @@ impl<D: Device> Worker<'_, D> {
             })?,
         }
         self.running = Some(executor);
+        reach(&self.config.fail, "begin");
         self.control.send(&ToParent::Begun { revision })
     }
 
@@ -247,6 +288,7 @@ impl<D: Device> Worker<'_, D> {
         if self.broken {
             return Ok(());
         }
+        reach(&self.config.fail, "step");
         match self.run_step(step, variant) {
             Ok(done) => self.control.send(&ToParent::Report(done)),
             Err(fault) if class(&fault) == FailureClass::Peer => {
@@ -272,9 +314,11 @@ impl<D: Device> Worker<'_, D> {
             Some(executor) => executor.first_half(step, variant)?,
             None => Half::entering(step, switch.summed()),
         };
+        reach(&self.config.fail, "moving");
         let Outcome { executor, retired, done } = switch.complete(self.running.take(), half)?;
         self.running = executor;
         self.retired.extend(retired);
+        reach(&self.config.fail, "switched");
         Ok(done)
     }
 
@@ -282,9 +326,10 @@ impl<D: Device> Worker<'_, D> {
     fn save(&mut self, step: u64, path: PathBuf) -> Result<(), RuntimeError> {
         let Some(executor) = self.running.as_ref().filter(|_| !self.broken) else { return Ok(()) };
         let snapshot = executor.snapshot();
-        let control = self.control.clone();
+        let (control, fail) = (self.control.clone(), self.config.fail.clone());
         let began = Instant::now();
         let write = move || {
+            reach(&fail, "save");
             let said = match snapshot.write(&path) {
                 Ok(entry) => ToParent::Saved { step, entry, seconds: began.elapsed().as_secs_f64() },
                 Err(fault) => ToParent::NotSaved { step, message: chain(&fault) },

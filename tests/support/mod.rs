@@ -27,6 +27,7 @@ pub fn foreshard() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_foreshard"));
     let plugin = plugin().find().expect("the test set-up installs the plug-in");
     command.env("FORESHARD_PLUGIN", plugin.path());
+    command.env("FORESHARD_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/executables"));
     command
 }
 
@@ -65,4 +66,28 @@ pub fn write_batches(manifest: &Manifest, steps: usize, path: &std::path::Path) 
         (name, safetensors::tensor::TensorView::new(dtype, shape, data).expect("dense rows"))
     });
     safetensors::serialize_to_file(views, None, path).expect("a temporary directory");
+}
+
+/// All tensors of a file, by name, as float32.
+pub fn read_tensors(path: &std::path::Path) -> Vec<(String, Vec<f32>)> {
+    let bytes = std::fs::read(path).expect("a file of tensors");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut params: Vec<(String, Vec<f32>)> = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let values = match view.dtype() {
+                safetensors::Dtype::F32 => {
+                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
+                }
+                safetensors::Dtype::BF16 => {
+                    view.data().chunks_exact(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect()
+                }
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, values)
+        })
+        .collect();
+    params.sort_by(|a, b| a.0.cmp(&b.0));
+    params
 }

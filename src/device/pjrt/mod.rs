@@ -25,6 +25,8 @@ pub struct Pjrt {
     client: Arc<ClientHandle>,
     device: *mut sys::DeviceHandle,
     platform: String,
+    kind: String,
+    options: Vec<u8>,
     breadcrumb: Option<Breadcrumb>,
 }
 
@@ -72,12 +74,23 @@ impl Pjrt {
             api.call(&mut devices)?;
             api.call(&mut name)?;
             api.call(&mut version)?;
-            let device = (devices.num_devices > 0).then(|| *devices.devices);
-            let (name, version) = (text(name.name, name.name_size), text(version.version, version.version_size));
+            let device = (devices.num_addressable_devices > 0).then(|| *devices.addressable_devices);
+            let name = text(name.platform_name, name.platform_name_size);
+            let version = text(version.platform_version, version.platform_version_size);
             (device, format!("{name} {version} api {}.{}", api.version.0, api.version.1))
         };
         let device = device.ok_or_else(|| DeviceError::NoDevice { path: plugin.path().to_owned() })?;
-        Ok(Self { client, device, platform, breadcrumb: breadcrumb.map(Breadcrumb::new) })
+        let mut description = sys::DeviceGetDescription { device, ..Default::default() };
+        // SAFETY: the device and its description live as long as the client.
+        let kind = unsafe {
+            api.call(&mut description)?;
+            let device_description = description.device_description;
+            let mut kind = sys::DeviceDescriptionKind { device_description, ..Default::default() };
+            api.call(&mut kind)?;
+            text(kind.device_kind, kind.device_kind_size)
+        };
+        let options = compile_options();
+        Ok(Self { client, device, platform, kind, options, breadcrumb: breadcrumb.map(Breadcrumb::new) })
     }
 
     fn api(&self) -> &Api {
@@ -140,6 +153,14 @@ impl Device for Pjrt {
         &self.platform
     }
 
+    fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    fn options(&self) -> &[u8] {
+        &self.options
+    }
+
     fn compile(&self, name: &str, hlo: &[u8], _aliases: &[Alias]) -> Result<Executable, DeviceError> {
         let _crumb = self.breadcrumb.as_ref().map(|b| b.drop(name));
         let format = "hlo";
@@ -151,31 +172,46 @@ impl Device for Pjrt {
             format_size: format.len(),
             ..Default::default()
         };
-        let options = compile_options();
         let mut args = sys::ClientCompile {
             client: self.client.client,
             program: &program,
-            compile_options: options.as_ptr().cast(),
-            compile_options_size: options.len(),
+            compile_options: self.options.as_ptr().cast(),
+            compile_options_size: self.options.len(),
             ..Default::default()
         };
         // SAFETY: program and options outlive the call.
         unsafe { self.api().call(&mut args)? };
-        let mut compiled = Executable {
-            client: self.client.clone(),
-            loaded: args.executable,
-            executable: ptr::null_mut(),
-            n_outputs: 0,
-        };
-        let mut get = sys::LoadedExecutableGetExecutable { loaded_executable: compiled.loaded, ..Default::default() };
-        // SAFETY: the loaded executable is alive.
-        unsafe { self.api().call(&mut get)? };
-        compiled.executable = get.executable;
-        let mut count = sys::ExecutableNumOutputs { executable: compiled.executable, ..Default::default() };
+        self.loaded(args.executable)
+    }
+
+    fn serialize(&self, executable: &Executable) -> Result<Vec<u8>, DeviceError> {
+        let mut args = sys::ExecutableSerialize { executable: executable.executable, ..Default::default() };
         // SAFETY: the executable is alive.
-        unsafe { self.api().call(&mut count)? };
-        compiled.n_outputs = count.num_outputs;
-        Ok(compiled)
+        unsafe { self.api().call(&mut args)? };
+        let (data, size) = (args.serialized_bytes, args.serialized_bytes_size);
+        let bytes = match data.is_null() {
+            true => Vec::new(),
+            // SAFETY: the plug-in says so many bytes are there, until the deleter is called.
+            false => unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) }.to_vec(),
+        };
+        if let Some(delete) = args.serialized_executable_deleter {
+            // SAFETY: called once, on what came with it; the bytes have been copied.
+            unsafe { delete(args.serialized_executable) };
+        }
+        Ok(bytes)
+    }
+
+    fn deserialize(&self, name: &str, bytes: &[u8]) -> Result<Executable, DeviceError> {
+        let _crumb = self.breadcrumb.as_ref().map(|b| b.drop(&format!("{name}, from the cache")));
+        let mut args = sys::ExecutableDeserializeAndLoad {
+            client: self.client.client,
+            serialized_executable: bytes.as_ptr().cast(),
+            serialized_executable_size: bytes.len(),
+            ..Default::default()
+        };
+        // SAFETY: the bytes outlive the call; without options the plug-in takes those in the bytes.
+        unsafe { self.api().call(&mut args)? };
+        self.loaded(args.loaded_executable)
     }
 
     fn memory(&self, executable: &Executable) -> Result<ExecutableMemory, DeviceError> {
@@ -274,6 +310,21 @@ impl Device for Pjrt {
 }
 
 impl Pjrt {
+    /// Takes over an executable that the plug-in has loaded.
+    fn loaded(&self, loaded: *mut sys::LoadedExecutable) -> Result<Executable, DeviceError> {
+        let mut compiled =
+            Executable { client: self.client.clone(), loaded, executable: ptr::null_mut(), n_outputs: 0 };
+        let mut get = sys::LoadedExecutableGetExecutable { loaded_executable: compiled.loaded, ..Default::default() };
+        // SAFETY: the loaded executable is alive.
+        unsafe { self.api().call(&mut get)? };
+        compiled.executable = get.executable;
+        let mut count = sys::ExecutableNumOutputs { executable: compiled.executable, ..Default::default() };
+        // SAFETY: the executable is alive.
+        unsafe { self.api().call(&mut count)? };
+        compiled.n_outputs = count.num_outputs;
+        Ok(compiled)
+    }
+
     /// Waits for an event and destroys it.
     fn await_event(&self, event: *mut sys::Event) -> Result<(), DeviceError> {
         if event.is_null() {

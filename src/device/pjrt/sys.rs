@@ -12,8 +12,10 @@ use std::ffi::{c_char, c_int, c_void};
 /// Opaque objects of the plug-in.
 pub enum Client {}
 pub enum DeviceHandle {}
+pub enum DeviceDescription {}
 pub enum LoadedExecutable {}
 pub enum Executable {}
+pub enum SerializedExecutable {}
 pub enum Buffer {}
 pub enum Event {}
 pub enum Error {}
@@ -67,7 +69,12 @@ macro_rules! structs {
             const INDEX: usize = $index;
             const NAME: &'static str = $entry;
         })?
-    )*};
+    )*
+    /// Name, entry (position, name) and fields of every struct.
+    #[cfg(test)]
+    const STRUCTS: &[(&str, &[(usize, &str)], &[&str])] =
+        &[$((stringify!($name), &[$(($index, $entry))?], &[$(stringify!($field)),*]),)*];
+    };
 }
 
 structs! {
@@ -88,16 +95,20 @@ structs! {
         kv_try_get_user_arg: *mut c_void,
     }
     ClientDestroy = 11 "PJRT_Client_Destroy" { client: *mut Client }
-    ClientPlatformName = 12 "PJRT_Client_PlatformName" { client: *mut Client, name: *const c_char, name_size: usize }
+    ClientPlatformName = 12 "PJRT_Client_PlatformName" {
+        client: *mut Client,
+        platform_name: *const c_char,
+        platform_name_size: usize,
+    }
     ClientPlatformVersion = 14 "PJRT_Client_PlatformVersion" {
         client: *mut Client,
-        version: *const c_char,
-        version_size: usize,
+        platform_version: *const c_char,
+        platform_version_size: usize,
     }
     ClientAddressableDevices = 16 "PJRT_Client_AddressableDevices" {
         client: *mut Client,
-        devices: *const *mut DeviceHandle,
-        num_devices: usize,
+        addressable_devices: *const *mut DeviceHandle,
+        num_addressable_devices: usize,
     }
     ClientCompile = 20 "PJRT_Client_Compile" {
         client: *mut Client,
@@ -121,8 +132,24 @@ structs! {
         done_with_host_buffer: *mut Event,
         buffer: *mut Buffer,
     }
+    DeviceDescriptionKind = 26 "PJRT_DeviceDescription_Kind" {
+        device_description: *mut DeviceDescription,
+        device_kind: *const c_char,
+        device_kind_size: usize,
+    }
+    DeviceGetDescription = 29 "PJRT_Device_GetDescription" {
+        device: *mut DeviceHandle,
+        device_description: *mut DeviceDescription,
+    }
     ExecutableDestroy = 40 "PJRT_Executable_Destroy" { executable: *mut Executable }
     ExecutableNumOutputs = 44 "PJRT_Executable_NumOutputs" { executable: *mut Executable, num_outputs: usize }
+    ExecutableSerialize = 49 "PJRT_Executable_Serialize" {
+        executable: *const Executable,
+        serialized_bytes: *const c_char,
+        serialized_bytes_size: usize,
+        serialized_executable: *mut SerializedExecutable,
+        serialized_executable_deleter: Option<unsafe extern "C" fn(*mut SerializedExecutable)>,
+    }
     LoadedExecutableDestroy = 50 "PJRT_LoadedExecutable_Destroy" { executable: *mut LoadedExecutable }
     LoadedExecutableGetExecutable = 51 "PJRT_LoadedExecutable_GetExecutable" {
         loaded_executable: *mut LoadedExecutable,
@@ -137,6 +164,14 @@ structs! {
         output_lists: *const *mut *mut Buffer,
         device_complete_events: *mut *mut Event,
         execute_device: *mut DeviceHandle,
+    }
+    ExecutableDeserializeAndLoad = 56 "PJRT_Executable_DeserializeAndLoad" {
+        client: *mut Client,
+        serialized_executable: *const c_char,
+        serialized_executable_size: usize,
+        loaded_executable: *mut LoadedExecutable,
+        overridden_serialized_compile_options: *const c_char,
+        overridden_serialized_compile_options_size: usize,
     }
     BufferDestroy = 58 "PJRT_Buffer_Destroy" { buffer: *mut Buffer }
     BufferToHostBuffer = 70 "PJRT_Buffer_ToHostBuffer" {
@@ -180,3 +215,48 @@ structs! {
 
 /// `PJRT_HostBufferSemantics_kImmutableOnlyDuringCall`: the plug-in copies before it returns.
 pub const IMMUTABLE_ONLY_DURING_CALL: c_int = 0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of the fields of a C struct, in order.
+    fn fields(header: &str, name: &str) -> Vec<String> {
+        let at = header.find(&format!("struct {name} {{")).unwrap_or_else(|| panic!("the header has no {name}"));
+        let body = &header[at..][..header[at..].find("\n};").expect("a struct ends")];
+        let (_, body) = body.split_once('{').expect("a struct begins");
+        let field = |text: &str| {
+            // A function pointer has its name in the middle.
+            let text = text.split_once("(*").map_or(text, |(_, rest)| rest.split(')').next().unwrap_or(""));
+            text.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or("").to_owned()
+        };
+        body.split(';').map(|f| field(f.trim())).filter(|f| !f.is_empty()).collect()
+    }
+
+    /// The CPU plug-in's wheel brings the header that it was built with.
+    #[test]
+    fn entries_stand_where_the_header_has_them() {
+        let include = "plugins/xla_plugins/xla_cpu_pjrt/include/pjrt_c_api.h";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".foreshard").join(include);
+        let Ok(header) = std::fs::read_to_string(&path) else {
+            eprintln!("skipped: there is no {}; scripts/get-pjrt-cpu.sh gets it", path.display());
+            return;
+        };
+        let header: String = header.lines().map(|l| l.split("//").next().unwrap_or("").to_owned() + "\n").collect();
+        let entry = |l: &str| Some(l.trim().strip_prefix("_PJRT_API_STRUCT_FIELD(")?.strip_suffix(");")?.to_owned());
+        let table: Vec<String> = header.lines().filter_map(entry).collect();
+        assert!(table.len() > 100 && STRUCTS.len() > 20, "{} and {}", table.len(), STRUCTS.len());
+        for (name, entry, ours) in STRUCTS {
+            let mut of = format!("PJRT_{name}");
+            for (index, entry) in *entry {
+                assert_eq!(table.get(*index).map(String::as_str), Some(*entry), "entry {index}");
+                of = format!("{entry}_Args");
+            }
+            let ours = ["struct_size", "extension_start"].iter().chain(ours.iter());
+            for (ours, theirs) in ours.zip(&fields(&header, &of)) {
+                // What is a word of Rust has another one before it.
+                assert!(ours.ends_with(theirs.as_str()), "{of} has {theirs}, not {ours}");
+            }
+        }
+    }
+}

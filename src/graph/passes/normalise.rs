@@ -5,6 +5,7 @@
 //! ([`Stack`]), so that reading one row back is that row and not a slice of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::cut::{Computations, cut, op, parameter};
@@ -18,7 +19,7 @@ use super::stack::{Stack, is_elementwise, row_shape};
 /// How far loops are unrolled.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Loops of more iterations stay one op: recurrences over time, not over layers.
+    /// Loops of more iterations stay one op: recurrences over time, not over layers. So do tensors of more rows.
     pub trips: u64,
     /// Ops of the whole graph.
     pub ops: usize,
@@ -29,6 +30,13 @@ impl Default for Limits {
         Self { trips: 256, ops: 2_000_000 }
     }
 }
+
+/// Work allowed for each op of [`Limits::ops`]: an op of a real model costs about ten.
+const WORK_PER_OP: usize = 32;
+/// Longest scope of an op.
+const MAX_SCOPE: usize = 512;
+/// Bytes of names and attributes that count as one unit of work.
+const BYTES_PER_WORK: usize = 32;
 
 /// A graph without calls, counted loops and dead ops.
 #[derive(Clone, Debug)]
@@ -48,7 +56,10 @@ pub struct Normalised {
 /// `split`: by parameter and by output of `graph`, whether it is taken apart along its leading axis: each becomes as
 /// many parameters or outputs of leading size one as it has rows, at its place.
 /// # Errors
-/// [`GraphError::Pass`] when the graph would grow beyond `limits.ops`.
+/// [`GraphError::Pass`] when the graph would grow beyond `limits.ops`, or takes far more steps than a graph of that size
+/// needs (calls that call each other twice, over and over).
+/// # Panics
+/// On a graph that [`verify`](super::super::verify::verify) refuses.
 /// # Complexity
 /// O(ops of the result · log ops).
 pub fn normalise(
@@ -62,11 +73,14 @@ pub fn normalise(
         from: graph,
         to: Graph::new(graph.name.clone()),
         limits,
+        work: limits.ops.saturating_mul(WORK_PER_OP),
         stacks: Vec::new(),
         scalars: BTreeMap::new(),
         trips: BTreeSet::new(),
         heavy: BTreeMap::new(),
         scope: None,
+        callers: String::new(),
+        root: graph.ops().find_map(|(_, op)| op.scope()?.split('/').next()).unwrap_or_default().to_owned(),
         not_row_wise: BTreeSet::new(),
     };
     let mut args = Vec::with_capacity(graph.parameters().len());
@@ -126,9 +140,17 @@ pub fn normalise(
 enum Value {
     Op(OpId),
     Scalar(Scalar),
-    Tuple(Vec<Value>),
+    Tuple(Rc<[Value]>),
     /// Position in `Run::stacks`.
     Stack(usize),
+}
+
+/// What a computation is given, as far as it is known.
+#[derive(Clone, Copy)]
+enum Given<'a> {
+    /// One tuple: a loop's state.
+    Elements(&'a [Option<Scalar>]),
+    Arguments(&'a [Option<Scalar>]),
 }
 
 struct Run<'a> {
@@ -136,6 +158,8 @@ struct Run<'a> {
     to: Graph,
     computations: Computations<'a>,
     limits: Limits,
+    /// What is left of the work allowed.
+    work: usize,
     stacks: Vec<Stack>,
     scalars: BTreeMap<(super::super::shape::DType, i64), OpId>,
     trips: BTreeSet<u64>,
@@ -143,6 +167,10 @@ struct Run<'a> {
     heavy: BTreeMap<CompId, bool>,
     /// Iteration of the innermost unrolled loop, for op names.
     scope: Option<u64>,
+    /// Scope of the calls entered.
+    callers: String,
+    /// Where scopes begin that are whole: the exporter's outermost function, such as `jit(grad)`.
+    root: String,
     /// Split parameters that something wanted as a whole.
     not_row_wise: BTreeSet<usize>,
 }
@@ -178,6 +206,16 @@ impl Run<'_> {
         Value::Stack(self.stacks.len() - 1)
     }
 
+    /// Counts work; a module can be small and ask for any amount of it.
+    fn spend(&mut self, n: usize, bytes: usize) -> Result<(), GraphError> {
+        let left = self.work.checked_sub(n.saturating_add(bytes / BYTES_PER_WORK));
+        self.work = left.ok_or_else(|| {
+            let most = self.limits.ops.saturating_mul(WORK_PER_OP);
+            failed(format!("it takes more than {most} steps; calls or loops repeat the same work over and over"))
+        })?;
+        Ok(())
+    }
+
     fn push(&mut self, mut op: Op) -> Result<OpId, GraphError> {
         if self.to.n_ops() >= self.limits.ops {
             return Err(failed(format!("the graph grows beyond {} ops when its loops are unrolled", self.limits.ops)));
@@ -185,6 +223,7 @@ impl Run<'_> {
         if let Some(iteration) = self.scope {
             op.name = format!("{}.i{iteration}", op.name);
         }
+        self.spend(1, op.name.len())?;
         Ok(self.to.push(op))
     }
 
@@ -280,8 +319,9 @@ impl Run<'_> {
     }
 
     fn eval(&mut self, source: &Op, operands: Vec<Value>, depth: usize) -> Result<Value, GraphError> {
+        self.spend(1 + operands.len(), source.attributes.len())?;
         let value = match &*source.opcode {
-            "tuple" => Some(Value::Tuple(operands.clone())),
+            "tuple" => Some(Value::Tuple(operands.as_slice().into())),
             "get-tuple-element" => match &operands[..] {
                 [Value::Tuple(elements)] => {
                     let index = all_numbers(&source.attributes, instruction::TUPLE_INDEX).pop().unwrap_or(0);
@@ -292,7 +332,7 @@ impl Run<'_> {
                 }
                 _ => None,
             },
-            "call" if source.called.len() == 1 => Some(self.enter(source.called[0], operands.clone(), depth + 1)?),
+            "call" if source.called.len() == 1 => Some(self.call(source, operands.clone(), depth)?),
             "while" if source.called.len() == 2 => self.unroll(source, &operands, depth)?,
             "constant" => Scalar::of_constant(source).map(Value::Scalar),
             "dynamic-slice" => self.dynamic_slice(source, &operands)?,
@@ -311,24 +351,47 @@ impl Run<'_> {
         let operands = operands.iter().map(|v| self.op(v)).collect::<Result<Vec<_>, _>>()?;
         let called = source.called.iter().map(|&c| self.computations.copy(c, &mut self.to)).collect();
         let attributes = self.scoped(&source.attributes);
+        self.spend(0, attributes.len())?;
         let copied = Op { operands, called, attributes, ..source.clone() };
         Ok(Value::Op(self.push(copied)?))
     }
 
-    /// The attributes, with the iteration in the op's scope: `while/body` becomes `while/body[3]`.
+    /// The attributes, with the whole scope of the op: a computation's ops are named from its caller on, and an
+    /// unrolled loop's carry their iteration, as in `while/body[3]/mul`.
     fn scoped(&self, attributes: &Arc<[u8]>) -> Arc<[u8]> {
         const OP_NAME: u32 = 2;
-        let Some(iteration) = self.scope else { return attributes.clone() };
         let metadata = find(attributes, instruction::METADATA).and_then(|m| m.bytes("metadata").ok());
         let name = metadata.and_then(|m| find(m, OP_NAME)).and_then(|n| n.text("op name").ok());
         let (Some(metadata), Some(name)) = (metadata, name) else { return attributes.clone() };
-        let at = name.find("while/body").map(|i| i + "while/body".len());
-        let Some(at) = at.filter(|&at| !name[at..].starts_with('[')) else { return attributes.clone() };
-        let mut renamed = Writer(without(metadata, OP_NAME));
-        renamed.bytes(OP_NAME, format!("{}[{iteration}]{}", &name[..at], &name[at..]).as_bytes());
+        let Some(renamed) = self.rename(name) else { return attributes.clone() };
+        let mut named = Writer(without(metadata, OP_NAME));
+        named.bytes(OP_NAME, renamed.as_bytes());
         let mut out = Writer(without(attributes, instruction::METADATA));
-        out.bytes(instruction::METADATA, &renamed.0);
+        out.bytes(instruction::METADATA, &named.0);
         out.0.into()
+    }
+
+    /// The scope of an op called `name` here; `None` where it stays.
+    fn rename(&self, name: &str) -> Option<String> {
+        let relative = !self.callers.is_empty() && name.split('/').next() != Some(&self.root);
+        let whole = if relative { format!("{}/{name}", self.callers) } else { name.to_owned() };
+        let at = whole.find("while/body").map(|i| i + "while/body".len());
+        match (self.scope, at.filter(|&at| !whole[at..].starts_with('['))) {
+            (Some(iteration), Some(at)) => Some(format!("{}[{iteration}]{}", &whole[..at], &whole[at..])),
+            _ => relative.then_some(whole),
+        }
+    }
+
+    /// Enters the callee of an op: what is called there is named from here on.
+    fn call(&mut self, source: &Op, args: Vec<Value>, depth: usize) -> Result<Value, GraphError> {
+        let name = source.scope().unwrap_or_default();
+        let inner = self.rename(name).unwrap_or_else(|| name.to_owned());
+        // Calls may nest, and names with them, but no name is of use at any length.
+        let inner = if inner.len() > MAX_SCOPE || inner.is_empty() { self.callers.clone() } else { inner };
+        let outer = std::mem::replace(&mut self.callers, inner);
+        let result = self.enter(source.called[0], args, depth + 1);
+        self.callers = outer;
+        result
     }
 
     /// Evaluates a computation with these arguments.
@@ -366,7 +429,7 @@ impl Run<'_> {
         if !self.is_heavy(body) {
             return Ok(None);
         }
-        let Some(trips) = self.trips(body, condition, &operands[0]) else { return Ok(None) };
+        let Some(trips) = self.trips(body, condition, &operands[0])? else { return Ok(None) };
         let mut state = operands[0].clone();
         self.trips.insert(trips);
         let outer = self.scope;
@@ -392,72 +455,59 @@ impl Run<'_> {
     }
 
     /// How often a loop runs, when its counter is known and the count is within limits.
-    fn trips(&self, body: CompId, condition: CompId, state: &Value) -> Option<u64> {
-        let Value::Tuple(elements) = state else { return None };
+    fn trips(&mut self, body: CompId, condition: CompId, state: &Value) -> Result<Option<u64>, GraphError> {
+        let Value::Tuple(elements) = state else { return Ok(None) };
         let mut known: Vec<Option<Scalar>> =
             elements.iter().map(|e| if let Value::Scalar(s) = e { Some(*s) } else { None }).collect();
+        let root = |c: CompId| (&self.from.computation(c).ops, self.from.computation(c).root.index());
+        let (_, goes_on) = root(condition);
+        let (ops, result) = root(body);
         for trips in 0..=self.limits.trips {
-            match self.scalar(condition, &known, None)? {
-                Scalar { value: 0, .. } => return Some(trips),
-                _ => {
-                    known =
-                        (0..known.len()).map(|i| known[i].and_then(|_| self.scalar(body, &known, Some(i)))).collect();
+            match self.arithmetic(condition, Given::Elements(&known))?[goes_on] {
+                None => return Ok(None),
+                Some(Scalar { value: 0, .. }) => return Ok(Some(trips)),
+                Some(_) => {}
+            }
+            if &*ops[result].opcode != "tuple" {
+                return Ok(None);
+            }
+            let values = self.arithmetic(body, Given::Elements(&known))?;
+            let next = ops[result].operands.iter().map(|o| values[o.index()]);
+            known = known.iter().zip(next).map(|(k, next)| k.and(next)).collect();
+        }
+        Ok(None)
+    }
+
+    /// Values of a computation's ops, as far as they are integer arithmetic on known scalars.
+    fn arithmetic(&mut self, computation: CompId, given: Given<'_>) -> Result<Vec<Option<Scalar>>, GraphError> {
+        let from = self.from;
+        let ops = &from.computation(computation).ops;
+        let mut values: Vec<Option<Scalar>> = Vec::with_capacity(ops.len());
+        for op in ops {
+            self.spend(1 + op.operands.len(), op.attributes.len())?;
+            let number = |field| all_numbers(&op.attributes, field).pop().unwrap_or(0) as usize;
+            let is_element = || op.operands.first().is_some_and(|o| &*ops[o.index()].opcode == "parameter");
+            let value = match (&*op.opcode, given, &op.called[..]) {
+                ("constant", ..) => Scalar::of_constant(op),
+                ("parameter", Given::Arguments(known), _) => {
+                    known.get(number(instruction::PARAMETER_NUMBER)).copied().flatten()
                 }
-            }
+                ("get-tuple-element", Given::Elements(known), _) if is_element() => {
+                    known.get(number(instruction::TUPLE_INDEX)).copied().flatten()
+                }
+                // A small scalar function, such as the clamp that `jax.numpy` puts around an index.
+                ("call", _, &[callee]) => {
+                    let known: Vec<Option<Scalar>> = op.operands.iter().map(|o| values[o.index()]).collect();
+                    self.arithmetic(callee, Given::Arguments(&known))?[from.computation(callee).root.index()]
+                }
+                _ => {
+                    let operands: Option<Vec<Scalar>> = op.operands.iter().map(|o| values[o.index()]).collect();
+                    operands.and_then(|known| fold(op, &known))
+                }
+            };
+            values.push(value);
         }
-        None
-    }
-
-    /// A computation's result (or one element of it), as far as it is integer arithmetic on known scalars.
-    fn scalar(&self, computation: CompId, state: &[Option<Scalar>], element: Option<usize>) -> Option<Scalar> {
-        let body = self.from.computation(computation);
-        let mut root = body.root;
-        if let Some(i) = element {
-            let tuple = &body.ops[root.index()];
-            if &*tuple.opcode != "tuple" {
-                return None;
-            }
-            root = *tuple.operands.get(i)?;
-        }
-        self.scalar_op(&body.ops, root, &|op| {
-            let index = all_numbers(&op.attributes, instruction::TUPLE_INDEX).pop().unwrap_or(0) as usize;
-            state.get(index).copied().flatten()
-        })
-    }
-
-    fn scalar_op(&self, ops: &[Op], id: OpId, element: &dyn Fn(&Op) -> Option<Scalar>) -> Option<Scalar> {
-        let op = &ops[id.index()];
-        match &*op.opcode {
-            "constant" => Scalar::of_constant(op),
-            "get-tuple-element" if &*ops[op.operands.first()?.index()].opcode == "parameter" => element(op),
-            "call" => {
-                let callee = self.from.computation(*op.called.first()?);
-                let args: Vec<Option<Scalar>> = op.operands.iter().map(|&o| self.scalar_op(ops, o, element)).collect();
-                self.scalar_call(&callee.ops, callee.root, &args)
-            }
-            _ => {
-                let operands: Option<Vec<Scalar>> =
-                    op.operands.iter().map(|&o| self.scalar_op(ops, o, element)).collect();
-                fold(op, &operands?)
-            }
-        }
-    }
-
-    /// A small scalar function, such as the clamp that `jax.numpy` puts around an index.
-    fn scalar_call(&self, ops: &[Op], id: OpId, args: &[Option<Scalar>]) -> Option<Scalar> {
-        let op = &ops[id.index()];
-        match &*op.opcode {
-            "parameter" => {
-                let number = all_numbers(&op.attributes, instruction::PARAMETER_NUMBER).pop().unwrap_or(0);
-                args.get(number as usize).copied().flatten()
-            }
-            "constant" => Scalar::of_constant(op),
-            _ => {
-                let operands: Option<Vec<Scalar>> =
-                    op.operands.iter().map(|&o| self.scalar_call(ops, o, args)).collect();
-                fold(op, &operands?)
-            }
-        }
+        Ok(values)
     }
 
     fn dynamic_slice(&mut self, source: &Op, operands: &[Value]) -> Result<Option<Value>, GraphError> {
@@ -521,7 +571,7 @@ impl Run<'_> {
             return Ok(None);
         };
         let Some(update) = self.array_shape(&operands[1]) else { return Ok(None) };
-        let is_row = full.dims.first().is_some_and(|&n| n > 1)
+        let is_row = full.dims.first().is_some_and(|&n| n > 1 && n <= self.limits.trips)
             && update == row_shape(&full)
             && starts.len() == full.dims.len()
             && starts[1..].iter().all(|s| s.value <= 0);

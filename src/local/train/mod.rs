@@ -30,6 +30,8 @@ use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
 
 /// How often the loop looks at signals and workers while it waits.
 const TICK: Duration = Duration::from_millis(50);
+/// How long preparing a plan may go on without a word: one module may take minutes to compile.
+const SILENCE: Duration = Duration::from_secs(900);
 /// Steps that may be fed before the first is reported.
 const AHEAD: u64 = 2;
 
@@ -167,7 +169,7 @@ impl<'a> Training<'a> {
         }
         self.record.compiled = self.began.elapsed();
         self.progress.say(&format!("compiled in {:.1} s, training", self.record.compiled.as_secs_f64()));
-        self.last_report = Instant::now();
+        (self.last_report, self.last_sign) = (Instant::now(), Instant::now());
         let mut ending = Ending::Done;
         loop {
             match self.interrupts.load(Ordering::SeqCst) {
@@ -236,13 +238,20 @@ impl<'a> Training<'a> {
 
     /// Takes notices until one is as wanted. Nothing trains meanwhile.
     fn wait_for(&mut self, wanted: impl Fn(&Notice) -> bool) -> Result<(), RuntimeError> {
+        self.last_sign = Instant::now();
         loop {
             match self.session.poll(TICK)? {
                 None => {
                     check_interrupts(&self.interrupts)?;
                     self.workers.check()?;
+                    if self.last_sign.elapsed() > SILENCE {
+                        return Err(RuntimeError::AllWait { seconds: SILENCE.as_secs() });
+                    }
                 }
-                Some(Notice::Progress { compiled, of }) => self.progress.compiling(compiled, of),
+                Some(Notice::Progress { compiled, of }) => {
+                    self.last_sign = Instant::now();
+                    self.progress.compiling(compiled, of);
+                }
                 Some(Notice::Refused { worker, message, class: FailureClass::Own }) => {
                     return Err(RuntimeError::WorkerFailed { rank: worker, message });
                 }
@@ -313,7 +322,13 @@ impl<'a> Training<'a> {
     fn take(&mut self, notice: Notice) -> Result<(), Fault> {
         match notice {
             Notice::Step(report) => self.take_step(report),
-            Notice::Progress { .. } | Notice::Begun => Ok(()),
+            Notice::Progress { .. } => {
+                if let Some(recut) = &mut self.recut {
+                    recut.heard();
+                }
+                Ok(())
+            }
+            Notice::Begun => Ok(()),
             Notice::Ready(reports) => self.recut_ready(&reports),
             Notice::Refused { worker, message, .. } => {
                 let why = format!("worker {worker} cannot prepare it: {message}");

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::{Fault, Training, seats};
+use super::{Fault, SILENCE, Training, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
 use crate::plan::{Infeasible, Plan, check};
@@ -17,6 +17,8 @@ use crate::wire::control::{ReadyReport, Switched, WorkerId};
 pub struct Recut {
     phase: Phase,
     began: Instant,
+    /// When a worker last said that it gets on with it.
+    last_sign: Instant,
     /// Why it is done, for the record.
     why: String,
     /// Who asked, if somebody did.
@@ -36,6 +38,12 @@ enum Phase {
         step: u64,
         prepared: Seconds,
     },
+}
+
+impl Recut {
+    pub fn heard(&mut self) {
+        self.last_sign = Instant::now();
+    }
 }
 
 impl Training<'_> {
@@ -74,7 +82,7 @@ impl Training<'_> {
                 }
             }
         };
-        self.recut = Some(Recut { phase, began, why, answer: Some(answer) });
+        self.recut = Some(Recut { phase, began, last_sign: began, why, answer: Some(answer) });
         if let Some(Recut { phase: Phase::Gathering(plan), .. }) = &self.recut {
             let plan = plan.clone();
             self.gather_for(plan);
@@ -140,12 +148,18 @@ impl Training<'_> {
                 if seats.iter().all(|&w| self.session.has(w)) {
                     let plan = plan.clone();
                     match self.session.prepare(plan.clone(), seats, false) {
-                        Ok(()) => recut.phase = Phase::Preparing(plan),
+                        Ok(()) => {
+                            recut.heard();
+                            recut.phase = Phase::Preparing(plan);
+                        }
                         Err(e) => self.call_off_recut(&e.to_string()),
                     }
                 } else if recut.began.elapsed().as_secs() > 60 {
                     self.call_off_recut("workers that should join did not appear within 60 s");
                 }
+            }
+            Phase::Preparing(_) if recut.last_sign.elapsed() > SILENCE => {
+                self.call_off_recut(&format!("no worker has got on with it for {} s", SILENCE.as_secs()));
             }
             Phase::Preparing(_) | Phase::Ready(..) | Phase::Committed { .. } => {}
         }

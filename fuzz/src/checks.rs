@@ -1,0 +1,114 @@
+//! What must hold for any bytes. Shared by the fuzz targets and by `tests/fuzz.rs`, which replays what they found.
+
+use foreshard::cost;
+use foreshard::graph::export::to_hlo;
+use foreshard::graph::import::from_hlo;
+use foreshard::graph::passes::{Limits, normalise};
+use foreshard::graph::verify::verify;
+use foreshard::graph::{Manifest, Model};
+use foreshard::plan::solve::even_topology;
+use foreshard::plan::{Problem, ScheduleKind, solve};
+use foreshard::topology::{LOOPBACK, nominal};
+use foreshard::wire::control::{MAX_HELLO, Peer, ToParent, ToWorker};
+use foreshard::wire::frame::{Header, read_header, read_message, write_message};
+use sha2::{Digest, Sha256};
+
+/// Small enough that a loop which grows without bound is noticed soon.
+const LIMITS: Limits = Limits { trips: 64, ops: 20_000 };
+
+/// A module is refused, or survives verification, passes and writing, and can be read again.
+pub fn import(module: &[u8]) {
+    let Ok(graph) = from_hlo(module) else { return };
+    if verify(&graph).is_err() {
+        return;
+    }
+    let Ok(flat) = normalise(&graph, LIMITS, &[], &[]) else { return };
+    let _ = cost::of_graph(&flat.graph);
+    if verify(&flat.graph).is_err() {
+        return;
+    }
+    let written = to_hlo(&flat.graph, &[]);
+    let again = from_hlo(&written).expect("what was written can be read");
+    assert_eq!(again.n_ops(), flat.graph.n_ops(), "what was written is what is read");
+    assert_eq!(again.outputs().len(), flat.graph.outputs().len());
+}
+
+/// A bundle whose manifest vouches for a hostile module is refused, or imported and planned.
+pub fn bundle(module: &[u8]) {
+    const MANIFEST: &[u8] = include_bytes!("../../tests/data/stack.bundle/manifest.json");
+    const INIT: &[u8] = include_bytes!("../../tests/data/stack.bundle/init.hlo.pb");
+    const GRAD: &[u8] = include_bytes!("../../tests/data/stack.bundle/grad/mb2.hlo.pb");
+    const UPDATE: &[u8] = include_bytes!("../../tests/data/stack.bundle/update.hlo.pb");
+    for [init, grad, update] in [[module, GRAD, UPDATE], [INIT, module, UPDATE], [INIT, GRAD, module]] {
+        let mut manifest = Manifest::parse(MANIFEST).expect("a good bundle");
+        let sha256 = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        manifest.init.hlo.sha256 = sha256(init);
+        manifest.grad[0].hlo.sha256 = sha256(grad);
+        manifest.update.hlo.sha256 = sha256(update);
+        let json = serde_json::to_vec(&manifest).expect("a manifest is plain data");
+        let imported = Model::import(&mut |file| {
+            Ok(match file {
+                "manifest.json" => json.clone(),
+                "init.hlo.pb" => init.to_vec(),
+                "update.hlo.pb" => update.to_vec(),
+                _ => grad.to_vec(),
+            })
+        });
+        if let Ok(model) = imported {
+            plan(&model);
+        }
+    }
+}
+
+fn plan(model: &Model) {
+    let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
+    for schedule in [ScheduleKind::OneFOneB, ScheduleKind::GPipe] {
+        let problem = Problem { model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: None, schedule };
+        let _ = solve(&problem, None);
+    }
+}
+
+/// A manifest is refused, or can be written, read again and used.
+pub fn manifest(json: &[u8]) {
+    let Ok(manifest) = Manifest::parse(json) else { return };
+    let written = serde_json::to_vec(&manifest).expect("a manifest is plain data");
+    assert_eq!(Manifest::parse(&written).as_ref(), Ok(&manifest), "what was written is what is read");
+    for grad in &manifest.grad {
+        let tensors = manifest.microbatch_tensors(grad);
+        assert!(tensors.iter().all(|t| t.array().bytes().0 <= 1 << 46), "no tensor is larger than any device");
+    }
+}
+
+/// A connection yields whole messages, then one error; what it yields can be sent again.
+pub fn wire(mut stream: &[u8]) {
+    loop {
+        let before = stream;
+        match read_message(&mut stream, MAX_HELLO) {
+            Ok((header, message)) => {
+                assert_eq!(header.total, message.len() as u64);
+                let mut written = Vec::new();
+                write_message(&mut written, header, &message).expect("memory takes everything");
+                let (again, same) = read_message(&mut &written[..], MAX_HELLO).expect("what was written can be read");
+                assert!(Header { checksum: 0, chunk: 0, ..again } == Header { checksum: 0, chunk: 0, ..header });
+                assert!(same == message);
+                control(&message);
+            }
+            Err(_) => {
+                // Frames of interleaving messages, as links between workers carry them.
+                let _ = read_header(&mut &before[..]);
+                return;
+            }
+        }
+    }
+}
+
+/// A control message is refused, or is plain data.
+fn control(message: &[u8]) {
+    if let Ok(said) = serde_json::from_slice::<ToParent>(message) {
+        serde_json::to_vec(&said).expect("control messages are plain data");
+    }
+    if let Ok(order) = serde_json::from_slice::<ToWorker>(message) {
+        serde_json::to_vec(&order).expect("control messages are plain data");
+    }
+    let _ = serde_json::from_slice::<Peer>(message);
+}

@@ -1,0 +1,314 @@
+//! The planner on models nobody wrote: random graphs on random devices.
+
+use foreshard::graph::cut::{op, parameter};
+use foreshard::graph::proto::{Writer, instruction};
+use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
+use foreshard::plan::schedule::TaskGraph;
+use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
+use foreshard::plan::{Infeasible, Place, Plan, Problem, ScheduleKind, ShardId, graph_picture, solve};
+use foreshard::topology::{LOOPBACK, NETWORK, Topology, nominal};
+use foreshard::units::{Bytes, Seconds};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+/// Microbatches that the random models are exported with, of batches of 8 rows.
+const MICROBATCHES: [u64; 3] = [1, 2, 8];
+
+/// A recipe for a training step; every index picks among what is there when its op is added.
+#[derive(Clone, Debug)]
+struct Recipe {
+    /// Elements of each param.
+    params: Vec<u64>,
+    /// Opcode, operands and elements of each forward op.
+    forward: Vec<(u8, Index, Index, u64)>,
+    /// What each backward op reads beside the gradient that comes in, and its elements.
+    backward: Vec<(Index, u64)>,
+    /// Where along the backward half each param's gradient is made, and what else it reads.
+    gradients: Vec<(Index, Index)>,
+}
+
+fn recipe() -> impl Strategy<Value = Recipe> {
+    let elements = || prop_oneof![1u64..64, 1000u64..200_000];
+    (
+        prop::collection::vec(elements(), 1..8),
+        prop::collection::vec((any::<u8>(), any::<Index>(), any::<Index>(), elements()), 1..40),
+        prop::collection::vec((any::<Index>(), elements()), 1..40),
+        prop::collection::vec((any::<Index>(), any::<Index>()), 8),
+    )
+        .prop_map(|(params, forward, backward, gradients)| Recipe { params, forward, backward, gradients })
+}
+
+fn vector(n: u64) -> Shape {
+    ArrayShape::new(DType::Float32, vec![n]).into()
+}
+
+/// The gradient function for microbatches of `rows` rows: activations grow with them.
+fn grad(recipe: &Recipe, rows: u64) -> Graph {
+    let mut graph = Graph::new("grad");
+    let mut values: Vec<OpId> = Vec::new();
+    let params: Vec<OpId> = recipe.params.iter().map(|&n| graph.push_parameter(parameter("w", vector(n)))).collect();
+    values.extend(&params);
+    values.push(graph.push_parameter(parameter("x", vector(rows * 4))));
+    graph.push_parameter(parameter("key", ArrayShape::new(DType::Uint32, vec![2]).into()));
+    let made = |name: &str, n: u64, operands: Vec<OpId>| op(name, name, vector(n), operands, Vec::new());
+    for &(kind, ref a, ref b, n) in &recipe.forward {
+        let (a, b, n) = (*a.get(&values), *b.get(&values), n * rows);
+        match kind % 8 {
+            0 => values.push(graph.push(made("constant", n, Vec::new()))),
+            1 | 2 => values.push(graph.push(made("tanh", n, vec![a]))),
+            // A value that cannot travel, and its elements.
+            3 => {
+                let pair = Shape::Tuple(vec![vector(n), vector(1)]);
+                let sorted = graph.push(op("sort", "sort", pair, vec![a, b], Vec::new()));
+                for (index, n) in [(0, n), (1, 1)] {
+                    let mut attributes = Writer::default();
+                    attributes.number(instruction::TUPLE_INDEX, index);
+                    let element = op("element", "get-tuple-element", vector(n), vec![sorted], attributes.0);
+                    values.push(graph.push(element));
+                }
+            }
+            4 => values.push(graph.push(made("dot", n, vec![a, b]))),
+            _ => values.push(graph.push(made("add", n, vec![a, b]))),
+        }
+    }
+    let last = *values.last().expect("the batch at least");
+    let loss = graph.push(made("reduce", 1, vec![last]));
+    let mut gradient = graph.push(made("negate", 1, vec![loss]));
+    let mut incoming = vec![gradient];
+    for (residual, n) in &recipe.backward {
+        gradient = graph.push(made("multiply", n * rows, vec![gradient, *residual.get(&values)]));
+        incoming.push(gradient);
+    }
+    let mut outputs = vec![loss];
+    for (&n, (at, residual)) in recipe.params.iter().zip(&recipe.gradients) {
+        outputs.push(graph.push(made("dot", n, vec![*at.get(&incoming), *residual.get(&values)])));
+    }
+    graph.set_outputs(outputs);
+    graph
+}
+
+/// Gradient descent with momentum, and a count of steps that every shard keeps.
+fn update(params: &[u64]) -> Graph {
+    let mut graph = Graph::new("update");
+    let mut next = |name: &str, n: u64| graph.push_parameter(parameter(name, vector(n)));
+    let weights: Vec<OpId> = params.iter().map(|&n| next("w", n)).collect();
+    let momenta: Vec<OpId> = params.iter().map(|&n| next("m", n)).collect();
+    let count = next("count", 1);
+    let gradients: Vec<OpId> = params.iter().map(|&n| next("g", n)).collect();
+    let microbatches = next("n", 1);
+    let mut outputs = Vec::new();
+    let mut moved = Vec::new();
+    for (i, &n) in params.iter().enumerate() {
+        let momentum = graph.push(op("m", "add", vector(n), vec![momenta[i], gradients[i]], Vec::new()));
+        outputs.push(graph.push(op("w", "subtract", vector(n), vec![weights[i], momentum], Vec::new())));
+        moved.push(momentum);
+    }
+    outputs.extend(moved);
+    outputs.push(graph.push(op("count", "add", vector(1), vec![count, microbatches], Vec::new())));
+    graph.set_outputs(outputs);
+    graph
+}
+
+fn model(recipe: &Recipe) -> Model {
+    let file = r#"{"hlo": {"file": "f", "sha256": "00"}}"#;
+    let params: Vec<String> = (0..recipe.params.len())
+        .map(|i| {
+            format!(
+                r#"{{"name": "w{i}", "dtype": "float32", "shape": [{}], "grad_dtype": "float32"}}"#,
+                recipe.params[i]
+            )
+        })
+        .collect();
+    let variants = MICROBATCHES.map(|m| {
+        format!(r#"{{"name": "mb{m}", "microbatch": {m}, "shapes": {{"x": [{m}, 4]}}, "hlo": {{"file": "f", "sha256": "00"}}}}"#)
+    });
+    let manifest = format!(
+        r#"{{"format": "foreshard.bundle/1", "name": "random", "batch_size": 8, "slots": [], "metrics": [], "params": [{}],
+             "batch": [{{"name": "x", "dtype": "float32", "shape": [8, 4]}}], "grad": [{}], "init": {file}, "update": {file}}}"#,
+        params.join(", "),
+        variants.join(", ")
+    );
+    let manifest = Manifest::parse(manifest.as_bytes()).unwrap();
+    let n = recipe.params.len();
+    // Params, their momenta, the count of steps.
+    let sizes = recipe.params.iter().chain(&recipe.params).chain([&1]);
+    let piece = |(i, &elements): (usize, &u64)| {
+        let shape = ArrayShape::new(DType::Float32, vec![elements]);
+        let param = (n..2 * n).contains(&i).then(|| i - n);
+        StateTensor { name: format!("s{i}"), tensor: i, rows: None, shape, param }
+    };
+    let state = sizes.enumerate().map(piece).collect();
+    let grads = MICROBATCHES
+        .iter()
+        .zip(&manifest.grad)
+        .map(|(&microbatch, spec)| GradGraph {
+            name: spec.name.clone(),
+            microbatch,
+            batch: manifest.microbatch_tensors(spec),
+            graph: grad(recipe, microbatch),
+        })
+        .collect();
+    Model {
+        state,
+        n_params: n,
+        init: Graph::new("init"),
+        grads,
+        update: update(&recipe.params),
+        fingerprint: "random".to_owned(),
+        manifest,
+    }
+}
+
+/// Devices of any speed, some with little memory, on up to two nodes.
+fn devices() -> impl Strategy<Value = Topology> {
+    let device = (1u32..100, 1u32..100, prop_oneof![Just(1u64 << 40), 100_000u64..20_000_000], any::<bool>());
+    prop::collection::vec(device, 1..7).prop_map(|all| Topology {
+        devices: all
+            .into_iter()
+            .enumerate()
+            .map(|(i, (flops, speed, memory, far))| {
+                let mut device = nominal("cpu").unwrap();
+                device.name = format!("cpu{i}");
+                device.node = if far { "far" } else { "near" }.to_owned();
+                device.flops = device.flops * f64::from(flops) * 0.1;
+                device.speed = f64::from(speed) / 100.0;
+                device.memory = Bytes(memory);
+                device
+            })
+            .collect(),
+        local: LOOPBACK,
+        remote: NETWORK,
+    })
+}
+
+/// A plan can be cut, ordered and run within the memory there is.
+fn sound(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
+    let n_shards = problem.n_shards as usize;
+    prop_assert_eq!(plan.shards.len(), n_shards);
+    let mut taken: Vec<_> = plan.shards.iter().flat_map(|s| &s.devices).collect();
+    taken.sort();
+    taken.dedup();
+    prop_assert_eq!(taken.len(), n_shards * problem.n_replicas as usize, "a device has two shards");
+    for (i, shard) in plan.shards.iter().enumerate() {
+        prop_assert!(shard.busy > Seconds(0.0), "shard {} is empty", i);
+        for d in &shard.devices {
+            prop_assert!(shard.memory <= problem.topology.devices[d.index()].memory, "shard {} does not fit", i);
+        }
+    }
+    prop_assert!(plan.step_time.0 >= plan.bound.0 * 0.999_999, "{} is below the bound {}", plan.step_time, plan.bound);
+    prop_assert_eq!(plan.owners.len(), problem.model.state.len());
+    for (variant, assignment) in &plan.grads {
+        let graph = &problem.model.variant(variant).unwrap().graph;
+        let results = plan.grad_results(problem.model, graph, assignment);
+        let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)
+            .map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let of = convex(graph, &cut, |id| assignment.place(id))?;
+        for (i, _) in plan.shards.iter().enumerate() {
+            let here = Place::Shard(ShardId(i as u32));
+            let placed = graph.ops().filter(|(id, o)| assignment.place(*id) == here && &*o.opcode != "parameter");
+            prop_assert!(placed.count() > 0 || of.is_empty(), "shard {} has no op", i);
+        }
+        let durations = vec![Seconds(1.0); cut.segments.len()];
+        let tasks = TaskGraph::new(graph, &cut, n_shards, &durations, |_, _| Seconds(0.1));
+        tasks.replay(&plan.orders[variant], plan.n_microbatches).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Segments form a graph without cycles, in which no path leaves a segment and comes back.
+///
+/// Returns the segment of every op that has one.
+fn convex(
+    graph: &Graph,
+    cut: &Segmentation,
+    place: impl Fn(OpId) -> Place,
+) -> Result<Vec<Option<usize>>, TestCaseError> {
+    let mut of: Vec<Option<usize>> = vec![None; graph.n_ops()];
+    for (i, segment) in cut.segments.iter().enumerate() {
+        for &id in segment.ops.iter().filter(|&&id| place(id) != Place::Everywhere) {
+            prop_assert_eq!(place(id), Place::Shard(segment.shard));
+            prop_assert_eq!(of[id.index()].replace(i), None, "{} is in two segments", id);
+        }
+    }
+    // Segments stand in an order of execution, so a path can only go forward: once out, never back.
+    for (id, op) in graph.ops() {
+        let (Place::Shard(_), true) = (place(id), &*op.opcode != "parameter") else { continue };
+        let here = of[id.index()];
+        prop_assert!(here.is_some(), "{} is in no segment", id);
+        for o in &op.operands {
+            prop_assert!(of[o.index()] <= here, "{} reads {} of a later segment", id, o);
+        }
+    }
+    Ok(of)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_model_on_any_devices_gets_a_sound_plan_or_a_reason(
+        recipe in recipe(),
+        topology in devices(),
+        n_shards in 1u32..5,
+        n_replicas in 1u32..3,
+        microbatch in prop_oneof![Just(None), prop::sample::select(&MICROBATCHES[..]).prop_map(Some)],
+        gpipe: bool,
+    ) {
+        let model = model(&recipe);
+        let schedule = if gpipe { ScheduleKind::GPipe } else { ScheduleKind::OneFOneB };
+        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule };
+        match solve(&problem, None) {
+            Ok(plan) => {
+                let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
+                prop_assert!(!picture.contains("NaN") && !picture.contains("inf\""), "{}", picture);
+                sound(&problem, &plan)?;
+                prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
+                prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
+            }
+            Err(Infeasible::Memory { needs, has, .. }) => prop_assert!(needs > has),
+            Err(Infeasible::TooFewDevices { n_devices, .. }) => {
+                prop_assert!(n_shards as usize * n_replicas as usize > n_devices);
+            }
+            Err(Infeasible::TooFewOps { .. }) => prop_assert!(n_shards > 1, "one shard is no cut"),
+            Err(Infeasible::NoMicrobatch { .. }) => prop_assert!(microbatch == Some(8) && n_replicas == 2),
+            Err(e) => return Err(TestCaseError::fail(e.to_string())),
+        }
+    }
+}
+
+/// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
+/// all params with it to the shard that had made it.
+#[test]
+fn shards_exchange_only_numbers_to_update_their_params() {
+    let bundle = std::path::Path::new("bundles/char_gpt.bundle");
+    let model = Model::import(&mut |file| std::fs::read(bundle.join(file))).unwrap();
+    let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
+    let (microbatch, schedule) = (Some(4), ScheduleKind::OneFOneB);
+    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };
+    let plan = solve(&problem, None).unwrap();
+    let gradients = plan.owners[..model.n_params].iter().copied();
+    let places: Vec<Place> = plan.owners.iter().copied().chain(gradients).chain([Place::Everywhere]).collect();
+    let assignment = follow_parameters(&model.update, &places);
+    let cut = Segmentation::new(&model.update, &assignment, &plan.owners, 2, Parameters::Sent).unwrap();
+    let sent: Bytes = (0..cut.messages.len()).map(|i| cut.bytes(&model.update, i)).sum();
+    assert!(
+        sent > Bytes(0) && sent < Bytes(1024),
+        "{sent} sent between two shards to update {} params",
+        model.n_params
+    );
+    let n_ops = |shard| cut.of_shard(ShardId(shard)).map(|(_, s)| s.ops.len()).sum::<usize>();
+    assert!(n_ops(0).abs_diff(n_ops(1)) < n_ops(0).max(n_ops(1)) / 2, "{} and {} ops", n_ops(0), n_ops(1));
+}
+
+#[test]
+fn numbers_beyond_all_devices_are_a_reason_not_an_overflow() {
+    let (forward, backward, gradients) = (Vec::new(), Vec::new(), Vec::new());
+    let model = model(&Recipe { params: vec![1], forward, backward, gradients });
+    let topology = Topology { devices: vec![nominal("cpu").unwrap()], local: LOOPBACK, remote: LOOPBACK };
+    let many = u32::MAX;
+    let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+    let problem =
+        Problem { model: &model, topology: &topology, n_shards: many, n_replicas: many, microbatch, schedule };
+    let e = solve(&problem, None).unwrap_err().to_string();
+    assert!(e.contains("need 18446744065119617025 devices, there are 1"), "{e}");
+}
