@@ -291,3 +291,131 @@ fn floats(Float { width, magnitude, limit }: Float, data: &[u8], budget: u64) ->
     let zeros = if looked_at > 0 { zeros as f64 / looked_at as f64 } else { 0.0 };
     (Content::Floats { looked_at, zeros, non_finite }, looked_at)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tokens(rows: &[u64], room: u64) -> (ArrayShape, Vec<u8>) {
+        let shape = ArrayShape::new(DType::Int32, vec![rows.len() as u64, room]);
+        let row = |&n: &u64| (0..room).flat_map(move |i| if i < n { 7i32 } else { 0 }.to_le_bytes());
+        (shape, rows.iter().flat_map(row).collect())
+    }
+
+    fn view<'a>((shape, data): &'a (ArrayShape, Vec<u8>), padded: bool) -> TensorView<'a> {
+        TensorView { name: "x", shape, data, padded }
+    }
+
+    #[test]
+    fn tells_padding_from_data() {
+        let batch = tokens(&[3, 8, 0, 5], 8);
+        let found = profile("t8", &[view(&batch, true)]).unwrap();
+        let lengths = found.lengths().unwrap();
+        assert_eq!((lengths.min, lengths.median, lengths.max, lengths.mean), (0, 3, 8, 4.0));
+        assert_eq!((found.rows, found.bytes, found.padding()), (4, Bytes(128), 0.5));
+        // The same rows where nothing can be padded: zeros are data.
+        assert_eq!(profile("t8", &[view(&batch, false)]).unwrap().padding(), 0.0);
+    }
+
+    #[test]
+    fn counts_steps_of_the_padded_axis() {
+        let shape = ArrayShape::new(DType::Float32, vec![1, 4, 2]);
+        let data: Vec<u8> = [1.0f32, 1.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let found = profile("v", &[view(&(shape, data), true)]).unwrap();
+        assert_eq!(found.lengths().unwrap().max, 3);
+    }
+
+    #[test]
+    fn large_batches_are_sampled_within_the_bound() {
+        // 100,000 elements, nearly all padding, in two tensors; then a hundred times as many.
+        for rows in [195, 19_500] {
+            let lengths: Vec<u64> = (0..rows).map(|i| i * 31 % 64).collect();
+            let (ids, targets) = (tokens(&lengths, 256), tokens(&lengths, 256));
+            let n = ids.0.n_elements() + targets.0.n_elements();
+            let found = profile("t256", &[view(&ids, true), view(&targets, true)]).unwrap();
+            assert!(n >= 99_000 && found.touched <= SAMPLE, "{} of {n}", found.touched);
+            let lengths = found.lengths().unwrap();
+            assert!(lengths.rows >= 100, "{lengths:?}");
+            assert!((lengths.mean - 31.5).abs() < 3.0 && lengths.median.abs_diff(32) < 5, "{lengths:?}");
+            let values = (ArrayShape::new(DType::Float32, vec![n]), vec![0; 4 * n as usize]);
+            let found = profile("t256", &[view(&values, false)]).unwrap();
+            assert_eq!(found.touched, n.min(SAMPLE));
+        }
+    }
+
+    #[test]
+    fn a_row_longer_than_the_bound_counts_as_data_where_it_was_not_looked_at() {
+        let batch = tokens(&[1], 4 * SAMPLE);
+        let found = profile("t", &[view(&batch, true)]).unwrap();
+        assert_eq!((found.touched, found.lengths().unwrap().max), (SAMPLE, 3 * SAMPLE));
+    }
+
+    #[test]
+    fn knows_zeros_and_non_finite_values_of_every_float_type() {
+        let cases: [(DType, [&[u8]; 4]); 6] = [
+            (
+                DType::Float64,
+                [
+                    &1f64.to_le_bytes(),
+                    &(-0f64).to_le_bytes(),
+                    &f64::NAN.to_le_bytes(),
+                    &f64::NEG_INFINITY.to_le_bytes(),
+                ],
+            ),
+            (
+                DType::Float32,
+                [
+                    &1f32.to_le_bytes(),
+                    &(-0f32).to_le_bytes(),
+                    &f32::NAN.to_le_bytes(),
+                    &f32::NEG_INFINITY.to_le_bytes(),
+                ],
+            ),
+            (DType::Bfloat16, [&[0x80, 0x3f], &[0, 0x80], &[0xc0, 0x7f], &[0x80, 0xff]]),
+            (DType::Float16, [&[0, 0x3c], &[0, 0x80], &[0, 0x7e], &[0, 0xfc]]),
+            (DType::Float8E5m2, [&[0x3c], &[0x80], &[0x7e], &[0xfc]]),
+            // The one pattern that is no number, with either sign.
+            (DType::Float8E4m3fn, [&[0x7e], &[0x80], &[0x7f], &[0xff]]),
+        ];
+        for (dtype, values) in cases {
+            let batch = (ArrayShape::new(dtype, vec![4]), values.concat());
+            let found = profile("v", &[view(&batch, false)]).unwrap();
+            let expected = Content::Floats { looked_at: 4, zeros: 0.25, non_finite: 2 };
+            assert_eq!((&found.tensors[0].content, found.non_finite()), (&expected, 2), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_batch() {
+        let (a, b) = (tokens(&[1, 2], 4), tokens(&[1], 4));
+        let e = profile("t", &[view(&a, true), view(&b, true)]).unwrap_err();
+        assert_eq!(e, ProfileError::Rows { tensor: "x".to_owned(), expected: 2, found: 1 });
+        let short = TensorView { data: &a.1[1..], ..view(&a, true) };
+        assert!(profile("t", &[short]).unwrap_err().to_string().contains("31 bytes, its shape s32[2,4] takes 32"));
+        let scalar = (ArrayShape::scalar(DType::Float32), vec![0; 4]);
+        assert!(matches!(profile("t", &[view(&scalar, false)]), Err(ProfileError::Scalar { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn lengths_are_those_of_a_slow_count(rows in prop::collection::vec(0u64..70, 0..20), extra in 0u64..40) {
+            let room = rows.iter().copied().max().unwrap_or(0) + extra;
+            let found = profile("t", &[view(&tokens(&rows, room), true)]).unwrap();
+            let lengths = found.lengths().unwrap();
+            let sum: u64 = rows.iter().sum();
+            prop_assert_eq!(lengths.rows, rows.len() as u64);
+            prop_assert_eq!(lengths.max, rows.iter().copied().max().unwrap_or(0));
+            prop_assert_eq!(lengths.min, rows.iter().copied().min().unwrap_or(0));
+            prop_assert!((lengths.mean * rows.len() as f64 - sum as f64).abs() < 1e-6);
+        }
+
+        #[test]
+        fn every_row_is_visited_once(n in 0usize..3000) {
+            let mut seen: Vec<usize> = evenly(n).collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..n).collect::<Vec<_>>());
+        }
+    }
+}

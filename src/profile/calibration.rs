@@ -366,3 +366,6 @@ fn push(window: &mut VecDeque<f64>, value: Option<f64>) {
     }
     window.push_back(value);
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,3 +178,86 @@ pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let n = values.len();
     (n > 0).then(|| (values[(n - 1) / 2] + values[n / 2]) / 2.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOMINAL: Prior = Prior { mean: Measured::NOMINAL, spread: 0.5 };
+
+    /// Segments of unlike mixtures, as measured on a device with the given factors; `noise(i)` is relative.
+    fn segments(truth: &Measured, count: f64, noise: impl Fn(usize) -> f64) -> Vec<Equation> {
+        (0..12)
+            .map(|i| {
+                let part = |k: usize| Seconds(1e-3 * [1.0, 0.02, 0.2, 0.5, 0.05][(i * (k + 2) + k) % 5]);
+                let terms = Terms { product: part(0), memory: part(1), other: part(2), launch: part(3) };
+                Equation { terms, seconds: terms.time(truth).0 * (1.0 + noise(i)), slack: 0.0, count }
+            })
+            .collect()
+    }
+
+    fn off(found: &Measured, truth: &Measured) -> f64 {
+        array(found).iter().zip(array(truth)).map(|(f, t)| (f / t - 1.0).abs()).fold(0.0, f64::max)
+    }
+
+    const TRUTH: Measured = Measured { product: 0.4, memory: 1.6, other: 0.9, launch: 2.5 };
+
+    #[test]
+    fn recovers_the_factors_from_many_noisy_measurements() {
+        let noise = |i: usize| 0.05 * [1.0, -1.0, 0.5, -0.2, 0.0][i % 5];
+        let found = fit(&segments(&TRUTH, 100.0, noise), &NOMINAL);
+        assert!(off(&found, &TRUTH) < 0.12, "{found:?}");
+    }
+
+    #[test]
+    fn believes_nominal_figures_more_than_one_measurement() {
+        let terms = Terms { product: Seconds(1e-3), ..Terms::default() };
+        let factor = |count| fit(&[Equation { terms, seconds: 4e-3, slack: 0.0, count }], &NOMINAL).product;
+        // Half way to 4 would be 2 by ratio.
+        assert!(factor(1.0) > 1.1 && factor(1.0) < 2.0, "{}", factor(1.0));
+        assert!(factor(40.0) > 3.5, "{}", factor(40.0));
+    }
+
+    #[test]
+    fn one_odd_segment_does_not_spoil_the_others() {
+        let odd = |i: usize| if i == 7 { 9.0 } else { 0.0 };
+        let found = fit(&segments(&TRUTH, 100.0, odd), &NOMINAL);
+        let clean = fit(&segments(&TRUTH, 100.0, |_| 0.0), &NOMINAL);
+        assert!(off(&found, &clean) < 0.15, "{found:?} {clean:?}");
+    }
+
+    #[test]
+    fn a_class_without_measurements_follows_the_device() {
+        let terms = Terms { product: Seconds(1e-3), ..Terms::default() };
+        let found = fit(&[Equation { terms, seconds: 3e-3, slack: 0.0, count: 100.0 }], &NOMINAL);
+        assert!(found.memory > 2.5 && found.memory < 3.2, "{found:?}");
+    }
+
+    #[test]
+    fn medians_are_those_of_the_sorted_values() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), Some(2.0));
+        assert_eq!(median([4.0, 1.0].into_iter()), Some(2.5));
+        assert_eq!(median([].into_iter()), None);
+        assert_eq!(weighted_median(&mut [(5.0, 1.0), (1.0, 3.0), (2.0, 1.0)]), Some(1.0));
+        assert_eq!(weighted_median(&mut [(5.0, 0.0)]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn factors_are_positive_whatever_was_measured(
+            rows in prop::collection::vec((any::<[f64; 4]>(), any::<f64>(), any::<f64>(), any::<f64>()), 0..8),
+        ) {
+            let rows: Vec<Equation> = rows
+                .into_iter()
+                .map(|([a, b, c, d], seconds, slack, count)| {
+                    let terms = Terms { product: Seconds(a), memory: Seconds(b), other: Seconds(c), launch: Seconds(d) };
+                    Equation { terms, seconds, slack, count }
+                })
+                .collect();
+            let found = fit(&rows, &NOMINAL);
+            prop_assert!(array(&found).iter().all(|f| f.is_finite() && *f > 0.0), "{found:?}");
+        }
+    }
+}

@@ -83,3 +83,36 @@ impl Window {
         ahead
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{ArrayShape, DType};
+    use crate::profile::{TensorView, profile};
+
+    fn batch(variant: &str, room: u64, length: u64) -> BatchProfile {
+        let shape = ArrayShape::new(DType::Uint8, vec![1, room]);
+        let data: Vec<u8> = (0..room).map(|i| u8::from(i < length)).collect();
+        profile(variant, &[TensorView { name: "x", shape: &shape, data: &data, padded: true }]).unwrap()
+    }
+
+    #[test]
+    fn tells_what_comes_next_by_variant() {
+        let mut window = Window::default();
+        assert_eq!((window.ahead(), window.is_empty()), (Ahead::default(), true));
+        for (variant, room, length) in [("short", 10, 9), ("short", 10, 6), ("long", 40, 20), ("short", 10, 6)] {
+            window.push(batch(variant, room, length));
+        }
+        let ahead = window.ahead();
+        assert_eq!((ahead.batches, ahead.bytes), (4, Bytes(70)));
+        let long = VariantAhead { batches: 1, after: 2, bytes: Bytes(40), length: Some(20.0), padding: 0.5 };
+        assert_eq!(ahead.variants["long"], long);
+        let short = &ahead.variants["short"];
+        assert_eq!((short.batches, short.after, short.length), (3, 0, Some(7.0)));
+        assert!((short.padding - 0.3).abs() < 1e-12);
+        assert_eq!(window.pop().unwrap().lengths().unwrap().max, 9);
+        assert_eq!(window.ahead().variants["long"].after, 1);
+        window.clear();
+        assert_eq!(window.len(), 0);
+    }
+}
