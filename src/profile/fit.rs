@@ -14,6 +14,8 @@ const DOUBT: f64 = 1.0;
 const FLOOR: f64 = 0.05;
 /// Beyond so many standard deviations an equation pulls linearly.
 const HUBER: f64 = 2.0;
+/// Prediction over measurement: beyond, something else was measured.
+const ABSURD: std::ops::Range<f64> = 1e-6..1e6;
 /// Rounds of reweighting; the weights of so few equations settle in three or four.
 const ROUNDS: usize = 6;
 
@@ -46,7 +48,7 @@ pub struct Prior {
 /// been measured too), by the weighted median of ratios; then each factor around it.
 ///
 /// # Shapes
-/// Any number of equations; with none, or only useless ones (zero, not finite), the prior's mean.
+/// Any number of equations; with none, or only useless ones (zero, not finite, off by a million), the prior's mean.
 /// # Complexity
 /// O(equations · log equations).
 /// # Source
@@ -55,10 +57,12 @@ pub struct Prior {
 /// non-negative least squares (Franc, Hlaváč & Navara, CAIP 2005).
 pub fn fit(equations: &[Equation], prior: &Prior) -> Measured {
     let usable = |e: &&Equation| {
-        let nominal = e.terms.time(&prior.mean).0;
-        nominal.is_finite() && nominal > 0.0 && e.seconds.is_finite() && e.seconds > 0.0 && e.count > 0.0
+        let Terms { product, memory, other, launch } = e.terms;
+        let positive = [product, memory, other, launch].iter().all(|t| t.0 >= 0.0);
+        let ratio = e.terms.time(&prior.mean).0 / e.seconds;
+        positive && ABSURD.contains(&ratio) && e.seconds > 0.0 && e.slack < f64::INFINITY && e.count > 0.0
     };
-    let rows: Vec<Row> = equations.iter().filter(usable).map(Row::new).collect();
+    let rows: Vec<Row> = equations.iter().filter(usable).map(|e| Row::new(e, prior)).collect();
     if rows.is_empty() {
         return prior.mean;
     }
@@ -81,16 +85,17 @@ struct Row {
     y: f64,
     /// One over the variance of `y - x·factors`.
     weight: f64,
-    seconds: f64,
+    /// Seconds by the prior.
+    expected: f64,
 }
 
 impl Row {
-    fn new(e: &Equation) -> Self {
+    fn new(e: &Equation, prior: &Prior) -> Self {
         let Terms { product, memory, other, launch } = e.terms;
         let unit = e.seconds + e.slack.max(0.0);
         let x = [product, memory, other, launch].map(|t: Seconds| t.0 / unit);
         let weight = 1.0 / (MISFIT * MISFIT + DOUBT * DOUBT / e.count);
-        Self { x, y: e.seconds / unit, weight, seconds: e.seconds }
+        Self { x, y: e.seconds / unit, weight, expected: e.terms.time(&prior.mean).0 }
     }
 
     fn dot(&self, factors: &[f64; N]) -> f64 {
@@ -113,8 +118,12 @@ fn scaled(m: &Measured, scale: f64) -> [f64; N] {
 /// Measured over expected, drawn towards 1 as far as the prior is better known than the measurements.
 fn common_scale(rows: &[Row], prior: &Prior) -> f64 {
     let mean = array(&prior.mean);
-    let mut logs: Vec<(f64, f64)> =
-        rows.iter().map(|r| ((r.y / r.dot(&mean)).ln(), r.weight * r.seconds)).filter(|(l, _)| l.is_finite()).collect();
+    // By expected time: what took long by accident shall not weigh more for it.
+    let mut logs: Vec<(f64, f64)> = rows
+        .iter()
+        .map(|r| ((r.y / r.dot(&mean)).ln(), r.weight * r.expected))
+        .filter(|(l, _)| l.is_finite())
+        .collect();
     let Some(median) = weighted_median(&mut logs) else { return 1.0 };
     let information: f64 = rows.iter().map(|r| r.weight).sum();
     let prior = 1.0 / (prior.spread * prior.spread);
@@ -191,7 +200,9 @@ mod tests {
     fn segments(truth: &Measured, count: f64, noise: impl Fn(usize) -> f64) -> Vec<Equation> {
         (0..12)
             .map(|i| {
-                let part = |k: usize| Seconds(1e-3 * [1.0, 0.02, 0.2, 0.5, 0.05][(i * (k + 2) + k) % 5]);
+                // Each class dominates some.
+                let part =
+                    |k: usize| Seconds(if i % 4 == k { 1e-3 } else { 2e-5 * ((3 * i + 5 * k + i / 4) % 6) as f64 });
                 let terms = Terms { product: part(0), memory: part(1), other: part(2), launch: part(3) };
                 Equation { terms, seconds: terms.time(truth).0 * (1.0 + noise(i)), slack: 0.0, count }
             })
