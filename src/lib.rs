@@ -8,6 +8,8 @@ pub mod units;
 pub mod graph;
 pub mod topology;
 
+pub mod profile;
+
 pub mod cost;
 pub mod plan;
 

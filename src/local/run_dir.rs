@@ -83,7 +83,7 @@ impl RunDir {
             .map(|w| {
                 json!({
                     "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
-                    "received_bytes": w.received_bytes, "peak_rss": w.peak_rss,
+                    "received_bytes": w.received_bytes, "peak_rss": w.peak_rss, "segments_s": w.segments_s,
                 })
             })
             .collect();

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod coordinate;
+pub mod estimate;
 pub mod graph_picture;
 pub mod picture;
 pub mod predict;
@@ -22,6 +23,7 @@ use crate::graph::{Graph, Model, OpId};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
+pub use estimate::{BatchEstimate, Priced};
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
