@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{Fault, Problem, Training, seats};
 use crate::runtime::RuntimeError;
+use crate::topology::DeviceId;
 use crate::wire::control::WorkerId;
 
 /// How long workers may take to let go of what they were doing; a compiler cannot be interrupted.
@@ -84,6 +85,9 @@ impl Training<'_> {
         let kept = (step - self.first) as usize;
         self.record.losses.truncate(kept);
         self.record.times.truncate(kept);
+        if let Some(adapt) = &mut self.adapt {
+            adapt.replaced(replaced.iter().map(|&w| DeviceId(w)));
+        }
         self.event(
             "restart",
             json!({
