@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["units"],
     &["graph", "topology"],
+    &["profile"],
     &["cost"],
     &["plan"],
     &["api", "wire"],
@@ -18,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Rooms without clock, environment, files, threads or `unsafe`.
-const CORE: &[&str] = &["units", "graph", "topology", "cost", "plan"];
+const CORE: &[&str] = &["units", "graph", "topology", "profile", "cost", "plan"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[

@@ -5,8 +5,11 @@ use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
 use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
-use foreshard::plan::{Infeasible, Place, Plan, Problem, ScheduleKind, ShardId, graph_picture, solve};
-use foreshard::topology::{LOOPBACK, NETWORK, Topology, nominal};
+use foreshard::plan::{
+    BatchEstimate, Infeasible, Place, Plan, Priced, Problem, ScheduleKind, ShardId, graph_picture, solve,
+};
+use foreshard::profile::Calibration;
+use foreshard::topology::{LOOPBACK, Measured, NETWORK, Topology, nominal};
 use foreshard::units::{Bytes, Seconds};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -242,6 +245,30 @@ fn convex(
     Ok(of)
 }
 
+/// Before anything is measured, the batches of a plan are predicted to take what the plan was chosen for.
+fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
+    if plan.n_replicas > 1 {
+        // A plan is priced by the slowest replica of each shard, a batch by each replica as a whole.
+        return Ok(());
+    }
+    let priced = Priced::new(problem.model, problem.topology, plan).unwrap();
+    let nothing_measured = Calibration::default();
+    let of_variant = |v: &String| priced.estimate(v, &nothing_measured, &|_| 1.0, None).unwrap();
+    let estimates: Vec<BatchEstimate> = plan.grads.keys().map(of_variant).collect();
+    let step = estimates.iter().map(|e| e.step.0).fold(0.0, f64::max);
+    prop_assert!((step / plan.step_time.0 - 1.0).abs() < 1e-9, "{step} {}", plan.step_time.0);
+    for (i, shard) in plan.shards.iter().enumerate() {
+        let busy = estimates.iter().map(|e| e.workers[i].busy.0).fold(0.0, f64::max);
+        prop_assert!((busy / shard.busy.0 - 1.0).abs() < 1e-9, "shard {i}: {busy} {}", shard.busy.0);
+        let memory = estimates.iter().map(|e| e.workers[i].memory).max();
+        prop_assert_eq!(memory, Some(shard.memory));
+        let timed = priced.segments(&estimates[0].variant, i);
+        let sum: f64 = timed.iter().map(|t| t.time(&Measured::NOMINAL).0).sum();
+        prop_assert!((sum / estimates[0].workers[i].busy.0 - 1.0).abs() < 1e-9);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -262,6 +289,7 @@ proptest! {
                 let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
                 prop_assert!(!picture.contains("NaN") && !picture.contains("inf\""), "{}", picture);
                 sound(&problem, &plan)?;
+                batches_take_what_was_planned(&problem, &plan)?;
                 prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
                 prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
             }

@@ -1,7 +1,7 @@
 //! Where a model is cut does not change what it learns: plans with cuts at other block borders give the same bits.
 //!
 //! A segment is compiled by itself, and XLA's fusions end where it does. What decides about bits is which ops share a
-//! fusion; blocks meet in few values, so cutting between them takes no fusion apart. docs/decisions/0007-same-bits.md
+//! fusion; blocks meet in few values, so cutting between them takes no fusion apart. docs/decisions/0008-same-bits.md
 //! says what holds beyond that and what does not.
 
 mod support;

@@ -1,12 +1,14 @@
 //! What ops cost: floating point operations and bytes moved, and the time they take on a device.
 //!
 //! Analytic, from shapes alone. XLA fuses chains of elementwise ops: a value that only elementwise ops read is taken to
-//! stay in registers. `cost` knows nothing of plans and measures nothing; measured profiles will correct it.
+//! stay in registers. `cost` knows nothing of plans and measures nothing; where a device has been measured, its factors
+//! correct what is computed here.
 
 use crate::graph::passes;
 use crate::graph::proto::{all_numbers, find, instruction};
 use crate::graph::{CompId, Graph, Op, OpId};
-use crate::topology::Device;
+use crate::profile::Terms;
+use crate::topology::{Class, Device, Measured};
 use crate::units::{Bytes, Flops, Seconds};
 
 /// Work of one op.
@@ -17,14 +19,20 @@ pub struct OpCost {
     pub bytes: Bytes,
     /// Starts a kernel of its own: pays the device's overhead.
     pub launches: bool,
+    pub class: Class,
 }
 
 impl OpCost {
-    /// Time on a device: arithmetic or memory, whichever is slower.
+    /// Time on a device: arithmetic or memory, whichever is slower; corrected where the device has been measured.
     pub fn time(&self, device: &Device) -> Seconds {
+        self.terms(device).time(&device.measured.unwrap_or(Measured::NOMINAL))
+    }
+
+    /// Nominal time on a device at its speed, by what bounds it.
+    pub fn terms(&self, device: &Device) -> Terms {
         let work = (self.flops / device.flops).max(self.bytes / device.bandwidth);
         let overhead = if self.launches { device.overhead } else { Seconds(0.0) };
-        (work + overhead) / device.speed
+        Terms::new(self.class, work / device.speed, overhead / device.speed)
     }
 }
 
@@ -50,7 +58,16 @@ fn of_op(graph: &Graph, id: OpId, op: &Op) -> OpCost {
         .map(|&o| read_bytes(op, graph.op(o)))
         .sum();
     let written = if fused { Bytes(0) } else { written_bytes(graph, op) };
-    OpCost { flops, bytes: read + written, launches: !fused }
+    OpCost { flops, bytes: read + written, launches: !fused, class: class(&op.opcode) }
+}
+
+fn class(opcode: &str) -> Class {
+    match opcode {
+        "dot" | "ragged-dot" | "convolution" => Class::Product,
+        "gather" | "scatter" | "sort" | "while" | "conditional" | "custom-call" | "call" | "rng-bit-generator"
+        | "fft" | "cholesky" | "triangular-solve" | "select-and-scatter" | "reduce-window" => Class::Other,
+        _ => Class::Memory,
+    }
 }
 
 /// Slicing ops touch what they yield, not what they are given.

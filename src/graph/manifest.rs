@@ -237,6 +237,18 @@ impl Manifest {
     pub fn microbatch_tensors(&self, grad: &GradSpec) -> Vec<TensorSpec> {
         self.batch.iter().map(|b| TensorSpec { shape: grad.shapes[&b.name].clone(), ..b.clone() }).collect()
     }
+
+    /// By batch tensor: the variants of this microbatch size differ in the first axis of a row and in nothing else, so
+    /// that rows can be padded along it.
+    pub fn padded(&self, microbatch: u64) -> Vec<bool> {
+        let variants = || self.grad.iter().filter(|g| g.microbatch == microbatch);
+        let of_tensor = |tensor: &TensorSpec| {
+            let rows: Vec<&[u64]> = variants().map(|g| &g.shapes[&tensor.name][1..]).collect();
+            let same = |of: fn(&[u64]) -> Option<&[u64]>| rows.windows(2).all(|w| of(w[0]) == of(w[1]));
+            same(|r| r.get(1..)) && !same(|r| r.get(..1))
+        };
+        self.batch.iter().map(of_tensor).collect()
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod block;
 pub mod check;
 pub mod coordinate;
+pub mod estimate;
 pub mod graph_picture;
 pub mod picture;
 pub mod pin;
@@ -24,6 +25,7 @@ use crate::graph::{Graph, Model, OpId};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
+pub use estimate::{BatchEstimate, Priced};
 pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::estimate::{segment_terms, update_cut};
 use super::schedule::TaskGraph;
-use super::segment::{Parameters, SegmentError, Segmentation, follow_parameters};
+use super::segment::{Parameters, Segment, SegmentError, Segmentation};
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
@@ -63,8 +64,9 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan) -> Result<Predic
                 mirrored.insert((param, reader), graph.op(op).shape.bytes());
             }
         }
+        let sums = m > 1;
         let durations: Vec<Seconds> =
-            cut.segments.iter().map(|s| time(&s.ops, &costs, devices[s.shard.index()])).collect();
+            cut.segments.iter().map(|s| time(graph, s, &costs, devices[s.shard.index()], sums)).collect();
         let bytes: Vec<Bytes> = (0..cut.messages.len()).map(|i| cut.bytes(graph, i)).collect();
         let tasks = TaskGraph::new(graph, &cut, n_shards, &durations, |i, message| {
             link(cut.segments[message.from].shard, message.to).time(bytes[i])
@@ -100,8 +102,8 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan) -> Result<Predic
     Ok(out)
 }
 
-fn time(ops: &[crate::graph::OpId], costs: &[OpCost], device: &Device) -> Seconds {
-    ops.iter().map(|o| costs[o.index()].time(device)).sum()
+fn time(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Device, sums: bool) -> Seconds {
+    segment_terms(graph, segment, costs, device, sums).time(&device.measured.unwrap_or_default())
 }
 
 /// Params, slots, gradient sums and copies of others' params.
@@ -129,16 +131,12 @@ fn add_state(model: &Model, plan: &Plan, mirrored: &BTreeMap<(usize, ShardId), B
 
 /// Time of the update: as long as the shard with the most to update, plus its exchanges.
 fn update_time(model: &Model, plan: &Plan, devices: &[&Device], out: &mut Prediction) -> Result<Seconds, SegmentError> {
-    let mut places = plan.owners.clone();
-    places.extend_from_slice(&plan.owners[..model.n_params]);
-    places.push(Place::Everywhere);
     let graph = &model.update;
-    let assignment = follow_parameters(graph, &places);
-    let cut = Segmentation::new(graph, &assignment, &plan.owners, devices.len(), Parameters::Sent)?;
+    let cut = update_cut(model, plan)?;
     let costs = cost::of_graph(graph);
     let mut busy = vec![Seconds(0.0); devices.len()];
     for segment in &cut.segments {
-        busy[segment.shard.index()] += time(&segment.ops, &costs, devices[segment.shard.index()]);
+        busy[segment.shard.index()] += time(graph, segment, &costs, devices[segment.shard.index()], false);
     }
     for (i, message) in cut.messages.iter().enumerate() {
         out.sent[cut.segments[message.from].shard.index()] += cut.bytes(graph, i);
@@ -150,7 +148,7 @@ fn update_time(model: &Model, plan: &Plan, devices: &[&Device], out: &mut Predic
 }
 
 /// Gradients go to replica 0 and back.
-fn average_time(model: &Model, plan: &Plan, topology: &Topology) -> Seconds {
+pub(super) fn average_time(model: &Model, plan: &Plan, topology: &Topology) -> Seconds {
     let others = u64::from(plan.n_replicas) - 1;
     let of_shard = |s: usize| {
         let owned = (0..model.n_params).filter(|&p| plan.owners[p] == Place::Shard(ShardId(s as u32)));

@@ -111,6 +111,13 @@ impl TaskGraph {
         Self { n_shards, nodes }
     }
 
+    /// The same tasks, taking other times; one duration per segment.
+    pub fn with_durations(&self, durations: impl Iterator<Item = Seconds>) -> Self {
+        let mut tasks = self.clone();
+        tasks.nodes.iter_mut().zip(durations).for_each(|(node, duration)| node.duration = duration);
+        tasks
+    }
+
     fn users(&self) -> Vec<Vec<(usize, Seconds)>> {
         let mut users = vec![Vec::new(); self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate() {

@@ -2,11 +2,15 @@
 //!
 //! `topology` knows nothing of models, plans or Kubernetes.
 
+mod measured;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, BytesPerSec, FlopsPerSec, Seconds};
+
+pub use measured::{Class, Measured};
 
 /// Position of a device in its [`Topology`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,6 +47,9 @@ pub struct Device {
     pub memory: Bytes,
     /// 1.0 is nominal; a forecast or an observation lowers it.
     pub speed: f64,
+    /// How far the figures above are off, where that has been measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 /// A path between two devices.
@@ -97,6 +104,7 @@ pub fn nominal(kind: &str) -> Option<Device> {
         overhead: Seconds(overhead),
         memory: Bytes(memory),
         speed: 1.0,
+        measured: None,
     })
 }
 

@@ -49,13 +49,7 @@ impl Buckets {
             by_shape.entry((size, dims)).or_insert_with(|| Bucket { variant: grad.name.clone(), rows });
         }
         let all: Vec<Bucket> = by_shape.into_values().collect();
-        let padded = (0..manifest.batch.len())
-            .map(|i| {
-                let shapes: Vec<&[u64]> = all.iter().map(|b| &b.rows[i].dims[..]).collect();
-                let same = |of: fn(&[u64]) -> Option<&[u64]>| shapes.windows(2).all(|w| of(w[0]) == of(w[1]));
-                same(|s| s.get(1..)) && !same(|s| s.get(..1))
-            })
-            .collect();
+        let padded = manifest.padded(microbatch);
         Self { all, padded }
     }
 

@@ -1,0 +1,175 @@
+//! Predicted against measured: what calibration makes of the log of a run, and what it tells about other plans.
+//!
+//! `cargo bench --profile dev --bench calibration -- BUNDLE RUN_DIR@DEVICES [RUN_DIR@DEVICES ...]`
+//!
+//! Calibrates on the first half of the first run, then compares with the second half of every run. DEVICES as in
+//! `foreshard plan --devices`, one per worker. Runs of variants of one shape only.
+
+use std::path::Path;
+use std::time::Instant;
+
+use foreshard::graph::{ArrayShape, DType, Model};
+use foreshard::plan::{Plan, Priced};
+use foreshard::profile::{Calibration, Report, TensorView, Timed, profile};
+use foreshard::topology::{DeviceId, Measured, parse_devices};
+use foreshard::units::Seconds;
+use serde_json::Value;
+
+/// A run as its directory tells it.
+struct Run {
+    name: String,
+    variant: String,
+    priced: Priced,
+    /// By step and rank.
+    steps: Vec<Vec<Vec<f32>>>,
+    /// By step.
+    seconds: Vec<f64>,
+    planned: f64,
+}
+
+fn read(model: &Model, argument: &str) -> Run {
+    let (directory, devices) = argument.split_once('@').expect("RUN_DIR@DEVICES");
+    let text = |name: &str| std::fs::read_to_string(Path::new(directory).join(name)).expect("a run directory");
+    let plan: Plan = serde_json::from_str(&text("plan.json")).expect("a plan");
+    let topology = parse_devices(devices).expect("devices");
+    let lines: Vec<Value> = text("log.jsonl").lines().map(|l| serde_json::from_str(l).expect("a log")).collect();
+    let floats = |v: &Value| v.as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32).collect();
+    let workers = |l: &Value| l["workers"].as_array().unwrap().iter().map(|w| floats(&w["segments_s"])).collect();
+    Run {
+        name: directory.to_owned(),
+        variant: plan.grads.keys().next().expect("a variant").clone(),
+        priced: Priced::new(model, &topology, &plan).expect("a plan of this bundle"),
+        steps: lines.iter().map(workers).collect(),
+        seconds: lines.iter().map(|l| l["seconds"].as_f64().unwrap()).collect(),
+        planned: plan.step_time.0,
+    }
+}
+
+impl Run {
+    fn segments(&self) -> Vec<Vec<Timed>> {
+        (0..self.priced.seats().count()).map(|rank| self.priced.segments(&self.variant, rank)).collect()
+    }
+
+    fn learn(&self, calibration: &mut Calibration, steps: std::ops::Range<usize>) {
+        let segments = self.segments();
+        for (step, seconds) in self.steps[steps.clone()].iter().zip(&self.seconds[steps]) {
+            let reports: Vec<Report<'_>> = self
+                .priced
+                .seats()
+                .zip(&segments)
+                .zip(step)
+                .map(|(((device, kind), segments), seconds)| Report {
+                    device,
+                    kind,
+                    segments,
+                    seconds: seconds.as_slice(),
+                })
+                .collect();
+            calibration.observe(&reports).expect("a log of this plan");
+            let speed = |device| calibration.speed(device);
+            let estimate = self.priced.estimate(&self.variant, calibration, &speed, None).expect("known");
+            calibration.observe_step(1, estimate.step, Seconds(*seconds));
+        }
+    }
+
+    /// One line per segment, then the step.
+    fn compare(&self, calibration: &Calibration) {
+        let half = self.steps.len() / 2;
+        println!("{} · variant {}", self.name, self.variant);
+        println!(
+            "  {:<16} {:>10} {:>10} {:>7} {:>10} {:>7}",
+            "segment", "measured", "nominal", "off", "calibrated", "off"
+        );
+        let line = |what: &str, measured: f64, nominal: f64, calibrated: f64| {
+            let off = |p: f64| format!("{:+.0} %", (p / measured - 1.0) * 100.0);
+            let ms = |s: f64| format!("{:.3} ms", s * 1e3);
+            let (a, b) = (off(nominal), off(calibrated));
+            println!("  {what:<16} {:>10} {:>10} {a:>7} {:>10} {b:>7}", ms(measured), ms(nominal), ms(calibrated));
+        };
+        for (rank, segments) in self.segments().iter().enumerate() {
+            let (device, kind) = self.priced.seats().nth(rank).expect("a seat");
+            let measured = calibration.measured(device, kind);
+            let mut sums = [0.0; 3];
+            for (i, timed) in segments.iter().enumerate() {
+                let seen = median(self.steps[half..].iter().map(|s| f64::from(s[rank][i])).collect());
+                let (nominal, by) = (timed.time(&Measured::NOMINAL).0, timed.time(&measured).0);
+                line(&format!("{rank}.{i} x{}", timed.runs), seen, nominal, by);
+                for (sum, new) in sums.iter_mut().zip([seen, nominal, by]) {
+                    *sum += new;
+                }
+            }
+            line(&format!("worker {rank}"), sums[0], sums[1], sums[2]);
+        }
+        let estimate =
+            |c: &Calibration| self.priced.estimate(&self.variant, c, &|_: DeviceId| 1.0, None).expect("known");
+        let seen = median(self.seconds[half..].to_vec());
+        line("step", seen, estimate(&Calibration::default()).step.0, estimate(calibration).step.0);
+        println!(
+            "  (the planner said {:.3} ms; a step takes {:.2} times what explains it)",
+            self.planned * 1e3,
+            calibration.stretch()
+        );
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// What looking at a batch costs.
+fn batches() {
+    println!("  {:>10} {:>12} {:>10} {:>12}", "elements", "bytes", "touched", "time");
+    for elements in [1u64 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24] {
+        let rows = elements / 256;
+        let shape = |dtype| ArrayShape::new(dtype, vec![rows, 256]);
+        let (ids, values) = (shape(DType::Int32), shape(DType::Float32));
+        let mut tokens = vec![1u8; ids.bytes().0 as usize];
+        tokens.chunks_mut(1024).enumerate().for_each(|(i, row)| row[(i * 37) % 1024..].fill(0));
+        let floats = vec![1u8; values.bytes().0 as usize];
+        let views = [
+            TensorView { name: "tokens", shape: &ids, data: &tokens, padded: true },
+            TensorView { name: "values", shape: &values, data: &floats, padded: false },
+        ];
+        let mut times = Vec::new();
+        let mut touched = 0;
+        for _ in 0..21 {
+            let began = Instant::now();
+            touched = std::hint::black_box(profile("mb", &views).expect("a batch")).touched;
+            times.push(began.elapsed().as_secs_f64());
+        }
+        let bytes = ids.bytes() + values.bytes();
+        println!("  {:>10} {:>12} {touched:>10} {:>9.1} us", 2 * elements, bytes.to_string(), median(times) * 1e6);
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    batches();
+    let Some((bundle, runs)) = arguments.split_first() else { return };
+    let mut fetch = |file: &str| std::fs::read(Path::new(bundle).join(file));
+    let model = Model::import(&mut fetch).expect("a bundle");
+    let runs: Vec<Run> = runs.iter().map(|r| read(&model, r)).collect();
+    let mut calibration = Calibration::default();
+    let Some(first) = runs.first() else { return };
+    first.learn(&mut calibration, 0..first.steps.len() / 2);
+    for run in &runs {
+        run.compare(&calibration);
+    }
+    first.learn(&mut calibration, first.steps.len() / 2..first.steps.len());
+    for w in calibration.summary() {
+        let (m, s) = (w.measured, w.speed);
+        println!(
+            "{:?}: products x{:.2}, memory x{:.2}, other x{:.2}, launches x{:.2}; speed {:.2} ± {:.2}; error {:.0} %, nominal {:.0} %",
+            w.device,
+            m.product,
+            m.memory,
+            m.other,
+            m.launch,
+            s.value,
+            s.spread,
+            w.error * 100.0,
+            w.nominal_error * 100.0
+        );
+    }
+}

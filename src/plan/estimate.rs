@@ -1,0 +1,227 @@
+//! What a batch will take under a plan: its segments, priced once, by what has been measured since.
+//!
+//! [`super::predict()`] prices plans that do not run yet; here is the one that does. Both price a segment alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::predict::{average_time, predict};
+use super::schedule::TaskGraph;
+use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
+use super::{Place, Plan, ShardId, Task};
+use crate::cost::{self, OpCost};
+use crate::graph::{Graph, Model, OpId};
+use crate::profile::{BatchProfile, Calibration, Terms, Timed};
+use crate::topology::{Class, Device, DeviceId, Topology};
+use crate::units::{Bytes, Seconds};
+
+/// The segments of a plan with their analytic terms.
+#[derive(Clone, Debug)]
+pub struct Priced {
+    /// By rank: replica · n_shards + shard.
+    seats: Vec<Seat>,
+    n_shards: usize,
+    n_microbatches: u32,
+    variants: BTreeMap<String, Variant>,
+    /// Exchange of gradients between replicas.
+    averaging: Seconds,
+}
+
+#[derive(Clone, Debug)]
+struct Seat {
+    device: DeviceId,
+    kind: String,
+    update: Vec<Terms>,
+}
+
+#[derive(Clone, Debug)]
+struct Variant {
+    tasks: TaskGraph,
+    /// Shard of each segment, in the order of the segmentation.
+    shards: Vec<ShardId>,
+    /// By rank, then segment of its shard.
+    terms: Vec<Vec<Terms>>,
+    orders: Vec<Vec<Task>>,
+    /// By shard, without the batch itself.
+    memory: Vec<Bytes>,
+    /// By shard and batch tensor: whether it is read there.
+    reads: Vec<Vec<bool>>,
+}
+
+/// What one step on one batch will take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchEstimate {
+    pub variant: String,
+    /// From the first work to the last.
+    pub step: Seconds,
+    /// By rank.
+    pub workers: Vec<WorkerEstimate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerEstimate {
+    pub device: DeviceId,
+    /// Executing segments.
+    pub busy: Seconds,
+    /// Peak: what the plan needs for this variant, and the rows that this worker reads.
+    pub memory: Bytes,
+}
+
+impl Priced {
+    /// Prices the segments of a plan.
+    ///
+    /// # Units
+    /// Nominal times at the speed that `topology` gives each device. For [`Calibration`] that is the speed before any
+    /// forecast; figures measured already do not matter.
+    /// # Errors
+    /// [`SegmentError`] for a plan made for another model.
+    /// # Complexity
+    /// O(variants · ops · log ops), once per plan.
+    pub fn new(model: &Model, topology: &Topology, plan: &Plan) -> Result<Self, SegmentError> {
+        let n_shards = plan.shards.len();
+        let ranks = || (0..plan.n_replicas as usize).flat_map(|r| (0..n_shards).map(move |s| (r, s)));
+        let device = |(r, s): (usize, usize)| plan.shards[s].devices[r];
+        let update = update_cut(model, plan)?;
+        let update_costs = cost::of_graph(&model.update);
+        let of_shard = |cut: &Segmentation, graph: &Graph, costs: &[OpCost], sums: bool, rank: (usize, usize)| {
+            let device = &topology.devices[device(rank).index()];
+            let mine = cut.of_shard(ShardId(rank.1 as u32));
+            mine.map(|(_, segment)| segment_terms(graph, segment, costs, device, sums)).collect::<Vec<_>>()
+        };
+        let seats = ranks()
+            .map(|rank| Seat {
+                device: device(rank),
+                kind: topology.devices[device(rank).index()].kind.clone(),
+                update: of_shard(&update, &model.update, &update_costs, false, rank),
+            })
+            .collect();
+        let sums = plan.n_microbatches > 1;
+        let mut variants = BTreeMap::new();
+        for (name, assignment) in &plan.grads {
+            let Some(grad) = model.variant(name) else { continue };
+            let graph = &grad.graph;
+            let results = plan.grad_results(model, graph, assignment);
+            let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)?;
+            let costs = cost::of_graph(graph);
+            let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, message| {
+                let id = |s: ShardId| plan.shards[s.index()].devices[0];
+                topology.link(id(cut.segments[message.from].shard), id(message.to)).time(cut.bytes(graph, i))
+            });
+            // Memory depends on the variant: a plan that runs no other.
+            let grads = BTreeMap::from([(name.clone(), assignment.clone())]);
+            let memory = predict(model, topology, &Plan { grads, ..plan.clone() })?.memory;
+            let inputs = &graph.parameters()[model.n_params..];
+            let reads = (0..n_shards as u32)
+                .map(|s| {
+                    let reads = |input| cut.of_shard(ShardId(s)).any(|(_, segment)| segment.inputs.contains(input));
+                    inputs[..grad.batch.len()].iter().map(reads).collect()
+                })
+                .collect();
+            let variant = Variant {
+                tasks,
+                shards: cut.segments.iter().map(|s| s.shard).collect(),
+                terms: ranks().map(|rank| of_shard(&cut, graph, &costs, sums, rank)).collect(),
+                orders: plan.orders.get(name).cloned().unwrap_or_default(),
+                memory,
+                reads,
+            };
+            variants.insert(name.clone(), variant);
+        }
+        let averaging = average_time(model, plan, topology);
+        Ok(Self { seats, n_shards, n_microbatches: plan.n_microbatches, variants, averaging })
+    }
+
+    /// Device and kind of every worker, by rank.
+    pub fn seats(&self) -> impl Iterator<Item = (DeviceId, &str)> {
+        self.seats.iter().map(|s| (s.device, s.kind.as_str()))
+    }
+
+    /// A worker's executables in the order of its step reports: gradients, then update. Empty for a variant or a rank
+    /// that the plan does not have.
+    pub fn segments(&self, variant: &str, rank: usize) -> Vec<Timed> {
+        let (Some(of), Some(seat)) = (self.variants.get(variant), self.seats.get(rank)) else { return Vec::new() };
+        let grads = of.terms[rank].iter().map(|&terms| Timed { terms, runs: self.n_microbatches });
+        grads.chain(seat.update.iter().map(|&terms| Timed { terms, runs: 1 })).collect()
+    }
+
+    /// What a step will take, `None` for a variant that the plan does not have.
+    ///
+    /// `speed`: of a device relative to its baseline, seen or forecast. The batch adds its own bytes.
+    ///
+    /// # Complexity
+    /// O(replicas · tasks · log tasks).
+    pub fn estimate(
+        &self,
+        variant: &str,
+        calibration: &Calibration,
+        speed: &dyn Fn(DeviceId) -> f64,
+        batch: Option<&BatchProfile>,
+    ) -> Option<BatchEstimate> {
+        let of = self.variants.get(variant)?;
+        let n_replicas = self.seats.len() / self.n_shards;
+        let mut step = Seconds(0.0);
+        let mut workers = Vec::with_capacity(self.seats.len());
+        let mut update = Seconds(0.0);
+        for replica in 0..n_replicas {
+            let mut durations: Vec<Vec<Seconds>> = Vec::with_capacity(self.n_shards);
+            for shard in 0..self.n_shards {
+                let rank = replica * self.n_shards + shard;
+                let seat = &self.seats[rank];
+                let measured = calibration.measured(seat.device, &seat.kind);
+                let time = |terms: &Terms| terms.time(&measured) / speed(seat.device);
+                let grads: Vec<Seconds> = of.terms[rank].iter().map(time).collect();
+                let updating: Seconds = seat.update.iter().map(time).sum();
+                update = update.max(updating);
+                let busy = grads.iter().copied().sum::<Seconds>() * f64::from(self.n_microbatches) + updating;
+                let read = |(tensor, _): &(usize, &bool)| batch.and_then(|b| b.tensors.get(*tensor)).map(|t| t.bytes);
+                let rows: Bytes =
+                    of.reads[shard].iter().enumerate().filter(|(_, r)| **r).filter_map(|t| read(&t)).sum();
+                let memory = of.memory[shard] + Bytes(rows.0 / n_replicas as u64);
+                workers.push(WorkerEstimate { device: seat.device, busy, memory });
+                durations.push(grads);
+            }
+            let mut next = vec![0; self.n_shards];
+            let in_order = of.shards.iter().map(|shard| {
+                let at = &mut next[shard.index()];
+                *at += 1;
+                durations[shard.index()][*at - 1]
+            });
+            let tasks = of.tasks.with_durations(in_order);
+            let lanes = tasks.replay(&of.orders, self.n_microbatches).ok()?;
+            step = lanes.iter().flatten().map(|slot| slot.end).fold(step, Seconds::max);
+        }
+        Some(BatchEstimate {
+            variant: variant.to_owned(),
+            step: (step + self.averaging + update) * calibration.stretch(),
+            workers,
+        })
+    }
+}
+
+/// Nominal terms of one run of a segment: its ops, the start of the executable, copies of what is passed through, and,
+/// with several microbatches, adding its results to their sums.
+pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Device, sums: bool) -> Terms {
+    let streamed = |op: OpId, times: u64| {
+        let bytes = graph.op(op).shape.bytes() * times;
+        OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() }.terms(device)
+    };
+    let is_input = |op: &OpId| segment.inputs.binary_search(op).is_ok();
+    let copied = segment.outputs.iter().copied().filter(is_input).map(|op| streamed(op, 2));
+    let yielded = segment.results.iter().map(|&r| graph.outputs()[r]).map(|op| match (sums, is_input(&op)) {
+        (true, _) => streamed(op, 3),
+        (false, true) => streamed(op, 2),
+        (false, false) => Terms::default(),
+    });
+    let start = OpCost { launches: true, ..OpCost::default() }.terms(device);
+    segment.ops.iter().map(|o| costs[o.index()].terms(device)).chain(copied).chain(yielded).sum::<Terms>() + start
+}
+
+/// The update graph, cut by the owners of its state.
+pub fn update_cut(model: &Model, plan: &Plan) -> Result<Segmentation, SegmentError> {
+    let mut places = plan.owners.clone();
+    places.extend_from_slice(&plan.owners[..model.n_params]);
+    places.push(Place::Everywhere);
+    let assignment = follow_parameters(&model.update, &places);
+    Segmentation::new(&model.update, &assignment, &plan.owners, plan.shards.len(), Parameters::Sent)
+}

@@ -1,0 +1,371 @@
+//! Calibration: what step reports say of devices.
+//!
+//! Four causes make a step slower or faster than predicted, and each goes somewhere else:
+//!
+//! - **The model is wrong** (constant from the start): a class of op takes longer than nominal. Factors per class are
+//!   fitted ([`Measured`]); plans for other cuts use them.
+//! - **The step is more than its segments** (also constant): transfers, queues and the work between two executables.
+//!   One factor for the whole step, [`Calibration::stretch`].
+//! - **The device has changed** (all its segments at once, compared with themselves): [`Calibration::speed`]. No
+//!   prediction takes part in it, so a wrong model is no slow device.
+//! - **Noise**: medians everywhere.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::fit::{Equation, Prior, fit, median, weighted_median};
+use super::level::Level;
+use super::terms::{Terms, Timed};
+use crate::topology::{DeviceId, Measured, Topology};
+use crate::units::Seconds;
+
+/// Steps whose median is the speed.
+const WINDOW: usize = 9;
+/// Doubt in nominal figures: a factor of two is nothing unusual.
+const NOMINAL: f64 = 0.5;
+/// Doubt in figures of other devices of the same kind.
+const KIND: f64 = 0.2;
+/// Share of a worker's step that a prediction may be off for free.
+const SLACK: f64 = 0.02;
+/// Segments remembered per worker: those of a few plans.
+const SEGMENTS: usize = 512;
+/// Median absolute deviation to standard deviation of a normal distribution.
+const MAD: f64 = 1.4826;
+
+/// One worker's part of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Report<'a> {
+    pub device: DeviceId,
+    /// Devices of one kind share what is learned; see [`crate::topology::Device::kind`].
+    pub kind: &'a str,
+    /// In the order of `seconds`.
+    pub segments: &'a [Timed],
+    /// By segment, all its runs together.
+    pub seconds: &'a [f32],
+}
+
+/// Reports that cannot be what was measured.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CalibrationError {
+    #[error(
+        "{device:?} reports {found} segments, the plan gives it {expected}; leave out steps that end under another plan"
+    )]
+    Segments { device: DeviceId, expected: usize, found: usize },
+    #[error("{device:?} reports {found} s for segment {segment}; a duration is finite and not negative")]
+    Seconds { device: DeviceId, segment: usize, found: f32 },
+}
+
+/// What one report said, before it was learned from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    pub device: DeviceId,
+    /// Busy time by the figures and the speed of before.
+    pub predicted: Seconds,
+    pub measured: Seconds,
+    /// Speed in this step alone; `None` while there is nothing to compare with. The series to forecast.
+    pub speed: Option<f64>,
+}
+
+/// How fast a device is relative to its first steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// 0.5: everything takes twice as long. 1 before anything is known.
+    pub value: f64,
+    /// Robust standard deviation of single steps.
+    pub spread: f64,
+    /// Steps behind it, at most the window's.
+    pub samples: u32,
+}
+
+/// A worker in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSummary {
+    pub device: DeviceId,
+    pub measured: Measured,
+    pub speed: Speed,
+    /// Median relative error of segments, weighted by their time: what was predicted before each of the last steps.
+    pub error: f64,
+    /// The same by nominal figures at nominal speed.
+    pub nominal_error: f64,
+}
+
+/// What has been learned of every device.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    workers: BTreeMap<DeviceId, Worker>,
+    kinds: BTreeMap<String, Measured>,
+    stretch: Option<Stretch>,
+}
+
+/// What a plan's steps take beyond what their segments explain.
+#[derive(Clone, Debug)]
+struct Stretch {
+    revision: u64,
+    level: Level,
+    /// Until there is a level: that of the plan before.
+    first_guess: f64,
+}
+
+impl Stretch {
+    fn value(&self) -> f64 {
+        self.level.seconds().unwrap_or(self.first_guess)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Worker {
+    kind: String,
+    segments: BTreeMap<Key, Level>,
+    /// By step, the last few.
+    speeds: VecDeque<f64>,
+    errors: VecDeque<f64>,
+    nominal_errors: VecDeque<f64>,
+    /// Busy seconds per step.
+    step: f64,
+    measured: Measured,
+}
+
+/// A segment is known by its terms and its position among equal ones: what a recut leaves alone keeps its history.
+type Key = ([u64; 4], u32);
+
+impl Calibration {
+    /// Learns from one step of all workers.
+    ///
+    /// # Units
+    /// Terms are nominal at the speed the topology gives a device before any forecast.
+    /// # Errors
+    /// [`CalibrationError`]; then nothing has been learned.
+    /// # Complexity
+    /// O(segments remembered) for each worker, and as much again for each kind of device.
+    pub fn observe(&mut self, reports: &[Report<'_>]) -> Result<Vec<Observed>, CalibrationError> {
+        for report in reports {
+            check(report)?;
+        }
+        let observed = reports
+            .iter()
+            .map(|report| {
+                let fresh = || Worker::new(report.kind, self.kinds.get(report.kind));
+                self.workers.entry(report.device).or_insert_with(fresh).observe(report)
+            })
+            .collect();
+        self.refit();
+        Ok(observed)
+    }
+
+    /// Learns how a whole step relates to what [`crate::plan::Priced::estimate`] said of it, at the speeds seen then.
+    ///
+    /// Slowly, once established: a step that takes longer all of a sudden is a surprise, not a habit. A new revision
+    /// begins with the factor of the one before. Values that are no durations teach nothing.
+    pub fn observe_step(&mut self, revision: u64, estimated: Seconds, measured: Seconds) {
+        let before = self.stretch();
+        if self.stretch.as_ref().is_none_or(|s| s.revision != revision) {
+            self.stretch = Some(Stretch { revision, level: Level::new(), first_guess: before });
+        }
+        let ratio = measured / estimated * before;
+        if let Some(stretch) = self.stretch.as_mut().filter(|_| ratio.is_finite() && ratio > 0.0) {
+            stretch.level.take(ratio, 1.0);
+        }
+    }
+
+    /// How many times longer a step takes than its segments and transfers explain; 1 when nothing is known.
+    pub fn stretch(&self) -> f64 {
+        self.stretch.as_ref().map_or(1.0, Stretch::value)
+    }
+
+    /// How fast a device is relative to its baseline; 1 when nothing is known.
+    pub fn speed(&self, device: DeviceId) -> f64 {
+        self.speed_of(device).value
+    }
+
+    /// The speed with its evidence.
+    pub fn speed_of(&self, device: DeviceId) -> Speed {
+        self.workers.get(&device).map_or(Speed { value: 1.0, spread: 0.0, samples: 0 }, Worker::speed)
+    }
+
+    /// Factors of a device: its own, else those of its kind, else nominal.
+    pub fn measured(&self, device: DeviceId, kind: &str) -> Measured {
+        let own = self.workers.get(&device).map(|w| w.measured);
+        own.or_else(|| self.kinds.get(kind).copied()).unwrap_or_default()
+    }
+
+    /// The devices with corrected figures. Speeds are left to the caller: planning wants the forecast ones.
+    pub fn correct(&self, mut topology: Topology) -> Topology {
+        for (i, device) in topology.devices.iter_mut().enumerate() {
+            let known = self.workers.contains_key(&DeviceId(i as u32)) || self.kinds.contains_key(&device.kind);
+            device.measured = known.then(|| self.measured(DeviceId(i as u32), &device.kind));
+        }
+        topology
+    }
+
+    /// Another process or other cores serve as this device from now on: its baseline is gone, its factors remain as
+    /// a first guess.
+    pub fn replaced(&mut self, device: DeviceId) {
+        if let Some(worker) = self.workers.get_mut(&device) {
+            *worker = Worker { measured: worker.measured, ..Worker::new(&worker.kind, None) };
+        }
+    }
+
+    /// For the log and for deciding how far to trust predictions.
+    pub fn summary(&self) -> Vec<WorkerSummary> {
+        let middle = |v: &VecDeque<f64>| median(v.iter().copied()).unwrap_or(0.0);
+        let summary = |(&device, w): (&DeviceId, &Worker)| WorkerSummary {
+            device,
+            measured: w.measured,
+            speed: w.speed(),
+            error: middle(&w.errors),
+            nominal_error: middle(&w.nominal_errors),
+        };
+        self.workers.iter().map(summary).collect()
+    }
+
+    /// First what devices of a kind have in common, then each device near it.
+    fn refit(&mut self) {
+        let mut by_kind: BTreeMap<&str, Vec<Equation>> = BTreeMap::new();
+        for worker in self.workers.values() {
+            by_kind.entry(&worker.kind).or_default().extend(worker.equations());
+        }
+        let nominal = Prior { mean: Measured::NOMINAL, spread: NOMINAL };
+        for (kind, equations) in by_kind {
+            if !equations.is_empty() {
+                self.kinds.insert(kind.to_owned(), fit(&equations, &nominal));
+            }
+        }
+        for worker in self.workers.values_mut() {
+            let equations: Vec<Equation> = worker.equations().collect();
+            if let (false, Some(&mean)) = (equations.is_empty(), self.kinds.get(&worker.kind)) {
+                worker.measured = fit(&equations, &Prior { mean, spread: KIND });
+            }
+        }
+    }
+}
+
+fn check(report: &Report<'_>) -> Result<(), CalibrationError> {
+    let (device, expected, found) = (report.device, report.segments.len(), report.seconds.len());
+    if expected != found {
+        return Err(CalibrationError::Segments { device, expected, found });
+    }
+    match report.seconds.iter().position(|s| !s.is_finite() || *s < 0.0) {
+        Some(segment) => Err(CalibrationError::Seconds { device, segment, found: report.seconds[segment] }),
+        None => Ok(()),
+    }
+}
+
+impl Worker {
+    fn new(kind: &str, measured: Option<&Measured>) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            segments: BTreeMap::new(),
+            speeds: VecDeque::with_capacity(WINDOW),
+            errors: VecDeque::with_capacity(WINDOW),
+            nominal_errors: VecDeque::with_capacity(WINDOW),
+            step: 0.0,
+            measured: measured.copied().unwrap_or_default(),
+        }
+    }
+
+    fn observe(&mut self, report: &Report<'_>) -> Observed {
+        let runs = keyed(report);
+        let before = self.speed().value;
+        let measured: f64 = report.seconds.iter().map(|s| f64::from(*s)).sum();
+        let predict = |timed: &Timed| timed.time(&self.measured).0 / before;
+        let predicted: f64 = report.segments.iter().map(predict).sum();
+        let off = |predict: &dyn Fn(&Timed) -> f64| {
+            let pairs = report.segments.iter().zip(report.seconds).map(|(t, s)| (predict(t), f64::from(*s)));
+            let mut errors: Vec<(f64, f64)> =
+                pairs.filter(|(_, s)| *s > 0.0).map(|(p, s)| ((p - s).abs() / s, s)).collect();
+            weighted_median(&mut errors)
+        };
+        let error = off(&predict);
+        let nominal_error = off(&|timed| timed.time(&Measured::NOMINAL).0);
+
+        // Each segment against itself.
+        let mut ratios: Vec<(f64, f64)> = runs
+            .iter()
+            .filter_map(|(key, run)| {
+                let level = self.segments.get(key).filter(|l| l.is_established())?.seconds()?;
+                Some((level / run.seconds, level * run.runs))
+            })
+            .collect();
+        let speed = weighted_median(&mut ratios);
+
+        self.segments.values_mut().for_each(Level::age);
+        for (key, run) in &runs {
+            // What all segments have in common is the device's speed, and teaches nothing about the segment.
+            let level = self.segments.entry(*key).or_insert_with(Level::new);
+            level.take(run.seconds * speed.unwrap_or(before), run.runs);
+        }
+        self.forget();
+        let warm = self.segments.values().any(|l| l.seconds().is_some());
+        if warm {
+            self.step = measured * speed.unwrap_or(before);
+            push(&mut self.errors, error);
+            push(&mut self.nominal_errors, nominal_error);
+        }
+        push(&mut self.speeds, speed);
+        Observed { device: report.device, predicted: Seconds(predicted), measured: Seconds(measured), speed }
+    }
+
+    /// Drops the segments with the least weight where there are too many.
+    fn forget(&mut self) {
+        let excess = self.segments.len().saturating_sub(SEGMENTS);
+        if excess > 0 {
+            let mut by_weight: Vec<(f64, Key)> = self.segments.iter().map(|(k, l)| (l.count(), *k)).collect();
+            by_weight.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            by_weight[..excess].iter().for_each(|(_, key)| drop(self.segments.remove(key)));
+        }
+    }
+
+    fn speed(&self) -> Speed {
+        let value = median(self.speeds.iter().copied()).unwrap_or(1.0);
+        let spread = median(self.speeds.iter().map(|s| (s - value).abs())).unwrap_or(0.0);
+        Speed { value, spread: MAD * spread, samples: self.speeds.len() as u32 }
+    }
+
+    fn equations(&self) -> impl Iterator<Item = Equation> {
+        self.segments.iter().filter_map(|((bits, _), level)| {
+            let [product, memory, other, launch] = bits.map(|b| Seconds(f64::from_bits(b)));
+            let terms = Terms { product, memory, other, launch };
+            Some(Equation {
+                terms,
+                seconds: level.seconds()?,
+                slack: SLACK * self.step / level.runs(),
+                count: level.count(),
+            })
+        })
+    }
+}
+
+/// One run of a segment, as measured.
+struct Run {
+    seconds: f64,
+    runs: f64,
+}
+
+/// What a report says of each segment that ran.
+fn keyed(report: &Report<'_>) -> Vec<(Key, Run)> {
+    let mut same: BTreeMap<[u64; 4], u32> = BTreeMap::new();
+    let mut out = Vec::with_capacity(report.segments.len());
+    for (timed, &seconds) in report.segments.iter().zip(report.seconds) {
+        let Terms { product, memory, other, launch } = timed.terms;
+        let bits = [product, memory, other, launch].map(|s| s.0.to_bits());
+        let nth = same.entry(bits).or_default();
+        if seconds > 0.0 && timed.runs > 0 {
+            let runs = f64::from(timed.runs);
+            out.push(((bits, *nth), Run { seconds: f64::from(seconds) / runs, runs }));
+        }
+        *nth += 1;
+    }
+    out
+}
+
+fn push(window: &mut VecDeque<f64>, value: Option<f64>) {
+    let Some(value) = value else { return };
+    if window.len() == WINDOW {
+        window.pop_front();
+    }
+    window.push_back(value);
+}
+
+#[cfg(test)]
+mod tests;

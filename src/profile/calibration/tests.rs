@@ -1,0 +1,206 @@
+//! Devices whose truth is known: do their reports tell it?
+
+use super::*;
+
+const TRUTH: Measured = Measured { product: 0.4, memory: 1.6, other: 1.0, launch: 2.0 };
+
+/// A device with true factors, whose reports are noisy.
+struct Device {
+    id: DeviceId,
+    segments: Vec<Timed>,
+    noise: u64,
+}
+
+impl Device {
+    /// `cut` gives the segments of one plan other terms than those of another.
+    fn new(id: u32, cut: u32) -> Self {
+        // Each class dominates one segment.
+        let at = |i: u32, k: u32| {
+            if (i + cut) % 4 == k { Seconds(1e-3) } else { Seconds(3e-5 * f64::from((i + 2 * k + cut) % 5)) }
+        };
+        let terms = |i| Terms { product: at(i, 0), memory: at(i, 1), other: at(i, 2), launch: at(i, 3) * 0.1 };
+        let segments = (0..4).map(|i| Timed { terms: terms(i), runs: if i < 3 { 4 } else { 1 } }).collect();
+        Self { id: DeviceId(id), segments, noise: 1 + u64::from(id) }
+    }
+
+    /// Relative, within ±5 %, now and then far off.
+    fn noise(&mut self) -> f64 {
+        self.noise = self.noise.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let uniform = (self.noise >> 40) as f64 / (1u64 << 24) as f64;
+        if uniform > 0.97 { 2.0 } else { 0.1 * (uniform - 0.5) }
+    }
+
+    /// One step at a speed, with factors per segment on top.
+    fn step(&mut self, speed: f64, extra: &[f64]) -> Vec<f32> {
+        let segments = self.segments.clone();
+        let times = segments.iter().enumerate().map(|(i, timed)| {
+            let seconds = timed.time(&TRUTH).0 / speed * (1.0 + self.noise());
+            (seconds * extra.get(i).copied().unwrap_or(1.0)) as f32
+        });
+        times.collect()
+    }
+
+    fn report<'a>(&'a self, seconds: &'a [f32]) -> Report<'a> {
+        Report { device: self.id, kind: "cpu", segments: &self.segments, seconds }
+    }
+
+    fn run(&mut self, calibration: &mut Calibration, steps: usize, speed: f64) -> Observed {
+        let mut last = None;
+        for _ in 0..steps {
+            let seconds = self.step(speed, &[]);
+            last = calibration.observe(&[self.report(&seconds)]).unwrap().pop();
+        }
+        last.unwrap()
+    }
+}
+
+fn off(a: &Measured, b: &Measured) -> f64 {
+    [(a.product, b.product), (a.memory, b.memory), (a.launch, b.launch)]
+        .map(|(a, b)| (a / b - 1.0).abs())
+        .into_iter()
+        .fold(0.0, f64::max)
+}
+
+#[test]
+fn finds_what_nominal_figures_are_off_by() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 60, 1.0);
+    let summary = &calibration.summary()[0];
+    assert!(summary.nominal_error > 0.3 && summary.error < 0.1, "{summary:?}");
+    let found = calibration.measured(DeviceId(0), "cpu");
+    assert!((found.product / TRUTH.product - 1.0).abs() < 0.15, "{found:?}");
+    assert!((found.memory / TRUTH.memory - 1.0).abs() < 0.15, "{found:?}");
+}
+
+#[test]
+fn a_wrong_model_is_no_slow_device() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0 / 3.0);
+    let speed = calibration.speed_of(DeviceId(0));
+    assert!((speed.value - 1.0).abs() < 0.05 && speed.samples == WINDOW as u32, "{speed:?}");
+}
+
+#[test]
+fn a_device_at_half_speed_shows_as_such_and_teaches_nothing_about_ops() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0);
+    let seen = device.run(&mut calibration, 1, 0.5);
+    assert!((seen.speed.unwrap() - 0.5).abs() < 0.05, "{seen:?}");
+    device.run(&mut calibration, 60, 0.5);
+    let speed = calibration.speed_of(DeviceId(0));
+    assert!((speed.value - 0.5).abs() < 0.025 && speed.spread < 0.05, "{speed:?}");
+    let (mut twin, mut undisturbed) = (Device::new(0, 0), Calibration::default());
+    twin.run(&mut undisturbed, 101, 1.0);
+    let [found, expected] = [&calibration, &undisturbed].map(|c| c.measured(DeviceId(0), "cpu"));
+    assert!(off(&found, &expected) < 0.001, "{found:?} {expected:?}");
+    device.run(&mut calibration, 9, 1.0);
+    assert!((calibration.speed(DeviceId(0)) - 1.0).abs() < 0.05);
+}
+
+#[test]
+fn one_slow_segment_is_no_slow_device() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0);
+    for _ in 0..20 {
+        let seconds = device.step(1.0, &[1.0, 3.0]);
+        calibration.observe(&[device.report(&seconds)]).unwrap();
+    }
+    let speed = calibration.speed(DeviceId(0));
+    assert!((speed - 1.0).abs() < 0.05, "{speed}");
+}
+
+#[test]
+fn a_new_plan_does_not_make_a_slow_device_fast() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0);
+    device.run(&mut calibration, 20, 0.5);
+    let seen = Device::new(0, 1).run(&mut calibration, 40, 0.5);
+    let speed = calibration.speed(DeviceId(0));
+    assert!((speed - 0.5).abs() < 0.03, "{speed}");
+    assert!((seen.predicted / seen.measured - 1.0).abs() < 0.15, "{seen:?}");
+    let (mut twin, mut undisturbed) = (Device::new(0, 0), Calibration::default());
+    twin.run(&mut undisturbed, 60, 1.0);
+    Device::new(0, 1).run(&mut undisturbed, 40, 1.0);
+    let [found, expected] = [&calibration, &undisturbed].map(|c| c.measured(DeviceId(0), "cpu"));
+    assert!(off(&found, &expected) < 0.05, "{found:?} {expected:?}");
+}
+
+#[test]
+fn what_is_learned_of_one_device_is_a_first_guess_for_its_kind() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 60, 1.0);
+    let known = calibration.measured(DeviceId(0), "cpu");
+    assert!(off(&calibration.measured(DeviceId(7), "cpu"), &known) < 0.1);
+    assert_eq!(calibration.measured(DeviceId(7), "nvidia.com/gpu"), Measured::NOMINAL);
+    let topology = calibration.correct(crate::topology::parse_devices("2xcpu,gpu").unwrap());
+    let measured: Vec<bool> = topology.devices.iter().map(|d| d.measured.is_some()).collect();
+    assert_eq!(measured, [true, true, false]);
+    assert!(topology.devices.iter().all(|d| d.speed == 1.0));
+}
+
+#[test]
+fn each_device_keeps_figures_of_its_own() {
+    let (mut fast, mut slow) = (Device::new(0, 0), Device::new(1, 0));
+    let mut calibration = Calibration::default();
+    for _ in 0..60 {
+        let (a, b) = (fast.step(1.0, &[]), slow.step(0.5, &[]));
+        calibration.observe(&[fast.report(&a), slow.report(&b)]).unwrap();
+    }
+    let [a, b] = [0, 1].map(|d| calibration.measured(DeviceId(d), "cpu"));
+    assert!(b.product / a.product > 1.6, "{a:?} {b:?}");
+    assert!(calibration.summary().iter().all(|w| w.error < 0.15 && (w.speed.value - 1.0).abs() < 0.05));
+}
+
+#[test]
+fn cold_steps_leave_no_trace() {
+    let (mut warm, mut cold) = (Device::new(0, 0), Device::new(0, 0));
+    let mut expected = Calibration::default();
+    let mut calibration = Calibration::default();
+    warm.run(&mut expected, 2, 1.0);
+    cold.run(&mut calibration, 2, 0.01);
+    warm.run(&mut expected, 20, 1.0);
+    cold.run(&mut calibration, 20, 1.0);
+    assert_eq!(calibration.summary(), expected.summary());
+}
+
+#[test]
+fn another_process_on_a_device_starts_at_full_speed() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0);
+    device.run(&mut calibration, 20, 0.5);
+    let before = calibration.measured(DeviceId(0), "cpu");
+    calibration.replaced(DeviceId(0));
+    assert_eq!(calibration.speed_of(DeviceId(0)), Speed { value: 1.0, spread: 0.0, samples: 0 });
+    assert_eq!(calibration.measured(DeviceId(0), "cpu"), before);
+}
+
+#[test]
+fn refuses_reports_that_measure_something_else() {
+    let (mut device, mut calibration) = (Device::new(3, 0), Calibration::default());
+    let mut seconds = device.step(1.0, &[]);
+    seconds[2] = f32::NAN;
+    let e = calibration.observe(&[device.report(&seconds)]).unwrap_err();
+    assert!(e.to_string().contains("dev3 reports NaN s for segment 2"), "{e}");
+    let e = calibration.observe(&[device.report(&seconds[..2])]).unwrap_err();
+    assert_eq!(e, CalibrationError::Segments { device: DeviceId(3), expected: 4, found: 2 });
+    assert_eq!(calibration.summary(), []);
+}
+
+#[test]
+fn a_step_takes_what_its_segments_do_not_explain() {
+    let mut calibration = Calibration::default();
+    for _ in 0..20 {
+        let estimated = Seconds(0.1) * calibration.stretch();
+        calibration.observe_step(1, estimated, Seconds(0.12));
+    }
+    assert!((calibration.stretch() - 1.2).abs() < 0.01);
+    // A surprise stays one for a while.
+    let estimated = Seconds(0.1) * calibration.stretch();
+    calibration.observe_step(1, estimated, Seconds(0.24));
+    assert!((calibration.stretch() - 1.2).abs() < 0.02);
+    for useless in [f64::NAN, 0.0, -1.0, f64::INFINITY] {
+        calibration.observe_step(2, Seconds(useless), Seconds(useless));
+        calibration.observe_step(2, Seconds(0.1), Seconds(useless));
+    }
+    assert!((calibration.stretch() - 1.2).abs() < 0.02);
+}
