@@ -5,6 +5,7 @@
 // Core: sync, deterministic; no clock, environment, files, `unsafe` or Kubernetes.
 pub mod units;
 
+pub mod forecast;
 pub mod graph;
 pub mod topology;
 
@@ -12,6 +13,7 @@ pub mod profile;
 
 pub mod cost;
 pub mod plan;
+pub mod transition;
 
 // Contract: data only.
 pub mod api;

@@ -12,17 +12,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const STEPS: u64 = 300;
+/// A step takes about a millisecond, a cutover some hundred of them.
+const STEPS: u64 = 2000;
 
-/// Plans cut at other ops sum in another order inside a fused kernel: one rounding of float32 is 6e-8, and AdamW turns a
-/// rounding of a gradient near zero into a fraction of the learning rate.
-const TOLERANCE: f32 = 2e-4;
+/// How far a loss, and a param, may be off where plans are cut at other ops or into other microbatches.
+///
+/// Sums are made in another order inside fused kernels: one rounding of float32 is 6e-8. AdamW turns a rounding of a
+/// gradient near zero into a fraction of the learning rate (1e-3), in either direction, at every step: once the loss is
+/// close to zero, params walk. The losses hardly see it.
+const ROUNDINGS: (f32, f32) = (2e-4, 5e-2);
+/// The same cuts and the same microbatches: not one bit may differ, whoever runs them and whatever happened before.
+const EXACT: (f32, f32) = (0.0, 0.0);
 
 /// What may happen to a job, and when.
 #[derive(Clone, Debug)]
 enum Event {
     /// Once that many steps are logged: `foreshard local recut` with these arguments, and it must succeed.
     Recut(u64, Vec<String>),
+    /// Once that many steps are logged: all shards change places, so that the whole state moves.
+    Swap(u64),
     /// A worker is killed, or stopped so that it hangs.
     Signal(u64, u32, &'static str),
     /// Ctrl-C, then a resume into so many shards.
@@ -99,7 +107,7 @@ impl Run {
     /// False when the job has ended before that.
     fn wait_for_step(&mut self, step: u64) -> bool {
         let deadline = Instant::now() + Duration::from_secs(180);
-        while !self.losses().contains_key(&step) {
+        while self.last_step().is_none_or(|last| last < step) {
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
@@ -109,11 +117,26 @@ impl Run {
         true
     }
 
+    fn last_step(&self) -> Option<u64> {
+        let log = fs::read_to_string(self.dir.join("log.jsonl")).ok()?;
+        let line = log.trim_end_matches(|c| c != '\n').lines().next_back()?;
+        serde_json::from_str::<Value>(line).ok()?["step"].as_u64()
+    }
+
     /// The last line of a step counts: after a rewind it comes again.
     fn losses(&self) -> BTreeMap<u64, f32> {
         let log = fs::read_to_string(self.dir.join("log.jsonl")).unwrap_or_default();
         let lines = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
         lines.map(|l| (l["step"].as_u64().unwrap(), l["loss"].as_f64().unwrap() as f32)).collect()
+    }
+
+    fn recut(&self, args: &[String]) {
+        let mut command = support::foreshard();
+        let output = command.args(["local", "recut"]).arg(&self.dir).args(args).output().unwrap();
+        let says = String::from_utf8_lossy(&output.stderr);
+        // A worker that dies meanwhile, or the end of the job, calls a recut off; nothing else does.
+        let excused = ["a worker was lost", "the job", "no job is running"];
+        assert!(output.status.success() || excused.iter().any(|e| says.contains(e)), "recut {args:?}: {says}");
     }
 
     fn finish(&mut self, expected: i32) {
@@ -144,12 +167,22 @@ fn tell(story: &Story) -> Outcome {
                 if !run.wait_for_step(*step) {
                     continue;
                 }
-                let mut command = support::foreshard();
-                let output = command.args(["local", "recut"]).arg(&run.dir).args(args).output().unwrap();
-                let says = String::from_utf8_lossy(&output.stderr);
-                // A worker that dies meanwhile, or the end of the job, calls a recut off; nothing else does.
-                let excused = ["a worker was lost", "the job", "no job is running", "another recut", "Disconnected"];
-                assert!(output.status.success() || excused.iter().any(|e| says.contains(e)), "{story:?}: {says}");
+                run.recut(args);
+            }
+            Event::Swap(step) => {
+                if run.wait_for_step(*step) {
+                    let plan = fs::read_to_string(run.dir.join("plan.json")).unwrap();
+                    let mut plan: Value = serde_json::from_str(&plan).unwrap();
+                    let shards = plan["shards"].as_array_mut().unwrap();
+                    let first = shards[0]["devices"].clone();
+                    for i in 1..shards.len() {
+                        shards[i - 1]["devices"] = shards[i]["devices"].clone();
+                    }
+                    shards.last_mut().unwrap()["devices"] = first;
+                    let file = directory.path().join("swapped.json");
+                    fs::write(&file, plan.to_string()).unwrap();
+                    run.recut(&["--plan".to_owned(), file.display().to_string()]);
+                }
             }
             Event::Signal(step, worker, name) => {
                 if run.wait_for_step(*step) {
@@ -167,8 +200,9 @@ fn tell(story: &Story) -> Outcome {
                 losses.extend(run.losses());
                 events.extend(read_events(&run.dir));
                 n += 1;
-                let earlier = run.dir.clone();
-                run = Run::start(story, directory.path(), n, *shards, Some(&earlier));
+                // A run that had just gone back to its beginning has nothing to go on from.
+                let earlier = Some(run.dir.clone()).filter(|dir| dir.join("checkpoints").exists());
+                run = Run::start(story, directory.path(), n, *shards, earlier.as_deref());
             }
         }
     }
@@ -190,18 +224,21 @@ fn undisturbed() -> &'static Outcome {
     RUN.get_or_init(|| tell(&Story { shards: 2, checkpoint_every: 0, ..Story::default() }))
 }
 
-/// Compares a story with the undisturbed run; 0 is bit for bit.
-fn equals(story: &Story, tolerance: f32) -> Outcome {
+/// Compares a story with the undisturbed run, by (loss, param).
+fn equals(story: &Story, (loss_tolerance, param_tolerance): (f32, f32)) -> Outcome {
     let (told, plain) = (tell(story), undisturbed());
     assert!(told.losses.keys().copied().eq(0..STEPS), "{story:?}: steps {:?}", told.losses.keys());
     let off = |a: f32, b: f32| if a.to_bits() == b.to_bits() { 0.0 } else { (a - b).abs().max(f32::MIN_POSITIVE) };
     for (step, loss) in &told.losses {
         let expected = plain.losses[step];
-        assert!(off(*loss, expected) <= tolerance, "{story:?}: step {step} has loss {loss}, undisturbed {expected}");
+        assert!(
+            off(*loss, expected) <= loss_tolerance,
+            "{story:?}: step {step} has loss {loss}, undisturbed {expected}"
+        );
     }
     for ((name, found), (_, expected)) in told.weights.iter().zip(&plain.weights) {
         let worst = found.iter().zip(expected).map(|(a, b)| off(*a, *b)).fold(0.0, f32::max);
-        assert!(worst <= 10.0 * tolerance, "{story:?}: {name} differs by {worst}");
+        assert!(worst <= param_tolerance, "{story:?}: {name} differs by {worst}");
     }
     told
 }
@@ -211,16 +248,24 @@ fn recut(step: u64, args: &[&str]) -> Event {
 }
 
 #[test]
-fn a_cutover_there_and_back_changes_nothing() {
+fn a_cutover_to_more_and_fewer_shards_changes_roundings_only() {
     let events = vec![recut(20, &["--shards", "3"]), recut(40, &["--shards", "1"]), recut(60, &["--shards", "2"])];
-    let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, TOLERANCE);
+    let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, ROUNDINGS);
     assert_eq!(told.count("cutover"), 3);
+}
+
+#[test]
+fn a_cutover_that_moves_the_whole_state_changes_not_one_bit() {
+    let events = vec![Event::Swap(20), Event::Swap(200)];
+    let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, EXACT);
+    assert_eq!(told.count("cutover"), 2);
+    assert!(told.events.iter().filter(|e| e["event"] == "cutover").all(|e| e["moved_bytes"].as_u64() > Some(0)));
 }
 
 #[test]
 fn a_cutover_to_other_microbatches_changes_roundings_only() {
     let events = vec![recut(20, &["--microbatch", "64"]), recut(60, &["--microbatch", "16", "--shards", "3"])];
-    let told = equals(&Story { shards: 2, checkpoint_every: 0, events, fail: Vec::new() }, TOLERANCE);
+    let told = equals(&Story { shards: 2, checkpoint_every: 0, events, fail: Vec::new() }, ROUNDINGS);
     assert_eq!(told.count("cutover"), 2);
 }
 
@@ -228,14 +273,14 @@ fn a_cutover_to_other_microbatches_changes_roundings_only() {
 fn killed_and_hanging_workers_are_replaced() {
     let events = vec![Event::Signal(90, 1, "-KILL"), Event::Signal(160, 0, "-STOP")];
     let story = Story { shards: 2, checkpoint_every: 40, events, fail: vec!["0=kill@step:30".to_owned()] };
-    let told = equals(&story, 0.0);
+    let told = equals(&story, EXACT);
     assert_eq!(told.count("restart"), 3, "{:?}", told.events);
 }
 
 #[test]
 fn a_resume_into_another_number_of_shards_goes_on_with_the_same_losses() {
     let events = vec![Event::Resume(60, 3), Event::Resume(150, 1)];
-    equals(&Story { shards: 2, checkpoint_every: 25, events, fail: Vec::new() }, TOLERANCE);
+    equals(&Story { shards: 2, checkpoint_every: 25, events, fail: Vec::new() }, ROUNDINGS);
 }
 
 /// Numbers that depend on a seed alone. Source: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
@@ -251,26 +296,32 @@ impl Dice {
     }
 }
 
-fn story(seed: u64) -> Story {
+/// What happens, and how exact the losses must be.
+fn story(seed: u64) -> (Story, (f32, f32)) {
     let mut dice = Dice(seed);
+    let exact = dice.below(2) == 0;
+    let shards = |dice: &mut Dice| if exact { 2 } else { 1 + dice.below(3) as u32 };
     let mut step = 0;
     let mut events = Vec::new();
     for _ in 0..1 + dice.below(3) {
-        step += 5 + dice.below(80);
+        step += 5 + dice.below(400);
         events.push(match dice.below(6) {
-            0..=2 => recut(step, &["--shards", &(1 + dice.below(3)).to_string()]),
+            0..=3 if exact => Event::Swap(step),
+            0..=2 => recut(step, &["--shards", &shards(&mut dice).to_string()]),
             3 => recut(step, &["--microbatch", if dice.below(2) == 0 { "16" } else { "64" }]),
             4 => Event::Signal(step, dice.below(3) as u32, if dice.below(3) == 0 { "-STOP" } else { "-KILL" }),
-            _ => Event::Resume(step, 1 + dice.below(3) as u32),
+            _ => Event::Resume(step, shards(&mut dice)),
         });
     }
-    let points = ["prepare:2", "ready:2", "commit", "moving", "switched", "release", "save", "step:40"];
+    let points = ["prepare:2", "ready:2", "commit", "moving", "switched", "release", "save", "step:400"];
     let mut fail = Vec::new();
     if dice.below(3) > 0 {
         let how = if dice.below(4) == 0 { "hang" } else { "kill" };
         fail.push(format!("{}={how}@{}", dice.below(2), points[dice.below(points.len() as u64) as usize]));
     }
-    Story { shards: 1 + dice.below(3) as u32, checkpoint_every: [10, 30, 100][dice.below(3) as usize], events, fail }
+    let checkpoint_every = [50, 150, 500][dice.below(3) as usize];
+    let story = Story { shards: shards(&mut dice), checkpoint_every, events, fail };
+    (story, if exact { EXACT } else { ROUNDINGS })
 }
 
 /// `FORESHARD_SOAK=N` tells N stories instead of a few; `FORESHARD_SEED=S` tells one of them again.
@@ -283,9 +334,9 @@ fn whatever_happens_the_losses_are_the_same() {
     };
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for &seed in &seeds {
-        let story = story(seed);
-        println!("seed {seed}: {story:?}");
-        let told = equals(&story, TOLERANCE);
+        let (story, tolerance) = story(seed);
+        println!("seed {seed}: {story:?}, within {tolerance:?}");
+        let told = equals(&story, tolerance);
         for event in &told.events {
             *counts.entry(event["event"].as_str().unwrap().to_owned()).or_default() += 1;
         }

@@ -2,13 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use foreshard::device::cache::{Cached, ExecutableCache, Origin, Trouble};
-use foreshard::device::{Arg, Device, DeviceError, ExecutableMemory};
+use foreshard::device::{Arg, Device, DeviceError, ExecutableMemory, affinity};
 use foreshard::graph::cut::{accumulate, zeros};
 use foreshard::graph::export::{Alias, to_hlo};
 use foreshard::graph::import::from_hlo;
@@ -33,7 +34,8 @@ impl Device for Fake {
     type Executable = Vec<u8>;
 
     fn platform(&self) -> &str {
-        "fake 1"
+        // Keys as for CPUs: with the host's features and the cores.
+        "cpu fake 1"
     }
     fn kind(&self) -> &str {
         self.kind
@@ -120,6 +122,26 @@ fn executables_of_another_origin_are_not_found() {
     assert!(!hit(&Fake::default(), Origin { plugin: "abd", ..ORIGIN }));
     assert!(!hit(&gpu, ORIGIN));
     assert!(hit(&gpu, ORIGIN));
+}
+
+/// XLA splits loops for the cores a process has when it compiles, and a running process may be given others.
+#[test]
+fn executables_for_other_cores_are_not_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let (device, cache) = (Fake::default(), cache(directory.path(), 1 << 20));
+    let cores = affinity::allowed();
+    if cores.len() < 2 {
+        eprintln!("skipped: this process has one core only");
+        return;
+    }
+    // Pins the thread of this test alone.
+    affinity::pin(&cores[..1]).unwrap();
+    assert!(!ask(&cache, &device, b"one").hit);
+    assert!(ask(&cache, &device, b"one").hit);
+    affinity::pin(&cores[..2]).unwrap();
+    assert!(!ask(&cache, &device, b"one").hit);
+    affinity::pin(&cores[1..2]).unwrap();
+    assert!(ask(&cache, &device, b"one").hit);
 }
 
 #[test]
@@ -289,7 +311,7 @@ fn a_shard_that_was_compiled_before_is_loaded() {
         let rank = Rank { shard: ShardId(0), replica: 0 };
         let progress = &mut |_, _| {};
         let compiler = Compiler::new(device, &model, &plan, &wiring, rank, progress).with_cache(cache);
-        compiler.compile(&Default::default()).unwrap().cache
+        compiler.compile(Some(&BTreeSet::new())).unwrap().cache
     };
     let first = compile(Some(&cache));
     assert!(first.hits == 0 && first.misses > 3 && first.troubles.is_empty(), "{first:?}");

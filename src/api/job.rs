@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::graph::error::explain;
 use crate::plan::ScheduleKind;
+use crate::transition::{self, Settings};
+use crate::units::Seconds;
 
 /// Train a model: cut its graph over devices and run it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +47,100 @@ pub struct TrainingJobSpec {
     pub checkpoint: Checkpoint,
     #[serde(default)]
     pub failure_policy: FailurePolicy,
+    #[serde(default)]
+    pub adaptation: Adaptation,
+}
+
+/// When the plan changes while the job trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Adaptation {
+    pub mode: Mode,
+    /// What is observed or foreseen has to leave what was expected by this share of it.
+    #[schemars(range(min = 0.01, max = 10.0))]
+    pub threshold: f64,
+    /// How far ahead gains are summed up and forecasts are believed, in seconds.
+    #[schemars(range(min = 1.0, max = 86400.0))]
+    pub horizon: f64,
+    /// A new plan has to save this share of time.
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub min_gain: f64,
+    /// What is observed has to stay away so many seconds.
+    #[schemars(range(min = 0.0, max = 86400.0))]
+    pub dwell: f64,
+    /// Least seconds from one cutover to the next; more after moves that did not pay.
+    #[schemars(range(min = 0.0, max = 86400.0))]
+    pub cooldown: f64,
+    /// A move has to save (1 + hysteresis) times what it costs.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub hysteresis: f64,
+    pub budget: Budget,
+}
+
+/// Whether plans change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// Better plans are adopted.
+    #[default]
+    Auto,
+    /// Better plans are shown and wait for approval.
+    Recommend,
+    /// The first plan stays.
+    Off,
+}
+
+/// What moving may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Budget {
+    /// Share of all time in which training may stand still for moves.
+    #[schemars(range(min = 0.001, max = 1.0))]
+    pub share: f64,
+    /// Moves of the whole job; as many as pay when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moves: Option<u32>,
+}
+
+impl Default for Adaptation {
+    fn default() -> Self {
+        let Settings { threshold, horizon, min_gain, dwell, cooldown, hysteresis, .. } = Settings::default();
+        Self {
+            mode: Mode::default(),
+            threshold,
+            horizon: horizon.0,
+            min_gain,
+            dwell: dwell.0,
+            cooldown: cooldown.0,
+            hysteresis,
+            budget: Budget::default(),
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        let transition::Budget { share, moves } = transition::Budget::default();
+        Self { share, moves }
+    }
+}
+
+impl From<Adaptation> for Settings {
+    fn from(a: Adaptation) -> Self {
+        Self {
+            mode: match a.mode {
+                Mode::Auto => transition::Mode::Auto,
+                Mode::Recommend => transition::Mode::Recommend,
+                Mode::Off => transition::Mode::Off,
+            },
+            threshold: a.threshold,
+            horizon: Seconds(a.horizon),
+            min_gain: a.min_gain,
+            dwell: Seconds(a.dwell),
+            cooldown: Seconds(a.cooldown),
+            hysteresis: a.hysteresis,
+            budget: transition::Budget { share: a.budget.share, moves: a.budget.moves },
+        }
+    }
 }
 
 /// When the state of training is written to disk.
@@ -287,6 +383,7 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
         return Err("spec.data: give either uri or socket".to_owned());
     }
     spec.resources.memory_bytes()?;
+    Settings::from(spec.adaptation.clone()).check().map_err(|e| format!("spec.{e}"))?;
     Ok(job)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An entry is found by a hash over everything that decides what a compiler yields: the module, the compile options,
 //! the flags of the process, the plug-in's file, the kind of device, and on CPUs also the features of the host and the
-//! cores this process may use, for which XLA splits loops.
+//! cores this process may use at that time, for which XLA splits loops.
 //!
 //! # Guarantees
 //! - A plug-in sees only bytes that it wrote itself: with a byte changed, the CPU plug-in loads it all the same or aborts.
@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::inventory::Cpu;
-use super::{Device, DeviceError};
+use super::{Device, DeviceError, affinity};
 use crate::graph::export::Alias;
 use crate::units::Bytes;
 
@@ -41,8 +41,10 @@ const STALE: Duration = Duration::from_secs(3600);
 pub struct ExecutableCache {
     directory: PathBuf,
     limit: Bytes,
-    /// Hash of all that decides what a compiler yields, beside the module.
+    /// Hash of all that decides what a compiler yields, beside the module and the cores.
     origin: Sha256,
+    /// XLA splits loops for the cores that the process may use when it compiles.
+    for_cores: bool,
 }
 
 /// Where executables come from, beside what the device tells of itself.
@@ -77,9 +79,10 @@ pub enum Trouble {
 
 impl ExecutableCache {
     /// Opens a directory, which is made when it is not there. Entries used longest ago go when all take more than
-    /// `limit`. Pin the process before: executables for CPUs depend on its cores.
+    /// `limit`.
     pub fn open<D: Device>(directory: &Path, limit: Bytes, device: &D, origin: Origin<'_>) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let for_cores = device.platform().starts_with("cpu");
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
             hash.update((part.len() as u64).to_le_bytes());
@@ -94,11 +97,10 @@ impl ExecutableCache {
         for flag in origin.flags.split_whitespace() {
             add(flag.as_bytes());
         }
-        if device.platform().starts_with("cpu") {
+        if for_cores {
             add(Cpu::features().as_bytes());
-            add(&(super::affinity::allowed().len() as u64).to_le_bytes());
         }
-        Ok(Self { directory: directory.to_owned(), limit, origin: hash })
+        Ok(Self { directory: directory.to_owned(), limit, origin: hash, for_cores })
     }
 
     /// Loads an executable, or compiles and keeps it. The arguments are those of [`Device::compile`].
@@ -137,7 +139,9 @@ impl ExecutableCache {
     }
 
     fn key(&self, hlo: &[u8]) -> [u8; 32] {
-        self.origin.clone().chain_update(hlo).finalize().into()
+        // A running process may be given other cores.
+        let n_cores = if self.for_cores { affinity::allowed().len() as u64 } else { 0 };
+        self.origin.clone().chain_update(n_cores.to_le_bytes()).chain_update(hlo).finalize().into()
     }
 
     fn path(&self, key: &[u8; 32]) -> PathBuf {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::timeline::Timeline;
 use crate::graph::Manifest;
+use crate::plan::estimate::BatchEstimate;
 use crate::runtime::StepReport;
 
 /// A directory for one run.
@@ -74,14 +75,23 @@ impl RunDir {
 
     /// Appends a step to the log, and its spans to the timeline. After a rewind steps come again, with a higher
     /// incarnation: the last line of a step counts.
-    pub fn record(&mut self, report: &StepReport, incarnation: u32, manifest: &Manifest) -> anyhow::Result<()> {
+    pub fn record(
+        &mut self,
+        report: &StepReport,
+        incarnation: u32,
+        manifest: &Manifest,
+        predicted: Option<&BatchEstimate>,
+    ) -> anyhow::Result<()> {
         let metrics: serde_json::Map<String, Value> =
             manifest.metrics.iter().zip(&report.metrics).map(|(m, v)| (m.name.clone(), json!(v))).collect();
         let workers: Vec<Value> = report
             .workers
             .iter()
-            .map(|w| {
+            .enumerate()
+            .map(|(rank, w)| {
+                let predicted = predicted.and_then(|p| p.workers.get(rank)).map(|p| p.busy);
                 json!({
+                    "predicted_busy_s": predicted,
                     "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
                     "received_bytes": w.received_bytes, "peak_rss": w.peak_rss, "segments_s": w.segments_s,
                 })
@@ -89,7 +99,7 @@ impl RunDir {
             .collect();
         let line = json!({
             "step": report.step, "revision": report.revision, "incarnation": incarnation, "loss": report.loss, "metrics": metrics,
-            "seconds": report.seconds, "workers": workers,
+            "seconds": report.seconds, "predicted_s": predicted.map(|p| p.step), "workers": workers,
         });
         let written = writeln!(self.log, "{line}").and_then(|()| self.log.flush());
         written.with_context(|| format!("cannot write {}/log.jsonl; is the disk full?", self.path.display()))?;

@@ -1,6 +1,8 @@
 //! The training loop: feeds steps, takes reports, and lets nothing that goes on beside them hold it up.
 
+mod adapt;
 mod checkpoints;
+mod propose;
 mod recover;
 mod recut;
 
@@ -10,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::{Value, json};
 
+use self::adapt::{Adapt, Advice};
 use self::checkpoints::Checkpoints;
 use self::recut::Recut;
 use super::batches::{Batches, Missing};
@@ -25,7 +28,7 @@ use super::workers::Workers;
 use crate::plan::{Plan, picture, table};
 use crate::runtime::{Notice, RuntimeError, Session, StepReport};
 use crate::telemetry::JobMetrics;
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
 
 /// How often the loop looks at signals and workers while it waits.
@@ -76,6 +79,8 @@ pub struct Training<'a> {
     session: Session,
     batches: Batches,
     interrupts: Arc<AtomicU32>,
+    /// So many requests to stop have been heard.
+    tolerated: u32,
     quiet: bool,
     began: Instant,
     /// Revisions are never used twice: connections tell plans apart by them.
@@ -92,6 +97,7 @@ pub struct Training<'a> {
     checkpoints: Checkpoints,
     /// The plan on its way in.
     recut: Option<Recut>,
+    adapt: Option<Adapt>,
     record: Record,
 }
 
@@ -144,6 +150,7 @@ impl<'a> Training<'a> {
             session,
             batches,
             interrupts: options.interrupts.clone(),
+            tolerated: 0,
             quiet: options.quiet,
             began: now,
             next_revision: 1,
@@ -155,6 +162,7 @@ impl<'a> Training<'a> {
             last_sign: now,
             checkpoints,
             recut: None,
+            adapt: None,
             record,
         }
     }
@@ -176,7 +184,7 @@ impl<'a> Training<'a> {
                 0 => {}
                 1 if ending != Ending::Interrupted => {
                     ending = Ending::Interrupted;
-                    self.steps = self.fed;
+                    (self.steps, self.tolerated) = (self.fed, 1);
                     self.progress.say("stopping: finishing the steps in flight, then writing the weights");
                 }
                 1 => {}
@@ -215,6 +223,10 @@ impl<'a> Training<'a> {
             let topology = self.topology(&plan);
             eprint!("{}", table::render(&plan, &self.inputs.model, &topology));
         }
+        let base = self.topology(&plan);
+        let record = self.dir.path().join("decisions.jsonl");
+        let adapt = Adapt::new(self.inputs, &plan, base, &record);
+        self.adapt = Some(adapt.map_err(|e| RuntimeError::Stopped(format!("{e:#}")))?);
         self.launch(plan, self.first, checkpoint)
     }
 
@@ -223,9 +235,9 @@ impl<'a> Training<'a> {
     fn launch(&mut self, plan: Plan, step: u64, checkpoint: Option<PathBuf>) -> Result<(), RuntimeError> {
         let seats = seats(&plan);
         self.start_workers(&plan, &seats)?;
-        let (workers, interrupts) = (&mut *self.workers, &self.interrupts);
+        let (workers, interrupts, tolerated) = (&mut *self.workers, &self.interrupts, self.tolerated);
         self.session.gather(&seats, &mut || {
-            check_interrupts(interrupts)?;
+            check_interrupts(interrupts, tolerated)?;
             workers.check()
         })?;
         self.session.prepare(plan.clone(), seats, checkpoint.is_none())?;
@@ -242,7 +254,7 @@ impl<'a> Training<'a> {
         loop {
             match self.session.poll(TICK)? {
                 None => {
-                    check_interrupts(&self.interrupts)?;
+                    check_interrupts(&self.interrupts, self.tolerated)?;
                     self.workers.check()?;
                     if self.last_sign.elapsed() > SILENCE {
                         return Err(RuntimeError::AllWait { seconds: SILENCE.as_secs() });
@@ -288,6 +300,7 @@ impl<'a> Training<'a> {
             self.asked(asked);
         }
         self.pursue_recut()?;
+        self.adapt()?;
         self.settle_checkpoint()?;
         // With steps under way, their reports come first.
         if self.fed < self.steps && self.fed < self.reported + AHEAD {
@@ -356,13 +369,49 @@ impl<'a> Training<'a> {
         record.metrics.steps.inc();
         record.metrics.loss.set(report.loss.into());
         record.metrics.step_time.set(report.seconds);
-        self.dir.record(&report, self.session.incarnation(), &self.inputs.model.manifest)?;
+        let predicted = self.adapt.as_ref().and_then(|a| a.estimate(&report.variant));
+        self.dir.record(&report, self.session.incarnation(), &self.inputs.model.manifest, predicted.as_ref())?;
         self.progress.step(&report);
         self.reported += 1;
+        let now = self.now();
+        if let Some(adapt) = self.adapt.as_mut().filter(|_| report.switch.is_none()) {
+            adapt.observe(&report, seconds, now);
+        }
         match report.switch {
             Some(switched) => self.recut_done(report.step, switched),
             None => Ok(()),
         }
+    }
+
+    /// Since the start.
+    fn now(&self) -> Seconds {
+        Seconds(self.began.elapsed().as_secs_f64())
+    }
+
+    /// Lets the loop beside the steps have its turn.
+    fn adapt(&mut self) -> Result<(), Fault> {
+        let now = self.now();
+        let in_flight = self.recut.as_ref().map(Recut::revision);
+        let (step, left) = (self.reported, self.steps.saturating_sub(self.reported));
+        let Some(adapt) = &mut self.adapt else { return Ok(()) };
+        let next_revision = &mut self.next_revision;
+        let mut revision = || {
+            *next_revision += 1;
+            *next_revision - 1
+        };
+        match adapt.turn(self.inputs, step, left, now, in_flight, &mut revision)? {
+            Advice::Nothing => {}
+            Advice::Say(text) => {
+                self.progress.say(&text);
+                self.event("decision", json!({"decision": text}));
+            }
+            Advice::Adopt(plan, why) => {
+                self.progress.say(&why);
+                self.event("decision", json!({"decision": why}));
+                self.begin_recut(*plan, why, None);
+            }
+        }
+        Ok(())
     }
 
     fn remember(&mut self, reports: &[(WorkerId, ReadyReport)]) {
@@ -416,9 +465,9 @@ impl<'a> Training<'a> {
     }
 }
 
-fn check_interrupts(interrupts: &AtomicU32) -> Result<(), RuntimeError> {
+fn check_interrupts(interrupts: &AtomicU32, tolerated: u32) -> Result<(), RuntimeError> {
     match interrupts.load(Ordering::SeqCst) {
-        0 => Ok(()),
+        n if n <= tolerated => Ok(()),
         _ => Err(RuntimeError::Stopped("stopped on request".to_owned())),
     }
 }
@@ -427,4 +476,15 @@ fn check_interrupts(interrupts: &AtomicU32) -> Result<(), RuntimeError> {
 fn seats(plan: &Plan) -> Vec<WorkerId> {
     let n_replicas = plan.n_replicas as usize;
     (0..n_replicas).flat_map(|r| plan.shards.iter().map(move |s| s.devices[r].0)).collect()
+}
+
+/// Work on a thread of its own, and where its result comes out.
+fn background<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<std::sync::mpsc::Receiver<T>> {
+    let (done, result) = std::sync::mpsc::channel();
+    let run = move || drop(done.send(work()));
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).context("cannot start a thread")?;
+    Ok(result)
 }

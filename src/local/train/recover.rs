@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{Fault, Problem, Training, seats};
 use crate::runtime::RuntimeError;
+use crate::topology::DeviceId;
 use crate::wire::control::WorkerId;
 
 /// How long workers may take to let go of what they were doing; a compiler cannot be interrupted.
@@ -24,7 +25,7 @@ impl Training<'_> {
         let mut fault = self.workers.explain(fault);
         loop {
             let allowed = self.inputs.job.spec.failure_policy.max_restarts;
-            if !is_survivable(&fault) || self.record.counts.restarts >= allowed || self.interrupted() {
+            if !is_survivable(&fault) || self.record.counts.restarts >= allowed {
                 return Err(Problem::Failed(match self.record.counts.restarts {
                     0 => fault.into(),
                     n => anyhow::Error::from(fault).context(format!("the job failed after {n} restarts")),
@@ -37,10 +38,6 @@ impl Training<'_> {
                 Err(Fault::Runtime(next)) => fault = self.workers.explain(next),
             }
         }
-    }
-
-    fn interrupted(&self) -> bool {
-        self.interrupts.load(std::sync::atomic::Ordering::SeqCst) > 0
     }
 
     fn restart(&mut self, fault: &RuntimeError) -> Result<(), Fault> {
@@ -81,9 +78,16 @@ impl Training<'_> {
         self.batches.rewind(self.inputs, step, position)?;
         let lost_steps = self.reported - step;
         (self.fed, self.reported) = (step, step);
+        if self.tolerated > 0 {
+            // The user wants to stop: the checkpoint is as far as this run comes.
+            self.steps = step;
+        }
         let kept = (step - self.first) as usize;
         self.record.losses.truncate(kept);
         self.record.times.truncate(kept);
+        if let Some(adapt) = &mut self.adapt {
+            adapt.replaced(replaced.iter().map(|&w| DeviceId(w)));
+        }
         self.event(
             "restart",
             json!({

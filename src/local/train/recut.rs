@@ -1,11 +1,12 @@
 //! A plan on its way in: found, prepared beside the training, committed between two feeds.
 
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::{Fault, SILENCE, Training, seats};
+use super::adapt::Adapt;
+use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
 use crate::plan::{Infeasible, Plan, check};
@@ -41,6 +42,20 @@ enum Phase {
 }
 
 impl Recut {
+    fn new(phase: Phase, why: String, answer: Option<Sender<Answer>>) -> Self {
+        let began = Instant::now();
+        Self { phase, began, last_sign: began, why, answer }
+    }
+
+    /// The plan on its way; 0 while it is being looked for.
+    pub fn revision(&self) -> u64 {
+        match &self.phase {
+            Phase::Solving(_) => 0,
+            Phase::Gathering(plan) | Phase::Preparing(plan) | Phase::Ready(plan, _) => plan.revision,
+            Phase::Committed { plan, .. } => plan.revision,
+        }
+    }
+
     pub fn heard(&mut self) {
         self.last_sign = Instant::now();
     }
@@ -50,7 +65,8 @@ impl Training<'_> {
     /// Takes a request from outside.
     pub(super) fn asked(&mut self, Asked { request, answer }: Asked) {
         let Request::Recut { plan, shards, microbatch } = request else {
-            let _ = answer.send(Err("nothing is recommended".to_owned()));
+            let approved = self.adapt.as_mut().map_or(Err("nothing is recommended".to_owned()), Adapt::approve);
+            let _ = answer.send(approved.map(|revision| format!("revision {revision} is approved")));
             return;
         };
         let refused = match (&self.recut, self.fed >= self.steps) {
@@ -62,31 +78,29 @@ impl Training<'_> {
             let _ = answer.send(Err(why.to_owned()));
             return;
         }
-        let (began, why) = (Instant::now(), "asked for by hand".to_owned());
-        let phase = match plan {
-            Some(plan) => {
-                if let Err(why) = self.fits(&plan) {
-                    let _ = answer.send(Err(why));
-                    return;
+        let why = "asked for by hand".to_owned();
+        match plan {
+            Some(plan) => match self.fits(&plan) {
+                Ok(()) => {
+                    let plan = Plan { revision: self.take_revision(), ..*plan };
+                    self.begin_recut(plan, why, Some(answer));
                 }
-                Phase::Gathering(Plan { revision: self.take_revision(), ..*plan })
-            }
+                Err(why) => drop(answer.send(Err(why))),
+            },
             None => {
                 let n_shards = shards.unwrap_or(self.record.plan.shards.len() as u32);
                 match self.solve(Ask { n_shards, microbatch }) {
-                    Ok(plans) => Phase::Solving(plans),
-                    Err(why) => {
-                        let _ = answer.send(Err(why));
-                        return;
-                    }
+                    Ok(plans) => self.recut = Some(Recut::new(Phase::Solving(plans), why, Some(answer))),
+                    Err(why) => drop(answer.send(Err(why))),
                 }
             }
-        };
-        self.recut = Some(Recut { phase, began, last_sign: began, why, answer: Some(answer) });
-        if let Some(Recut { phase: Phase::Gathering(plan), .. }) = &self.recut {
-            let plan = plan.clone();
-            self.gather_for(plan);
         }
+    }
+
+    /// Sets out for a plan.
+    pub(super) fn begin_recut(&mut self, plan: Plan, why: String, answer: Option<Sender<Answer>>) {
+        self.recut = Some(Recut::new(Phase::Gathering(plan.clone()), why, answer));
+        self.gather_for(plan);
     }
 
     /// Whether a plan from outside can run here.
@@ -109,12 +123,10 @@ impl Training<'_> {
         let n = (ask.n_shards * self.inputs.job.spec.parallelism.replicas) as usize;
         let topology = self.inputs.machine.topology(n, &|_| 1.0)?;
         let (spec, model) = (self.inputs.job.spec.clone(), self.inputs.model.clone());
-        let (done, plans) = channel();
-        let work = move || {
-            let _ = done.send(ask.solve(&spec, &model, &topology, None));
-        };
-        let spawned = std::thread::Builder::new().name("plan".to_owned()).spawn(work);
-        spawned.map(|_| plans).map_err(|e| format!("cannot start a thread: {e}"))
+        let running = self.record.plan.clone();
+        let previous = (running.shards.len() == ask.n_shards as usize && ask.microbatch.is_none()).then_some(running);
+        let work = move || ask.solve(&spec, &model, &topology, previous.as_ref());
+        background("plan", work).map_err(|e| e.to_string())
     }
 
     /// Devices of a plan's workers.
@@ -222,6 +234,10 @@ impl Training<'_> {
         self.record.plan = plan.clone();
         self.record.counts.cutovers += 1;
         self.show(&plan);
+        let (now, base) = (self.now(), self.topology(&plan));
+        if let Some(adapt) = &mut self.adapt {
+            adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared))?;
+        }
         let text = format!(
             "revision {revision} runs from step {}: {} shards, {moved} moved, {pause} pause, prepared in {prepared}",
             step + 1,
@@ -245,6 +261,9 @@ impl Training<'_> {
     pub(super) fn call_off_recut(&mut self, why: &str) {
         let Some(recut) = self.recut.take() else { return };
         self.session.abort();
+        if let Some(adapt) = &mut self.adapt {
+            adapt.called_off(recut.revision());
+        }
         self.progress.say(&format!("the recut was called off: {why}"));
         self.event("recut called off", json!({"why": why, "reason": recut.why}));
         if let Some(answer) = recut.answer {

@@ -109,6 +109,7 @@ struct Fed {
     /// By rank.
     seats: Vec<WorkerId>,
     microbatches: u32,
+    variant: String,
     /// Who reports it.
     expected: BTreeSet<WorkerId>,
     reports: BTreeMap<WorkerId, StepDone>,
@@ -352,8 +353,8 @@ impl Session {
             }
         }
         let (revision, microbatches) = (crew.plan.revision, crew.summed());
-        let seats = crew.seats.clone();
-        self.fed.insert(step, Fed { revision, seats, microbatches, expected, reports: BTreeMap::new() });
+        let (seats, variant) = (crew.seats.clone(), grad.name.clone());
+        self.fed.insert(step, Fed { revision, seats, microbatches, variant, expected, reports: BTreeMap::new() });
         Ok(())
     }
 
@@ -707,6 +708,7 @@ fn combine(step: u64, fed: &Fed, n_scalars: usize) -> StepReport {
     StepReport {
         step,
         revision: fed.revision,
+        variant: fed.variant.clone(),
         loss: means.next().unwrap_or(f32::NAN),
         metrics: means.collect(),
         seconds: end.saturating_sub(start) as f64 / 1e6,
@@ -733,6 +735,8 @@ pub struct StepReport {
     pub step: u64,
     /// That computed its gradients.
     pub revision: u64,
+    /// Of the gradients.
+    pub variant: String,
     /// Mean over the step's microbatches and replicas.
     pub loss: f32,
     /// In the manifest's order, means like the loss.

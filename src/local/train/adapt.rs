@@ -1,0 +1,438 @@
+//! The loop beside the steps: observe, forecast, ask the planner, decide, and write down what was seen and decided.
+//!
+//! Forecasts and plans are made on threads of their own; the training loop only hands out what was measured and takes
+//! in what has come of it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use anyhow::Context;
+
+use super::background;
+use super::propose::{Proposed, Question, propose};
+use crate::forecast::{self, Forecast, Gap, Series, forecast};
+use crate::local::inputs::Inputs;
+use crate::plan::estimate::{BatchEstimate, Priced};
+use crate::plan::{Plan, ShardId};
+use crate::profile::{Calibration, Report};
+use crate::runtime::StepReport;
+use crate::topology::{DeviceId, Topology};
+use crate::transition::{
+    Candidate, Considered, Decision, Ledger, Measured, Memory, Mode, Move, Proposal, Record, Running, Settings,
+    Snapshot, Tracker, Wait, Worker, decide,
+};
+use crate::units::{Bytes, Seconds};
+
+/// Steps of a plan before anything is decided about it: calibration needs a few.
+const SETTLED: u64 = 20;
+/// Least time between two decisions.
+const EVERY: Seconds = Seconds(1.0);
+/// Horizons of measurements that forecasts are made from.
+const MEMORY: f64 = 8.0;
+/// Until one has been measured: compiling the segments of a small model.
+const FIRST_PREPARE: Seconds = Seconds(5.0);
+/// Least speed that is believed.
+const LEAST_SPEED: f64 = 0.01;
+
+/// What the loop knows beside the steps.
+pub struct Adapt {
+    settings: Settings,
+    record: BufWriter<File>,
+    calibration: Calibration,
+    /// Devices of the running plan, without anything measured.
+    base: Topology,
+    running: Plan,
+    priced: Priced,
+    since: (u64, Seconds),
+    /// Step and computing times that were predicted for the running plan, once there was something to predict from.
+    predicted: Option<(Seconds, Vec<Seconds>)>,
+    step_times: Tracker,
+    /// By rank.
+    busy: Vec<Tracker>,
+    devices: BTreeMap<DeviceId, Speeds>,
+    forecasting: Option<Receiver<Vec<(DeviceId, Forecast)>>>,
+    next_forecast: Seconds,
+    solving: Option<Receiver<Proposed>>,
+    proposal: Option<Proposal>,
+    /// Plans by revision, as far as they may still be adopted.
+    plans: BTreeMap<u64, Plan>,
+    considered: Option<Considered>,
+    moves: Vec<Move>,
+    /// The plan before, and whether leaving it paid.
+    left: Option<(Priced, Ledger)>,
+    approved: Option<u64>,
+    prepare: Seconds,
+    next_decision: Seconds,
+    label: &'static str,
+    variant: String,
+}
+
+/// Speeds seen of one device, and foreseen.
+#[derive(Default)]
+struct Speeds {
+    samples: VecDeque<(Seconds, f64)>,
+    tracker: Tracker,
+    forecast: Option<Forecast>,
+}
+
+/// What the training loop has to do.
+pub enum Advice {
+    Nothing,
+    /// Something a person would want to hear.
+    Say(String),
+    /// Move to this plan; the text says why.
+    Adopt(Box<Plan>, String),
+}
+
+impl Adapt {
+    pub fn new(inputs: &Inputs, plan: &Plan, base: Topology, record: &Path) -> anyhow::Result<Self> {
+        let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
+        let file = File::create(record).with_context(|| format!("cannot write {}", record.display()))?;
+        Ok(Self {
+            settings: inputs.job.spec.adaptation.clone().into(),
+            record: BufWriter::new(file),
+            calibration: Calibration::default(),
+            base,
+            running: plan.clone(),
+            priced,
+            since: (0, Seconds(0.0)),
+            predicted: None,
+            step_times: Tracker::default(),
+            busy: vec![Tracker::default(); plan.shards.len() * plan.n_replicas as usize],
+            devices: BTreeMap::new(),
+            forecasting: None,
+            next_forecast: Seconds(0.0),
+            solving: None,
+            proposal: None,
+            plans: BTreeMap::new(),
+            considered: None,
+            moves: Vec::new(),
+            left: None,
+            approved: None,
+            prepare: FIRST_PREPARE,
+            next_decision: Seconds(0.0),
+            label: "keep/steady",
+            variant: String::new(),
+        })
+    }
+
+    /// What a step will take, by what is known now.
+    pub fn estimate(&self, variant: &str) -> Option<BatchEstimate> {
+        self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), None)
+    }
+
+    /// Takes in a step that began and ended under the running plan. `seconds`: from one report to the next.
+    pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) {
+        let (duration, variant) = (Seconds(seconds), report.variant.as_str());
+        let estimate = self.estimate(variant);
+        variant.clone_into(&mut self.variant);
+        let segments: Vec<_> = (0..report.workers.len()).map(|rank| self.priced.segments(variant, rank)).collect();
+        let kinds: Vec<(DeviceId, String)> = self.priced.seats().map(|(d, k)| (d, k.to_owned())).collect();
+        let reports: Vec<Report<'_>> = report
+            .workers
+            .iter()
+            .zip(&segments)
+            .zip(&kinds)
+            .map(|((w, segments), (device, kind))| Report { device: *device, kind, segments, seconds: &w.segments_s })
+            .collect();
+        // A report that does not fit the plan teaches nothing.
+        for seen in self.calibration.observe(&reports).unwrap_or_default() {
+            let Some(speed) = seen.speed else { continue };
+            let device = self.devices.entry(seen.device).or_default();
+            device.samples.push_back((now, speed));
+            device.tracker.push(duration, speed);
+            let oldest = now - self.settings.horizon * MEMORY;
+            while device.samples.front().is_some_and(|(at, _)| *at < oldest) {
+                device.samples.pop_front();
+            }
+        }
+        if let Some(estimate) = &estimate {
+            self.calibration.observe_step(report.revision, estimate.step, duration);
+        }
+        self.step_times.push(duration, seconds);
+        for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {
+            tracker.push(duration, worker.busy_s);
+        }
+        if let (Some((left, ledger)), Some(after)) = (&mut self.left, &estimate) {
+            let calibration = &self.calibration;
+            let before = left.estimate(variant, calibration, &|d| calibration.speed(d), None);
+            if let Some(before) = before {
+                ledger.note(duration, before.step, after.step);
+            }
+            if let Some(last) = self.moves.last_mut() {
+                last.gain.measured = ledger.gain();
+            }
+        }
+        if self.predicted.is_none() && report.step >= self.since.0 + SETTLED {
+            self.predicted = self.estimate(variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+        }
+    }
+
+    /// One turn of the loop: takes in what threads have found, and decides. `in_flight`: the revision on its way in;
+    /// `revision`: yields numbers for new plans.
+    pub fn turn(
+        &mut self,
+        inputs: &Inputs,
+        step: u64,
+        steps_left: u64,
+        now: Seconds,
+        in_flight: Option<u64>,
+        revision: &mut dyn FnMut() -> u64,
+    ) -> anyhow::Result<Advice> {
+        if self.settings.mode == Mode::Off || self.predicted.is_none() || now < self.next_decision {
+            return Ok(Advice::Nothing);
+        }
+        self.next_decision = now + EVERY;
+        self.forecast(now)?;
+        self.take_proposal(revision);
+        let snapshot = self.snapshot(step, steps_left, now, in_flight);
+        let decision = decide(&snapshot);
+        let mut advice = Advice::Nothing;
+        if decision.label() != self.label {
+            self.label = decision.label();
+            if !matches!(
+                decision,
+                Decision::Keep { .. } | Decision::Wait { reason: Wait::Unsolved | Wait::InFlight { .. }, .. }
+            ) {
+                advice = Advice::Say(decision.to_string());
+            }
+        }
+        match &decision {
+            Decision::Wait { reason: Wait::Unsolved, .. } if self.solving.is_none() => self.ask(inputs, now)?,
+            Decision::Adopt { revision, balance, .. } => {
+                if let Some((plan, candidate)) = self.chosen(*revision) {
+                    self.moves.push(Move {
+                        revision: *revision,
+                        step,
+                        time: now,
+                        pause: Measured { expected: candidate.pause, measured: None },
+                        prepare: Measured { expected: candidate.prepare, measured: None },
+                        gain: Measured { expected: balance.share, measured: None },
+                    });
+                    advice = Advice::Adopt(Box::new(plan), decision.to_string());
+                    (self.proposal, self.approved) = (None, None);
+                    self.plans.clear();
+                }
+            }
+            _ => {}
+        }
+        if let Some(settled) = snapshot.settled(&decision) {
+            (self.considered, self.proposal) = (Some(settled), None);
+        }
+        self.write(&Record { snapshot, decision })?;
+        Ok(advice)
+    }
+
+    fn write(&mut self, record: &Record) -> anyhow::Result<()> {
+        serde_json::to_writer(&mut self.record, record)?;
+        self.record.write_all(b"\n")?;
+        self.record.flush().context("cannot write decisions.jsonl; is the disk full?")
+    }
+
+    fn chosen(&mut self, revision: u64) -> Option<(Plan, Candidate)> {
+        let Some(Proposal::Plans(candidates)) = &self.proposal else { return None };
+        let candidate = candidates.iter().find(|c| c.revision == revision)?.clone();
+        Some((self.plans.get(&revision)?.clone(), candidate))
+    }
+
+    /// Refreshes forecasts now and then.
+    fn forecast(&mut self, now: Seconds) -> anyhow::Result<()> {
+        if let Some(forecasting) = &self.forecasting {
+            match forecasting.try_recv() {
+                Ok(forecasts) => {
+                    for (device, found) in forecasts {
+                        if let Some(speeds) = self.devices.get_mut(&device) {
+                            speeds.forecast = Some(found);
+                        }
+                    }
+                    self.forecasting = None;
+                }
+                Err(TryRecvError::Disconnected) => self.forecasting = None,
+                Err(TryRecvError::Empty) => {}
+            }
+        }
+        for speeds in self.devices.values_mut() {
+            if let (Some(f), Some(level)) =
+                (&mut speeds.forecast, speeds.tracker.observed().levels(self.settings.dwell).next())
+            {
+                f.anchor(&level, self.settings.threshold);
+            }
+        }
+        if self.forecasting.is_some() || now < self.next_forecast {
+            return Ok(());
+        }
+        let Some(spacing) = self.step_times.observed().now() else { return Ok(()) };
+        let interval = forecast::interval(self.settings.horizon, Seconds(spacing));
+        self.next_forecast = now + interval;
+        let n_ahead = (self.settings.horizon / interval).ceil() as usize;
+        let samples: Vec<(DeviceId, Vec<(Seconds, f64)>)> =
+            self.devices.iter().map(|(&d, s)| (d, s.samples.iter().copied().collect())).collect();
+        self.forecasting = Some(background("forecast", move || {
+            let settings = forecast::Settings { least: Some(LEAST_SPEED), ..Default::default() };
+            let of = |samples: &[(Seconds, f64)]| {
+                // Gaps are pauses of training: cutovers, restarts.
+                let series = Series::resample(samples, interval, Gap::Bridge(64)).ok()?;
+                forecast(&series, n_ahead, &settings).ok()
+            };
+            samples.iter().filter_map(|(d, s)| Some((*d, of(s)?))).collect()
+        })?);
+        Ok(())
+    }
+
+    /// Asks the planner.
+    fn ask(&mut self, inputs: &Inputs, now: Seconds) -> anyhow::Result<()> {
+        let question = Question {
+            spec: inputs.job.spec.clone(),
+            model: inputs.model.clone(),
+            base: self.base.clone(),
+            calibration: self.calibration.clone(),
+            running: self.running.clone(),
+            priced: self.priced.clone(),
+            forecasts: self.devices.iter().filter_map(|(&d, s)| Some((d, s.forecast.clone()?))).collect(),
+            variant: self.variant.clone(),
+            now,
+            prepare: self.prepare,
+        };
+        self.solving = Some(background("plan", move || propose(&question))?);
+        Ok(())
+    }
+
+    fn take_proposal(&mut self, revision: &mut dyn FnMut() -> u64) {
+        let Some(solving) = &self.solving else { return };
+        let proposed = match solving.try_recv() {
+            Ok(proposed) => proposed,
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => {
+                self.solving = None;
+                return;
+            }
+        };
+        self.solving = None;
+        self.proposal = Some(match proposed {
+            Proposed::Infeasible(problem) => Proposal::Infeasible(problem),
+            Proposed::Plans(plans) if plans.is_empty() => Proposal::Same,
+            Proposed::Plans(plans) => {
+                let mut known = std::mem::take(&mut self.plans);
+                let candidates = plans.into_iter().map(|(plan, candidate)| {
+                    // A plan that comes out the same again keeps its number, so that an approval holds.
+                    let again = known.iter().find(|(_, k)| k.grads == plan.grads && k.owners == plan.owners);
+                    let number = again.map(|(&r, _)| r).unwrap_or_else(&mut *revision);
+                    self.plans.insert(number, Plan { revision: number, ..plan });
+                    Candidate { revision: number, ..candidate }
+                });
+                let candidates = candidates.collect();
+                known.clear();
+                Proposal::Plans(candidates)
+            }
+        });
+    }
+
+    fn snapshot(&self, step: u64, steps_left: u64, now: Seconds, in_flight: Option<u64>) -> Snapshot {
+        let (predicted, predicted_busy) = self.predicted.clone().unwrap_or_default();
+        let n_shards = self.running.shards.len();
+        let worker = |(rank, device): (usize, DeviceId)| {
+            let shard = ShardId((rank % n_shards) as u32);
+            let planned = self.running.shards[shard.index()].memory;
+            Worker {
+                rank: rank as u32,
+                shard,
+                predicted_busy: predicted_busy.get(rank).copied().unwrap_or_default(),
+                busy: self.busy[rank].observed(),
+                speed: self.calibration.speed(device),
+                speed_forecast: self.devices.get(&device).and_then(|d| d.forecast.clone()),
+                memory: Memory {
+                    planned,
+                    used: planned,
+                    limit: self.base.devices.get(device.index()).map_or(Bytes(u64::MAX), |d| d.memory),
+                    forecast: None,
+                },
+            }
+        };
+        Snapshot {
+            step,
+            time: now,
+            steps_left: Some(steps_left),
+            settings: self.settings.clone(),
+            running: Running {
+                revision: self.running.revision,
+                since_step: self.since.0,
+                since: self.since.1,
+                predicted,
+                observed: self.step_times.observed(),
+            },
+            workers: self.priced.seats().map(|(d, _)| d).enumerate().map(worker).collect(),
+            proposal: self.proposal.clone(),
+            moves: self.moves.clone(),
+            in_flight,
+            considered: self.considered.clone(),
+            approved: self.approved,
+        }
+    }
+
+    /// A person agrees to the plan that is recommended.
+    pub fn approve(&mut self) -> Result<u64, String> {
+        match self.plans.keys().next_back() {
+            Some(&revision) if self.settings.mode == Mode::Recommend => {
+                (self.approved, self.next_decision) = (Some(revision), Seconds(0.0));
+                Ok(revision)
+            }
+            Some(_) => Err("spec.adaptation.mode is not recommend: moves need no approval".to_owned()),
+            None => Err("no plan is recommended".to_owned()),
+        }
+    }
+
+    /// Another plan is in force, from the step after `step` on.
+    pub fn adopted(
+        &mut self,
+        inputs: &Inputs,
+        plan: &Plan,
+        base: Topology,
+        step: u64,
+        now: Seconds,
+        (pause, prepare): (Seconds, Seconds),
+    ) -> anyhow::Result<()> {
+        let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
+        self.left = Some((std::mem::replace(&mut self.priced, priced), Ledger::default()));
+        if self.moves.last().is_none_or(|m| m.revision != plan.revision) {
+            // By hand: nothing was expected of it.
+            let unknown = |expected| Measured { expected, measured: None };
+            let gain = Measured { expected: 0.0, measured: None };
+            let (revision, time) = (plan.revision, now);
+            self.moves.push(Move { revision, step, time, pause: unknown(pause), prepare: unknown(prepare), gain });
+        }
+        if let Some(last) = self.moves.last_mut() {
+            (last.step, last.time) = (step, now);
+            (last.pause.measured, last.prepare.measured) = (Some(pause), Some(prepare));
+        }
+        self.prepare = prepare;
+        (self.running, self.base) = (plan.clone(), base);
+        self.since = (step, now);
+        self.busy = vec![Tracker::default(); plan.shards.len() * plan.n_replicas as usize];
+        self.step_times.reset();
+        (self.considered, self.proposal, self.solving) = (None, None, None);
+        self.plans.clear();
+        let variant = plan.grads.keys().next().cloned().unwrap_or_default();
+        self.predicted = self.estimate(&variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+        Ok(())
+    }
+
+    /// The move that was advised did not come off.
+    pub fn called_off(&mut self, revision: u64) {
+        if self.moves.last().is_some_and(|m| m.revision == revision && m.pause.measured.is_none()) {
+            self.moves.pop();
+        }
+    }
+
+    /// Another process serves as these devices.
+    pub fn replaced(&mut self, devices: impl Iterator<Item = DeviceId>) {
+        for device in devices {
+            self.calibration.replaced(device);
+            self.devices.remove(&device);
+        }
+        self.step_times.reset();
+        self.busy.iter_mut().for_each(Tracker::reset);
+    }
+}

@@ -1,0 +1,132 @@
+//! Asking the planner for answers to what is foreseen.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::api::TrainingJobSpec;
+use crate::forecast::Forecast;
+use crate::graph::Model;
+use crate::local::inputs::Ask;
+use crate::plan::estimate::Priced;
+use crate::plan::{Infeasible, Place, Plan};
+use crate::profile::Calibration;
+use crate::topology::{DeviceId, LOOPBACK, Topology};
+use crate::transition::Candidate;
+use crate::units::{Bytes, Seconds};
+
+/// Intervals that predictions are made for.
+const INTERVALS: usize = 64;
+/// A cutover takes that long, however little moves.
+const LEAST_PAUSE: Seconds = Seconds(10e-3);
+
+/// All that a plan is looked for by.
+pub struct Question {
+    pub spec: TrainingJobSpec,
+    pub model: Arc<Model>,
+    /// Devices without anything measured.
+    pub base: Topology,
+    pub calibration: Calibration,
+    pub running: Plan,
+    pub priced: Priced,
+    pub forecasts: BTreeMap<DeviceId, Forecast>,
+    /// The variant that is trained.
+    pub variant: String,
+    pub now: Seconds,
+    /// What preparing a plan takes.
+    pub prepare: Seconds,
+}
+
+/// What the planner found.
+pub enum Proposed {
+    /// Other plans than the running one; their revisions are still to be given.
+    Plans(Vec<(Plan, Candidate)>),
+    Infeasible(Infeasible),
+}
+
+/// Plans for the present, for the slowest moment foreseen and for the mean of what is foreseen, each with its step times
+/// and those of the running plan over the horizon.
+pub fn propose(q: &Question) -> Proposed {
+    let now = |d: DeviceId| q.calibration.speed(d);
+    let foreseen = |d: DeviceId, of: &dyn Fn(&Forecast) -> f64| q.forecasts.get(&d).map_or(now(d), of);
+    let futures: [Vec<f64>; 3] = [
+        q.each(&now),
+        q.each(&|d| foreseen(d, &|f| f.min().band.mean)),
+        q.each(&|d| foreseen(d, &|f| f.average().mean)),
+    ];
+    let mut plans: Vec<Plan> = Vec::new();
+    let mut refusal = None;
+    for (i, speeds) in futures.iter().enumerate() {
+        if futures[..i].contains(speeds) {
+            continue;
+        }
+        let mut topology = q.calibration.correct(q.base.clone());
+        for (device, speed) in topology.devices.iter_mut().zip(speeds) {
+            device.speed *= speed;
+        }
+        let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: q.spec.parallelism.microbatch };
+        match ask.solve(&q.spec, &q.model, &topology, Some(&q.running)) {
+            Ok(plan) if plan.revision == q.running.revision => {}
+            Ok(plan) if plans.iter().any(|p| p.grads == plan.grads && p.owners == plan.owners) => {}
+            Ok(plan) => plans.push(plan),
+            Err(problem) => refusal = Some(problem),
+        }
+    }
+    match refusal {
+        Some(problem) if plans.is_empty() => Proposed::Infeasible(problem),
+        _ => Proposed::Plans(plans.into_iter().filter_map(|plan| q.candidate(plan)).collect()),
+    }
+}
+
+impl Question {
+    fn each(&self, of: &dyn Fn(DeviceId) -> f64) -> Vec<f64> {
+        (0..self.base.devices.len() as u32).map(|d| of(DeviceId(d)).max(1e-3)).collect()
+    }
+
+    /// A plan with what is predicted of it; `None` for one that cannot be priced.
+    fn candidate(&self, plan: Plan) -> Option<(Plan, Candidate)> {
+        let priced = Priced::new(&self.model, &self.base, &plan).ok()?;
+        let variant = plan.grads.keys().find(|v| **v == self.variant).or_else(|| plan.grads.keys().next())?.clone();
+        let interval = self.forecasts.values().map(|f| f.interval).next().unwrap_or(Seconds(1.0));
+        let horizon = self.forecasts.values().map(Forecast::horizon).min().unwrap_or(1).clamp(1, INTERVALS);
+        let speed = |i: usize| {
+            move |d: DeviceId| {
+                let foreseen = self.forecasts.get(&d).map(|f| f.mean[i.min(f.horizon() - 1)]);
+                foreseen.unwrap_or_else(|| self.calibration.speed(d)).max(1e-3)
+            }
+        };
+        let (mut running, mut step_times) = (Vec::new(), Vec::new());
+        for i in 0..horizon {
+            running.push(self.priced.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
+            step_times.push(priced.estimate(&variant, &self.calibration, &speed(i), None)?.step);
+        }
+        let moved = self.moved(&plan);
+        let memory = (0..plan.n_replicas).flat_map(|_| plan.shards.iter().map(|s| s.memory)).collect();
+        let candidate = Candidate {
+            revision: 0,
+            made: self.now,
+            interval,
+            running,
+            step_times,
+            memory,
+            bytes_to_move: moved,
+            pause: LEAST_PAUSE + moved / LOOPBACK.bandwidth,
+            prepare: self.prepare,
+        };
+        Some((plan, candidate))
+    }
+
+    /// State that changes devices, and the gradients that go with it.
+    fn moved(&self, plan: &Plan) -> Bytes {
+        let devices = |plan: &Plan, owner: Place| match owner {
+            Place::Shard(s) => plan.shards[s.index()].devices.clone(),
+            Place::Everywhere => Vec::new(),
+        };
+        let of = |i: usize| {
+            let (before, after) = (devices(&self.running, self.running.owners[i]), devices(plan, plan.owners[i]));
+            let n = after.iter().filter(|d| !before.contains(d)).count() as u64;
+            let parts = if i < self.model.n_params { 2 } else { 1 };
+            self.model.state[i].shape.bytes() * (n * parts)
+        };
+        (0..self.model.state.len()).map(of).sum()
+    }
+}
