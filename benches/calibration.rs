@@ -160,11 +160,10 @@ fn main() {
     for w in calibration.summary() {
         let (m, s) = (w.measured, w.speed);
         println!(
-            "{:?}: products x{:.2}, memory x{:.2}, streams x{:.2}, other x{:.2}, launches x{:.2}; speed {:.2} ± {:.2}; error {:.0} %, nominal {:.0} %",
+            "{:?}: products x{:.2}, memory x{:.2}, other x{:.2}, launches x{:.2}; speed {:.2} ± {:.2}; error {:.0} %, nominal {:.0} %",
             w.device,
             m.product,
             m.memory,
-            m.stream,
             m.other,
             m.launch,
             s.value,

@@ -58,19 +58,14 @@ fn of_op(graph: &Graph, id: OpId, op: &Op) -> OpCost {
         .map(|&o| read_bytes(op, graph.op(o)))
         .sum();
     let written = if fused { Bytes(0) } else { written_bytes(graph, op) };
-    let bytes = read + written;
-    OpCost { flops, bytes, launches: !fused, class: class(&op.opcode, bytes) }
+    OpCost { flops, bytes: read + written, launches: !fused, class: class(&op.opcode) }
 }
 
-/// The class of an op that moves so many bytes.
-pub fn class(opcode: &str, bytes: Bytes) -> Class {
-    /// About what a core keeps near itself. On devices with more, the two classes are measured to be alike.
-    const CACHE: Bytes = Bytes(1 << 20);
+fn class(opcode: &str) -> Class {
     match opcode {
         "dot" | "ragged-dot" | "convolution" => Class::Product,
         "gather" | "scatter" | "sort" | "while" | "conditional" | "custom-call" | "call" | "rng-bit-generator"
         | "fft" | "cholesky" | "triangular-solve" | "select-and-scatter" | "reduce-window" => Class::Other,
-        _ if bytes > CACHE => Class::Stream,
         _ => Class::Memory,
     }
 }

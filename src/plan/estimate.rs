@@ -13,7 +13,7 @@ use super::{Place, Plan, ShardId, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
-use crate::topology::{Device, DeviceId, Topology};
+use crate::topology::{Class, Device, DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 
 /// The segments of a plan with their analytic terms.
@@ -204,7 +204,7 @@ impl Priced {
 pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Device, sums: bool) -> Terms {
     let streamed = |op: OpId, times: u64| {
         let bytes = graph.op(op).shape.bytes() * times;
-        OpCost { bytes, launches: true, class: cost::class("copy", bytes), ..OpCost::default() }.terms(device)
+        OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() }.terms(device)
     };
     let is_input = |op: &OpId| segment.inputs.binary_search(op).is_ok();
     let copied = segment.outputs.iter().copied().filter(is_input).map(|op| streamed(op, 2));

@@ -9,7 +9,7 @@ use crate::topology::{Class, Measured};
 use crate::units::Seconds;
 
 /// Terms that a calibration tells apart.
-pub(super) const N: usize = 5;
+pub(super) const N: usize = 4;
 
 /// Nominal time of some ops on a device, by what bounds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,6 @@ pub(super) const N: usize = 5;
 pub struct Terms {
     pub product: Seconds,
     pub memory: Seconds,
-    pub stream: Seconds,
     pub other: Seconds,
     pub launch: Seconds,
 }
@@ -29,25 +28,23 @@ impl Terms {
         match class {
             Class::Product => terms.product = work,
             Class::Memory => terms.memory = work,
-            Class::Stream => terms.stream = work,
             Class::Other => terms.other = work,
         }
         terms
     }
 
     pub(super) fn to_array(self) -> [Seconds; N] {
-        [self.product, self.memory, self.stream, self.other, self.launch]
+        [self.product, self.memory, self.other, self.launch]
     }
 
-    pub(super) fn from_array([product, memory, stream, other, launch]: [Seconds; N]) -> Self {
-        Self { product, memory, stream, other, launch }
+    pub(super) fn from_array([product, memory, other, launch]: [Seconds; N]) -> Self {
+        Self { product, memory, other, launch }
     }
 
     /// Time by corrected figures; [`Measured::NOMINAL`] for the analytic one.
     pub fn time(&self, measured: &Measured) -> Seconds {
         self.product * measured.product
             + self.memory * measured.memory
-            + self.stream * measured.stream
             + self.other * measured.other
             + self.launch * measured.launch
     }
@@ -59,7 +56,6 @@ impl Add for Terms {
         Self {
             product: self.product + o.product,
             memory: self.memory + o.memory,
-            stream: self.stream + o.stream,
             other: self.other + o.other,
             launch: self.launch + o.launch,
         }

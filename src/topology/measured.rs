@@ -8,11 +8,9 @@ use serde::{Deserialize, Serialize};
 pub enum Class {
     /// Matrix products and convolutions.
     Product,
-    /// Elementwise ops, reductions, copies of what a cache holds.
+    /// Elementwise ops, reductions, copies: they stream through memory.
     #[default]
     Memory,
-    /// The same of what it does not hold: optimizers, large activations.
-    Stream,
     /// Gathers, scatters, sorts, loops, foreign calls: they do neither.
     Other,
 }
@@ -25,20 +23,18 @@ pub enum Class {
 pub struct Measured {
     pub product: f64,
     pub memory: f64,
-    pub stream: f64,
     pub other: f64,
     /// Of the fixed cost of starting an op.
     pub launch: f64,
 }
 
 impl Measured {
-    pub const NOMINAL: Self = Self { product: 1.0, memory: 1.0, stream: 1.0, other: 1.0, launch: 1.0 };
+    pub const NOMINAL: Self = Self { product: 1.0, memory: 1.0, other: 1.0, launch: 1.0 };
 
     pub fn of(&self, class: Class) -> f64 {
         match class {
             Class::Product => self.product,
             Class::Memory => self.memory,
-            Class::Stream => self.stream,
             Class::Other => self.other,
         }
     }

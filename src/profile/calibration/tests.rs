@@ -2,7 +2,7 @@
 
 use super::*;
 
-const TRUTH: Measured = Measured { product: 0.4, memory: 1.6, stream: 2.2, other: 1.0, launch: 2.0 };
+const TRUTH: Measured = Measured { product: 0.4, memory: 1.6, other: 1.0, launch: 2.0 };
 
 /// A device with true factors, whose reports are noisy.
 struct Device {
@@ -16,10 +16,10 @@ impl Device {
     fn new(id: u32, cut: u32) -> Self {
         // Each class dominates one segment.
         let at = |i: u32, k: u32| {
-            if (i + cut) % 5 == k { Seconds(1e-3) } else { Seconds(3e-5 * f64::from((i + 2 * k + cut) % 7)) }
+            if (i + cut) % 4 == k { Seconds(1e-3) } else { Seconds(3e-5 * f64::from((i + 2 * k + cut) % 7)) }
         };
-        let terms = |i| Terms::from_array([at(i, 0), at(i, 1), at(i, 2), at(i, 3), at(i, 4) * 0.1]);
-        let segments = (0..5).map(|i| Timed { terms: terms(i), runs: if i < 4 { 4 } else { 1 } }).collect();
+        let terms = |i| Terms::from_array([at(i, 0), at(i, 1), at(i, 2), at(i, 3) * 0.1]);
+        let segments = (0..4).map(|i| Timed { terms: terms(i), runs: if i < 3 { 4 } else { 1 } }).collect();
         Self { id: DeviceId(id), segments, noise: 1 + u64::from(id) }
     }
 
@@ -182,7 +182,7 @@ fn refuses_reports_that_measure_something_else() {
     let e = calibration.observe(&[device.report(&seconds)]).unwrap_err();
     assert!(e.to_string().contains("dev3 reports NaN s for segment 2"), "{e}");
     let e = calibration.observe(&[device.report(&seconds[..2])]).unwrap_err();
-    assert_eq!(e, CalibrationError::Segments { device: DeviceId(3), expected: 5, found: 2 });
+    assert_eq!(e, CalibrationError::Segments { device: DeviceId(3), expected: 4, found: 2 });
     assert_eq!(calibration.summary(), []);
 }
 
