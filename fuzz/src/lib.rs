@@ -11,6 +11,9 @@ pub mod graph;
 #[path = "../../src/topology/mod.rs"]
 pub mod topology;
 
+#[path = "../../src/profile/mod.rs"]
+pub mod profile;
+
 #[path = "../../src/cost/mod.rs"]
 pub mod cost;
 #[path = "../../src/plan/mod.rs"]
