@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 /// Rooms by layer. Rooms of one layer do not know each other.
 const LAYERS: &[&[&str]] = &[
     &["units"],
-    &["graph", "topology"],
+    &["forecast", "graph", "topology"],
     &["profile"],
     &["cost"],
     &["plan"],
+    &["transition"],
     &["api", "wire"],
     &["telemetry", "device"],
     &["runtime", "trainer"],
@@ -19,7 +20,8 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Rooms without clock, environment, files, threads or `unsafe`.
-const CORE: &[&str] = &["units", "graph", "topology", "profile", "cost", "plan"];
+const CORE: &[&str] =
+    &["units", "forecast", "graph", "topology", "profile", "cost", "plan", "transition"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[

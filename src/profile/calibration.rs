@@ -16,14 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use super::fit::{Equation, Prior, fit, median, weighted_median};
 use super::level::Level;
-use super::terms::{Terms, Timed};
+use super::terms::{N, Terms, Timed};
 use crate::topology::{DeviceId, Measured, Topology};
 use crate::units::Seconds;
 
 /// Steps whose median is the speed.
 const WINDOW: usize = 9;
 /// Doubt in nominal figures: a factor of two is nothing unusual.
-const NOMINAL: f64 = 0.5;
+const NOMINAL: f64 = 0.7;
 /// Doubt in figures of other devices of the same kind.
 const KIND: f64 = 0.2;
 /// Share of a worker's step that a prediction may be off for free.
@@ -127,7 +127,7 @@ struct Worker {
 }
 
 /// A segment is known by its terms and its position among equal ones: what a recut leaves alone keeps its history.
-type Key = ([u64; 4], u32);
+type Key = ([u64; N], u32);
 
 impl Calibration {
     /// Learns from one step of all workers.
@@ -324,8 +324,7 @@ impl Worker {
 
     fn equations(&self) -> impl Iterator<Item = Equation> {
         self.segments.iter().filter_map(|((bits, _), level)| {
-            let [product, memory, other, launch] = bits.map(|b| Seconds(f64::from_bits(b)));
-            let terms = Terms { product, memory, other, launch };
+            let terms = Terms::from_array(bits.map(|b| Seconds(f64::from_bits(b))));
             Some(Equation {
                 terms,
                 seconds: level.seconds()?,
@@ -344,11 +343,10 @@ struct Run {
 
 /// What a report says of each segment that ran.
 fn keyed(report: &Report<'_>) -> Vec<(Key, Run)> {
-    let mut same: BTreeMap<[u64; 4], u32> = BTreeMap::new();
+    let mut same: BTreeMap<[u64; N], u32> = BTreeMap::new();
     let mut out = Vec::with_capacity(report.segments.len());
     for (timed, &seconds) in report.segments.iter().zip(report.seconds) {
-        let Terms { product, memory, other, launch } = timed.terms;
-        let bits = [product, memory, other, launch].map(|s| s.0.to_bits());
+        let bits = timed.terms.to_array().map(|s| s.0.to_bits());
         let nth = same.entry(bits).or_default();
         if seconds > 0.0 && timed.runs > 0 {
             let runs = f64::from(timed.runs);

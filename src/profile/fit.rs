@@ -1,15 +1,15 @@
 //! Factors from measured segments: robust non-negative least squares with a prior.
 
-use super::terms::Terms;
+use super::terms::{N, Terms};
 use crate::topology::Measured;
 use crate::units::Seconds;
 
 /// Relative error of the analytic terms that no number of measurements removes: XLA fuses, caches and vectorises
 /// segments of equal terms differently.
 const MISFIT: f64 = 0.1;
-/// Relative doubt in a single measurement. Far above clock noise: one measurement, perhaps of a cold cache, shall weigh
-/// less than the nominal figures, ten shall weigh more.
-const DOUBT: f64 = 1.0;
+/// Relative doubt in a single measurement, far above clock noise: one, perhaps of a cold cache, shall weigh less than the
+/// nominal figures. It falls with their number: ten shall weigh more.
+const DOUBT: f64 = 1.4;
 /// A factor is not taken below this share of its prior: a class that the data cannot tell apart is not free.
 const FLOOR: f64 = 0.05;
 /// Beyond so many standard deviations an equation pulls linearly.
@@ -18,8 +18,6 @@ const HUBER: f64 = 2.0;
 const ABSURD: std::ops::Range<f64> = 1e-6..1e6;
 /// Rounds of reweighting; the weights of so few equations settle in three or four.
 const ROUNDS: usize = 6;
-
-const N: usize = 4;
 
 /// One segment, by all its measurements.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +55,7 @@ pub struct Prior {
 /// non-negative least squares (Franc, Hlaváč & Navara, CAIP 2005).
 pub fn fit(equations: &[Equation], prior: &Prior) -> Measured {
     let usable = |e: &&Equation| {
-        let Terms { product, memory, other, launch } = e.terms;
-        let positive = [product, memory, other, launch].iter().all(|t| t.0 >= 0.0);
+        let positive = e.terms.to_array().iter().all(|t| t.0 >= 0.0);
         let ratio = e.terms.time(&prior.mean).0 / e.seconds;
         positive && ABSURD.contains(&ratio) && e.seconds > 0.0 && e.slack < f64::INFINITY && e.count > 0.0
     };
@@ -76,7 +73,8 @@ pub fn fit(equations: &[Equation], prior: &Prior) -> Measured {
             *weight = if off > HUBER { HUBER / off } else { 1.0 };
         }
     }
-    Measured { product: factors[0], memory: factors[1], other: factors[2], launch: factors[3] }
+    let [product, memory, other, launch] = factors;
+    Measured { product, memory, other, launch }
 }
 
 /// An equation in relative units.
@@ -91,10 +89,9 @@ struct Row {
 
 impl Row {
     fn new(e: &Equation, prior: &Prior) -> Self {
-        let Terms { product, memory, other, launch } = e.terms;
         let unit = e.seconds + e.slack.max(0.0);
-        let x = [product, memory, other, launch].map(|t: Seconds| t.0 / unit);
-        let weight = 1.0 / (MISFIT * MISFIT + DOUBT * DOUBT / e.count);
+        let x = e.terms.to_array().map(|t: Seconds| t.0 / unit);
+        let weight = 1.0 / (MISFIT * MISFIT + (DOUBT / e.count).powi(2));
         Self { x, y: e.seconds / unit, weight, expected: e.terms.time(&prior.mean).0 }
     }
 
@@ -143,8 +140,8 @@ fn ridge(rows: &[Row], huber: &[f64], mean: &[f64; N], spread: f64) -> [f64; N] 
         let w = row.weight * huber;
         for i in 0..N {
             b[i] += w * row.x[i] * row.y;
-            for (sum, x) in a[i].iter_mut().zip(&row.x) {
-                *sum += w * row.x[i] * x;
+            for j in 0..N {
+                a[i][j] += w * row.x[i] * row.x[j];
             }
         }
     }
@@ -194,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    const NOMINAL: Prior = Prior { mean: Measured::NOMINAL, spread: 0.5 };
+    const NOMINAL: Prior = Prior { mean: Measured::NOMINAL, spread: 0.7 };
 
     /// Segments of unlike mixtures, as measured on a device with the given factors; `noise(i)` is relative.
     fn segments(truth: &Measured, count: f64, noise: impl Fn(usize) -> f64) -> Vec<Equation> {
@@ -202,8 +199,8 @@ mod tests {
             .map(|i| {
                 // Each class dominates some.
                 let part =
-                    |k: usize| Seconds(if i % 4 == k { 1e-3 } else { 2e-5 * ((3 * i + 5 * k + i / 4) % 6) as f64 });
-                let terms = Terms { product: part(0), memory: part(1), other: part(2), launch: part(3) };
+                    |k: usize| Seconds(if i % N == k { 1e-3 } else { 2e-5 * ((3 * i + 5 * k + i / N) % 7) as f64 });
+                let terms = Terms::from_array(std::array::from_fn(part));
                 Equation { terms, seconds: terms.time(truth).0 * (1.0 + noise(i)), slack: 0.0, count }
             })
             .collect()
@@ -258,12 +255,12 @@ mod tests {
     proptest! {
         #[test]
         fn factors_are_positive_whatever_was_measured(
-            rows in prop::collection::vec((any::<[f64; 4]>(), any::<f64>(), any::<f64>(), any::<f64>()), 0..8),
+            rows in prop::collection::vec((any::<[f64; N]>(), any::<f64>(), any::<f64>(), any::<f64>()), 0..8),
         ) {
             let rows: Vec<Equation> = rows
                 .into_iter()
-                .map(|([a, b, c, d], seconds, slack, count)| {
-                    let terms = Terms { product: Seconds(a), memory: Seconds(b), other: Seconds(c), launch: Seconds(d) };
+                .map(|(terms, seconds, slack, count)| {
+                    let terms = Terms::from_array(terms.map(Seconds));
                     Equation { terms, seconds, slack, count }
                 })
                 .collect();

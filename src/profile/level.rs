@@ -6,7 +6,7 @@ use super::fit::median;
 const COLD: u32 = 2;
 /// Measurements whose median becomes the level.
 const FIRST: usize = 5;
-/// Share of the way to a new measurement that an established level goes.
+/// Share of the way to a new measurement that an established level goes; more at first, where it is a running mean.
 const GAIN: f64 = 0.02;
 /// Most that one measurement counts as, relative to the level: an outlier pulls no further.
 const BITE: f64 = 0.2;
@@ -67,6 +67,6 @@ impl Level {
             return;
         }
         let bite = BITE * self.seconds;
-        self.seconds += GAIN * (seconds - self.seconds).clamp(-bite, bite);
+        self.seconds += GAIN.max(1.0 / self.count) * (seconds - self.seconds).clamp(-bite, bite);
     }
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::topology::{Class, Measured};
 use crate::units::Seconds;
 
+/// Terms that a calibration tells apart.
+pub(super) const N: usize = 4;
+
 /// Nominal time of some ops on a device, by what bounds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +31,14 @@ impl Terms {
             Class::Other => terms.other = work,
         }
         terms
+    }
+
+    pub(super) fn to_array(self) -> [Seconds; N] {
+        [self.product, self.memory, self.other, self.launch]
+    }
+
+    pub(super) fn from_array([product, memory, other, launch]: [Seconds; N]) -> Self {
+        Self { product, memory, other, launch }
     }
 
     /// Time by corrected figures; [`Measured::NOMINAL`] for the analytic one.

@@ -30,6 +30,3 @@ pub use snapshot::{
 pub use track::{Ledger, Tracker};
 pub use trigger::trigger;
 pub use weigh::{Weighed, weigh};
-
-#[cfg(test)]
-mod tests;

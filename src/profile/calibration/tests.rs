@@ -16,9 +16,9 @@ impl Device {
     fn new(id: u32, cut: u32) -> Self {
         // Each class dominates one segment.
         let at = |i: u32, k: u32| {
-            if (i + cut) % 4 == k { Seconds(1e-3) } else { Seconds(3e-5 * f64::from((i + 2 * k + cut) % 5)) }
+            if (i + cut) % 4 == k { Seconds(1e-3) } else { Seconds(3e-5 * f64::from((i + 2 * k + cut) % 7)) }
         };
-        let terms = |i| Terms { product: at(i, 0), memory: at(i, 1), other: at(i, 2), launch: at(i, 3) * 0.1 };
+        let terms = |i| Terms::from_array([at(i, 0), at(i, 1), at(i, 2), at(i, 3) * 0.1]);
         let segments = (0..4).map(|i| Timed { terms: terms(i), runs: if i < 3 { 4 } else { 1 } }).collect();
         Self { id: DeviceId(id), segments, noise: 1 + u64::from(id) }
     }

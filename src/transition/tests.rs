@@ -1,6 +1,0 @@
-//! The loop in a toy world: workers whose speed changes, noise as real jobs have it, a planner that splits work in
-//! proportion to speed.
-
-mod rules;
-mod scenes;
-mod world;
