@@ -20,8 +20,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Rooms without clock, environment, files, threads or `unsafe`.
-const CORE: &[&str] =
-    &["units", "forecast", "graph", "topology", "profile", "cost", "plan", "transition"];
+const CORE: &[&str] = &["units", "forecast", "graph", "topology", "profile", "cost", "plan", "transition"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[

@@ -137,7 +137,7 @@ impl Picture {
             };
             let (cost, bytes) = (costs[id.index()], op.shape.bytes());
             let time = cost.time(device);
-            self.flops = self.flops + cost.flops;
+            self.flops += cost.flops;
             match self.slowest.iter_mut().find(|(opcode, _)| **opcode == *op.opcode) {
                 Some((_, sum)) => *sum += time,
                 None => self.slowest.push((op.opcode.to_string(), time)),
