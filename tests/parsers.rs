@@ -113,7 +113,7 @@ fn variations(message: &[u8]) -> Vec<Vec<u8>> {
         };
         match value {
             Field::Varint(n) => {
-                for other in [0, n + 1, 1 << 31, u64::MAX] {
+                for other in [0, n + 1, u64::MAX] {
                     replace(&|w| w.number(number, other));
                 }
                 replace(&|w| w.bytes(number, b"a"));

@@ -275,6 +275,10 @@ pub struct Parallelism {
     pub microbatch: Option<u64>,
     #[serde(default)]
     pub schedule: Schedule,
+    /// Blocks of the model at which the second and later shards begin, such as `[block4]` for two shards; where the
+    /// planner finds best when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cuts: Vec<String>,
 }
 
 fn one() -> u32 {
@@ -283,7 +287,7 @@ fn one() -> u32 {
 
 impl Default for Parallelism {
     fn default() -> Self {
-        Self { shards: 1, replicas: 1, microbatch: None, schedule: Schedule::default() }
+        Self { shards: 1, replicas: 1, microbatch: None, schedule: Schedule::default(), cuts: Vec::new() }
     }
 }
 
@@ -379,6 +383,10 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
     if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
         return Err(format!("{field}: 0, must be at least 1"));
     }
+    let (n_cuts, n_shards) = (spec.parallelism.cuts.len(), spec.parallelism.shards);
+    if n_cuts > 0 && n_cuts + 1 != n_shards as usize {
+        return Err(format!("spec.parallelism.cuts: {n_cuts} cuts make {} shards, shards is {n_shards}", n_cuts + 1));
+    }
     if spec.data.uri.is_some() == spec.data.socket.is_some() {
         return Err("spec.data: give either uri or socket".to_owned());
     }
@@ -406,6 +414,11 @@ mod tests {
             ("shards: 2", "shards: two", vec!["spec.parallelism.shards", "two"]),
             ("shards: 2", "shards: 0", vec!["spec.parallelism.shards: 0, must be at least 1"]),
             ("shards: 2", "schedule: 1f1b", vec!["unknown variant `1f1b`", "did you mean \"1F1B\"?"]),
+            (
+                "shards: 2",
+                "shards: 2, cuts: [a, b]",
+                vec!["spec.parallelism.cuts", "2 cuts make 3 shards, shards is 2"],
+            ),
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),
             ("uri: x.txt", "uri: x.txt, socket: s", vec!["either uri or socket"]),

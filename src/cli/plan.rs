@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::bad_input;
 use crate::local::bundle;
-use crate::plan::{Problem, ScheduleKind, picture, solve, table};
+use crate::plan::{Problem, ScheduleKind, picture, pinned, table};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -33,6 +33,10 @@ pub struct Args {
     microbatch: Option<u64>,
     #[arg(long, value_enum, default_value = "1f1b")]
     schedule: ScheduleArg,
+    /// Begin a shard at this block of the model, instead of where the planner would; once for each cut. The blocks are the
+    /// columns of `foreshard graph --picture`.
+    #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
+    cut: Vec<String>,
     /// Write the plan as JSON.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -59,7 +63,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let problem = Problem {
         model: &model,
         topology: &topology,
-        n_shards: args.shards.unwrap_or(n_devices / args.replicas.max(1)),
+        n_shards: match args.cut.len() as u32 {
+            0 => args.shards.unwrap_or(n_devices / args.replicas.max(1)),
+            n_cuts => n_cuts + 1,
+        },
         n_replicas: args.replicas,
         microbatch: args.microbatch,
         schedule: match args.schedule {
@@ -67,7 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ScheduleArg::GPipe => ScheduleKind::GPipe,
         },
     };
-    let plan = solve(&problem, None).map_err(bad_input)?;
+    let plan = pinned(&problem, &args.cut).map_err(bad_input)?;
     let json = serde_json::to_string(&plan)?;
     if args.json {
         println!("{json}");

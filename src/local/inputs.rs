@@ -10,7 +10,7 @@ use super::run::{Options, Problem, input};
 use crate::api;
 use crate::device::inventory::Cpu;
 use crate::graph::Model;
-use crate::plan::{self, Infeasible, Plan, solve};
+use crate::plan::{self, Infeasible, Plan, pinned, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Topology, nominal};
 use crate::units::Bytes;
@@ -104,6 +104,10 @@ impl Ask {
             microbatch: self.microbatch,
             schedule: spec.parallelism.schedule.into(),
         };
+        // Other shards than the job's were asked for by hand, and take other cuts.
+        if self.n_shards == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
+            return pinned(&problem, &spec.parallelism.cuts);
+        }
         solve(&problem, previous)
     }
 }

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::block::Blocks;
 use super::coordinate::{Coordinates, coordinates};
-use super::picture::{COLOURS, block_of, escape, text};
+use super::picture::{COLOURS, escape, text};
 use super::segment::follow_parameters;
 use super::{Place, ShardId};
 use crate::cost::{self, OpCost};
@@ -93,7 +94,7 @@ impl Picture {
         let graph = &grad.graph;
         let costs = cost::of_graph(graph);
         let line = coordinates(graph, model.n_params, model.n_scalars(), &costs);
-        let (names, column) = blocks(graph, &line, &costs, device);
+        let (names, column) = columns(graph, &line, &costs, device);
         let cells: Vec<Option<Cell>> = graph
             .ops()
             .map(|(id, _)| {
@@ -388,33 +389,19 @@ fn bars_of(
     }
 }
 
-/// Columns from left to right: their names, and the column of every coordinate.
-///
-/// A block is a run of ops under one named scope; ops without one belong to the block before them. A model without names,
-/// or with too many, is drawn as parts of equal work.
-fn blocks(graph: &Graph, line: &Coordinates, costs: &[OpCost], device: &Device) -> (Vec<String>, Vec<usize>) {
+/// Columns from left to right: their names, and the column of every coordinate. A model without blocks, or with too many,
+/// is drawn as parts of equal work.
+fn columns(graph: &Graph, line: &Coordinates, costs: &[OpCost], device: &Device) -> (Vec<String>, Vec<usize>) {
+    let blocks = Blocks::new(graph, line);
+    if !blocks.names.is_empty() && blocks.names.len() <= MAX_COLUMNS {
+        return (blocks.names, blocks.of);
+    }
     let n = line.n as usize;
-    let mut name: Vec<Option<String>> = vec![None; n];
     let mut work = vec![0.0; n];
-    for (id, op) in graph.ops() {
-        let Some(at) = line.of[id.index()] else { continue };
-        work[at as usize] += costs[id.index()].time(device).0;
-        if line.forward[id.index()] && &*op.opcode != "parameter" {
-            name[at as usize] = op.scope().map(block_of).filter(|b| b != "other");
+    for (id, _) in graph.ops() {
+        if let Some(at) = line.of[id.index()] {
+            work[at as usize] += costs[id.index()].time(device).0;
         }
-    }
-    let first = name.iter().flatten().next().cloned();
-    let mut names: Vec<String> = Vec::new();
-    let mut column = Vec::with_capacity(n);
-    for name in &name {
-        match name.as_ref().or(if names.is_empty() { first.as_ref() } else { None }) {
-            Some(name) if names.last() != Some(name) => names.push(name.clone()),
-            _ => {}
-        }
-        column.push(names.len().saturating_sub(1));
-    }
-    if !names.is_empty() && names.len() <= MAX_COLUMNS {
-        return (names, column);
     }
     let parts = n.clamp(1, 16);
     let total: f64 = work.iter().sum::<f64>().max(f64::MIN_POSITIVE);

@@ -2,11 +2,13 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+pub mod block;
 pub mod check;
 pub mod coordinate;
 pub mod estimate;
 pub mod graph_picture;
 pub mod picture;
+pub mod pin;
 pub mod predict;
 pub mod problem;
 pub mod schedule;
@@ -24,6 +26,7 @@ use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
 pub use estimate::{BatchEstimate, Priced};
+pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::block::block_of;
 use super::schedule::{Slot, TaskGraph};
 use super::segment::{Parameters, Segmentation};
 use super::{Place, Plan, ShardId};
@@ -125,20 +126,6 @@ fn shards(
     }
     let _ = model;
     top + 42.0 + height
-}
-
-/// The block an op belongs to: the named scope inside `jvp(...)`, or the loop iteration.
-pub fn block_of(scope: &str) -> String {
-    let inner = scope.rsplit("jvp(").next().unwrap_or(scope);
-    let end = inner.find([')', '/']).unwrap_or(inner.len());
-    if scope.contains("jvp(") && end > 0 && !inner[..end].contains("jit") {
-        return inner[..end].to_owned();
-    }
-    if let Some(at) = scope.find("while/body[") {
-        let rest = &scope[at + "while/body[".len()..];
-        return format!("layer {}", rest.split(']').next().unwrap_or(""));
-    }
-    "other".to_owned()
 }
 
 /// The simulated step: a lane per shard, forward work light, work that ends a microbatch dark.

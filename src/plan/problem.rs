@@ -45,6 +45,12 @@ pub enum Infeasible {
         "{found} microbatches per step and replica, the limit is {MAX_MICROBATCHES}; export the bundle with larger microbatches"
     )]
     TooManyMicrobatches { found: u64 },
+    #[error("{n_cuts} cuts make {} shards, {n_shards} were asked for", n_cuts + 1)]
+    CutCount { n_cuts: usize, n_shards: u32 },
+    #[error("no block {name:?} to cut at; the model has {known:?}{hint}")]
+    NoSuchBlock { name: String, known: Vec<String>, hint: String },
+    #[error("a cut at {name:?} leaves nothing before it; name blocks in the order of the model, each once: {known:?}")]
+    CutOrder { name: String, known: Vec<String> },
     #[error(
         "shard {shard} needs {needs}, device {device} has {has}; try {} shards, a smaller microbatch or the 1F1B schedule",
         n_shards + 1
@@ -53,6 +59,19 @@ pub enum Infeasible {
 }
 
 impl<'a> Problem<'a> {
+    /// Whether there is a device for every shard of every replica.
+    pub fn check_devices(&self) -> Result<(), Infeasible> {
+        let &Self { n_shards, n_replicas, .. } = self;
+        if n_shards == 0 || n_replicas == 0 {
+            return Err(Infeasible::Nothing { n_shards, n_replicas });
+        }
+        let n_devices = self.topology.devices.len();
+        match (n_shards as usize).saturating_mul(n_replicas as usize) > n_devices {
+            true => Err(Infeasible::TooFewDevices { n_shards, n_replicas, n_devices }),
+            false => Ok(()),
+        }
+    }
+
     /// Microbatch sizes the plan may use, with their variants: those that give every replica whole microbatches.
     pub fn microbatches(&self) -> Result<Vec<(u64, Vec<&'a GradGraph>)>, Infeasible> {
         let batch_size = self.model.manifest.batch_size;

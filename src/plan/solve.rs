@@ -37,14 +37,8 @@ const GAIN: f64 = 0.99;
 /// # Source
 /// Linear partition by dynamic programming, as in PipeDream (Narayanan et al., SOSP 2019).
 pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
-    let (n_shards, n_replicas) = (problem.n_shards, problem.n_replicas);
-    if n_shards == 0 || n_replicas == 0 {
-        return Err(Infeasible::Nothing { n_shards, n_replicas });
-    }
-    let n_devices = problem.topology.devices.len();
-    if (n_shards as usize).saturating_mul(n_replicas as usize) > n_devices {
-        return Err(Infeasible::TooFewDevices { n_shards, n_replicas, n_devices });
-    }
+    problem.check_devices()?;
+    let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
     let mut best: Option<Plan> = None;
     let mut refusal = None;
     for (microbatch, variants) in problem.microbatches()? {
@@ -86,9 +80,11 @@ fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
 }
 
 /// The model as a line of parts.
-struct Line {
+pub(super) struct Line {
     /// By variant.
-    graphs: Vec<(Coordinates, Vec<OpCost>)>,
+    pub graphs: Vec<(Coordinates, Vec<OpCost>)>,
+    /// The largest variant: it shapes the line.
+    main: usize,
     /// Coordinates where parts begin; the first is 0.
     begins: Vec<u32>,
     /// Work before each border (begins, then the end), for each kind of device in the topology.
@@ -102,7 +98,7 @@ struct Line {
 }
 
 impl Line {
-    fn new(problem: &Problem<'_>, variants: &[&GradGraph]) -> Result<Self, Infeasible> {
+    pub(super) fn new(problem: &Problem<'_>, variants: &[&GradGraph]) -> Result<Self, Infeasible> {
         let model = problem.model;
         let graphs: Vec<(Coordinates, Vec<OpCost>)> = variants
             .iter()
@@ -174,7 +170,7 @@ impl Line {
         let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        Ok(Self { graphs, begins, work, crossing, state, residuals })
+        Ok(Self { graphs, main, begins, work, crossing, state, residuals })
     }
 
     fn solve(&self, problem: &Problem<'_>, microbatch: u64, variants: &[&GradGraph]) -> Result<Plan, Infeasible> {
@@ -182,7 +178,7 @@ impl Line {
         let mut refusal = None;
         for order in device_orders(problem) {
             let Some(borders) = self.partition(problem, &order) else { continue };
-            match self.plan(problem, microbatch, variants, &borders, &order) {
+            match self.plan(problem, microbatch, variants, &self.cuts(&borders), &order) {
                 Ok(plan) => {
                     if best.as_ref().is_none_or(|(b, ..)| plan.step_time.0 < b.step_time.0) {
                         best = Some((plan, borders, order));
@@ -224,7 +220,7 @@ impl Line {
                     }
                     let mut tried = borders.clone();
                     tried[i] = to;
-                    if let Ok(plan) = self.plan(problem, microbatch, variants, &tried, order)
+                    if let Ok(plan) = self.plan(problem, microbatch, variants, &self.cuts(&tried), order)
                         && plan.step_time.0 < 0.999 * best.step_time.0
                     {
                         (best, borders, moved) = (plan, tried, true);
@@ -316,23 +312,32 @@ impl Line {
         Infeasible::Memory { shard: 0, n_shards: problem.n_shards, needs: needs.max(has + Bytes(1)), device, has }
     }
 
-    fn plan(
+    /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
+    fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
+        let n_main = f64::from(self.graphs[self.main].0.n);
+        let of = |(line, _): &(Coordinates, Vec<OpCost>)| {
+            let scale = f64::from(line.n) / n_main;
+            borders.iter().map(|&b| (f64::from(self.begins[b]) * scale).round() as u32).collect()
+        };
+        self.graphs.iter().map(of).collect()
+    }
+
+    /// The plan whose shards begin at `cuts`, by variant.
+    pub(super) fn plan(
         &self,
         problem: &Problem<'_>,
         microbatch: u64,
         variants: &[&GradGraph],
-        borders: &[usize],
+        cuts: &[Vec<u32>],
         order: &[usize],
     ) -> Result<Plan, Infeasible> {
-        let main = main_variant(variants);
-        let cuts: Vec<u32> = borders.iter().map(|&b| self.begins[b]).collect();
-        let n_main = f64::from(self.graphs[main].0.n);
+        let main = self.main;
         // Owners by the main variant; the others use the same owners.
         let model = problem.model;
         let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
         let main_graph = &variants[main].graph;
         let param_owner =
-            |p: usize| shard_of(&cuts, self.graphs[main].0.of[main_graph.parameters()[p].index()].unwrap_or(0));
+            |p: usize| shard_of(&cuts[main], self.graphs[main].0.of[main_graph.parameters()[p].index()].unwrap_or(0));
         let owners: Vec<Place> = (0..model.state.len())
             .map(|i| match model.state[i].param {
                 _ if i < model.n_params => Place::Shard(param_owner(i)),
@@ -341,13 +346,11 @@ impl Line {
             })
             .collect();
         let mut grads = BTreeMap::new();
-        for (variant, (coordinates, _)) in variants.iter().zip(&self.graphs) {
-            let scale = f64::from(coordinates.n) / n_main;
-            let cuts: Vec<u32> = cuts.iter().map(|&c| (f64::from(c) * scale).round() as u32).collect();
+        for ((variant, (coordinates, _)), cuts) in variants.iter().zip(&self.graphs).zip(cuts) {
             let mut places: Vec<Place> = coordinates
                 .of
                 .iter()
-                .map(|at| at.map_or(Place::Everywhere, |at| Place::Shard(shard_of(&cuts, at))))
+                .map(|at| at.map_or(Place::Everywhere, |at| Place::Shard(shard_of(cuts, at))))
                 .collect();
             settle(model, &variant.graph, &owners, &mut places);
             grads.insert(variant.name.clone(), Assignment(places));
@@ -510,7 +513,7 @@ fn coarsen(work: &[f64], crossing: &[Bytes], n_shards: usize) -> Vec<u32> {
 }
 
 /// Orders of a replica's devices worth trying.
-fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
+pub(super) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
     let n = problem.n_shards as usize;
     let devices: &[Device] = &problem.topology.devices[..n];
     let identity: Vec<usize> = (0..n).collect();
