@@ -3,6 +3,7 @@
 //! `plan` knows nothing of pods, processes, clocks or files.
 
 pub mod coordinate;
+pub mod multilevel;
 pub mod picture;
 pub mod predict;
 pub mod problem;
