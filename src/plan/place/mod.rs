@@ -1,0 +1,10 @@
+pub mod anneal;
+pub mod bits;
+pub mod clusters;
+pub mod free;
+pub mod lattice;
+pub mod loads;
+pub mod problem;
+pub mod random;
+pub mod stages;
+pub mod stream;
