@@ -28,15 +28,20 @@ const COLD: f64 = 1e-9;
 
 /// Moves clusters one by one, keeps the best assignment met that fits, and returns its largest load.
 ///
+/// Only devices of `among` give or get clusters.
 /// Infinite, with the last assignment, when none fits.
 pub fn anneal(
     shape: &Shape,
     device: &mut Vec<u32>,
+    among: Option<&[bool]>,
     heat: &Heat,
     random: &mut Random,
     stop: &mut dyn FnMut() -> bool,
 ) -> f64 {
-    let (n, n_devices) = (shape.len(), shape.n_devices);
+    let n_devices = shape.n_devices;
+    let open = |d: usize| among.is_none_or(|among| among[d]);
+    let movable: Vec<u32> = (0..shape.len() as u32).filter(|&v| open(device[v as usize] as usize)).collect();
+    let n = movable.len();
     let mut loads = Loads::new(shape, device);
     let mut best = if loads.fits() { loads.worst() } else { f64::INFINITY };
     if n == 0 || n_devices < 2 {
@@ -77,10 +82,10 @@ pub fn anneal(
         }
         for _ in 0..STRIDE {
             let bits = random.bits();
-            let cluster = below(bits as u32, n);
+            let cluster = movable[below(bits as u32, n)] as usize;
             let from = loads.device(cluster);
             let to = destination(shape, &loads, cluster, (bits >> 32) as u32, random);
-            if to == from || !shape.time(cluster, to).is_finite() {
+            if to == from || !open(to) || !shape.time(cluster, to).is_finite() {
                 continue;
             }
             let change = loads.change(cluster, to);

@@ -11,12 +11,12 @@
 
 use super::anneal::{Heat, anneal};
 use super::clusters::Clusters;
-use super::loads::Shape;
+use super::loads::{Loads, Shape};
 use super::problem::Devices;
 use super::random::Random;
 
 /// Assignments kept.
-const POPULATION: usize = 16;
+const POPULATION: usize = 20;
 /// Temperature that forgets where it came from.
 const HOT: f64 = 0.2;
 const COLD: f64 = 3e-5;
@@ -71,21 +71,22 @@ pub fn search(
         };
         let child = if let Some(seed) = seeds.get(n_children) {
             let mut device = seed.clone();
-            let load = anneal(&shape, &mut device, &recipe.heat(&shape, COLD, 1.0), &mut random, stop);
+            let load = anneal(&shape, &mut device, None, &recipe.heat(&shape, COLD, 1.0), &mut random, stop);
             Found { load, device }
         } else if population.len() < POPULATION {
-            cycle(clusters, devices, &unlabelled, None, HOT, &recipe, &mut random, stop)
+            cycle(clusters, devices, &unlabelled, None, None, HOT, &recipe, &mut random, stop)
         } else {
             let mut pair = [random.below(POPULATION), random.below(POPULATION - 1)];
             pair[1] += usize::from(pair[1] >= pair[0]);
             pair.sort_by(|&a, &b| population[a].load.total_cmp(&population[b].load));
             let (one, other) = (&population[pair[0]].device, &population[pair[1]].device);
             // Two parents; one, warmed up; one, taken apart and put together anew.
-            let kind = random.below(3);
+            let kind = random.below(4);
+            let among = (kind == 3).then(|| some_devices(&shape, one, &mut random));
             let label = |v: usize| u64::from(one[v]) << 32 | if kind == 0 { u64::from(other[v]) } else { 0 };
             let labels: Vec<u64> = (0..clusters.len()).map(label).collect();
             let start = if kind == 2 { HOT } else { recipe.warm };
-            cycle(clusters, devices, &labels, Some(one), start, &recipe, &mut random, stop)
+            cycle(clusters, devices, &labels, Some(one), among.as_deref(), start, &recipe, &mut random, stop)
         };
         n_children += 1;
         if best.device.is_empty() || child.load < best.load {
@@ -117,6 +118,7 @@ fn cycle(
     devices: Devices,
     labels: &[u64],
     from: Option<&Vec<u32>>,
+    among: Option<&[bool]>,
     start: f64,
     recipe: &Recipe,
     random: &mut Random,
@@ -140,13 +142,26 @@ fn cycle(
     let mut device = device.unwrap_or_else(|| anywhere(&shape, random));
     let mut heat = recipe.heat(&shape, start, 4.0);
     heat.sharpness = recipe.coarse_sharpness as u32;
-    let mut load = anneal(&shape, &mut device, &heat, random, stop);
+    let mut load = anneal(&shape, &mut device, among, &heat, random, stop);
     while let Some((finer, map)) = levels.pop() {
         device = map.iter().map(|&c| device[c]).collect();
         let shape = Shape::new(&finer, devices);
-        load = anneal(&shape, &mut device, &recipe.heat(&shape, recipe.warm, 1.0), random, stop);
+        load = anneal(&shape, &mut device, among, &recipe.heat(&shape, recipe.warm, 1.0), random, stop);
     }
     Found { load, device }
+}
+
+/// The busiest device and some others.
+fn some_devices(shape: &Shape, device: &[u32], random: &mut Random) -> Vec<bool> {
+    let n = shape.n_devices;
+    let loads = Loads::new(shape, device);
+    let mut among = vec![false; n];
+    let worst = (0..n).max_by(|&a, &b| loads.load(a).total_cmp(&loads.load(b))).unwrap_or(0);
+    among[worst] = true;
+    for _ in 0..1 + random.below(3) {
+        among[random.below(n)] = true;
+    }
+    among
 }
 
 /// Values of merged items: all members have the same.
@@ -231,10 +246,10 @@ impl Recipe {
     fn any(random: &mut Random) -> Self {
         let mut between = |low: f64, high: f64| low * (high / low).powf(random.unit());
         Self {
-            coarsest: between(12.0, 100.0),
-            warm: between(5e-4, 5e-2),
-            moves_per_cluster: between(100.0, 3000.0),
-            sharpness: between(8.0, 64.0).log2().round(),
+            coarsest: between(10.0, 80.0),
+            warm: between(2e-4, 2e-2),
+            moves_per_cluster: between(30.0, 600.0),
+            sharpness: between(32.0, 256.0).log2().round(),
             coarse_sharpness: between(4.0, 32.0).log2().round(),
             price: between(3.0, 100.0),
         }
