@@ -1,6 +1,8 @@
 pub mod anneal;
 pub mod bits;
+pub mod bound;
 pub mod clusters;
+pub mod flow;
 pub mod free;
 pub mod lattice;
 pub mod loads;
