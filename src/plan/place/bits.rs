@@ -29,6 +29,10 @@ impl Bits {
         self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
     }
 
+    pub fn common(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a & b).collect())
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         ones(&self.0)
     }

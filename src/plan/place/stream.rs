@@ -24,8 +24,6 @@ impl Stream {
     /// 1. Ops of one colour are one cluster; edges between forward ops order clusters.
     /// 2. A cluster without forward ops is ordered as the mirror image of its backward edges.
     /// 3. Clusters on a cycle are one: no convex set holds only some of them.
-    /// 4. A cluster without work that hangs on one other goes where that goes; this costs nothing and keeps the number
-    ///    of downsets small. With memory so scarce that this matters, better stages are missed.
     ///
     /// # Source
     /// Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph Operators" (NeurIPS 2020), whose
@@ -45,18 +43,32 @@ impl Stream {
             }
         }
         let edges = edges.into_iter().collect();
-        let mut stream = Self { clusters, of, edges }.fused(&[]);
+        Self { clusters, of, edges }.fused(&[])
+    }
+
+    /// Lets a cluster without work that hangs on one other go where that goes.
+    ///
+    /// This costs nothing and keeps the number of downsets small. With memory so scarce that a place for such a cluster
+    /// matters, better stages are missed.
+    pub fn folded(mut self) -> Self {
         loop {
-            let leaves = stream.leaves();
+            let leaves = self.leaves();
             if leaves.is_empty() {
-                return stream;
+                return self;
             }
-            stream = stream.fused(&leaves);
+            self = self.fused(&leaves);
         }
     }
 
+    /// The same with cluster `order[i]` as number `i`; `order` goes downstream.
+    pub fn reordered(&self, order: &[usize]) -> Self {
+        let mut position = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(i, &v)| position[v] = i);
+        self.renamed(&position, order.len())
+    }
+
     /// Makes every pair one cluster, and everything on a cycle too.
-    fn fused(self, pairs: &[(usize, usize)]) -> Self {
+    fn fused(&self, pairs: &[(usize, usize)]) -> Self {
         let n_old = self.clusters.len();
         let mut graph = DiGraph::<(), ()>::with_capacity(n_old, self.edges.len() + 2 * pairs.len());
         let vertices: Vec<_> = (0..n_old).map(|_| graph.add_node(())).collect();
@@ -71,10 +83,14 @@ impl Stream {
         for (i, component) in components.iter().rev().enumerate() {
             component.iter().for_each(|v| map[v.index()] = i);
         }
+        self.renamed(&map, n)
+    }
+
+    fn renamed(&self, map: &[usize], n: usize) -> Self {
         let edges: BTreeSet<(usize, usize)> =
             self.edges.iter().map(|&(a, b)| (map[a], map[b])).filter(|(a, b)| a != b).collect();
         Self {
-            clusters: self.clusters.merged(&map, n),
+            clusters: self.clusters.merged(map, n),
             of: self.of.iter().map(|&c| map[c]).collect(),
             edges: edges.into_iter().collect(),
         }
