@@ -183,24 +183,33 @@ impl Field {
 
     /// Costs by value with memory paid for: `prices` per unit at each point.
     pub fn priced(&self, prices: &[f64]) -> Vec<f64> {
-        let mut before = Vec::with_capacity(prices.len() + 1);
-        let mut sum = 0.0;
-        before.push(sum);
-        before.extend(prices.iter().map(|p| {
-            sum += p;
-            sum
-        }));
+        let before = sums(prices);
         let mut cost = self.cost.clone();
         for x in 0..self.n() {
-            for span in self.spans(x) {
-                let price = before[span.to] - before[span.from];
-                if price > 0.0 {
-                    for (c, u) in cost[self.first[x]..].iter_mut().zip(self.usage(x, span)) {
-                        *c += price * u;
-                    }
-                }
-            }
+            self.pay(x, &before, 1.0, &mut cost[self.first[x]..self.first[x + 1]]);
         }
         cost
     }
+
+    /// Adds to the costs of `x` what its memory costs; `before`: [`sums`] of the prices, which `factor` scales.
+    pub fn pay(&self, x: usize, before: &[f64], factor: f64, cost: &mut [f64]) {
+        for span in self.spans(x) {
+            let price = factor * (before[span.to] - before[span.from]);
+            if price > 0.0 {
+                cost.iter_mut().zip(self.usage(x, span)).for_each(|(c, u)| *c += price * u);
+            }
+        }
+    }
+}
+
+/// Sum of what comes before each position, and of all.
+pub fn sums(values: &[f64]) -> Vec<f64> {
+    let mut sum = 0.0;
+    let mut before = Vec::with_capacity(values.len() + 1);
+    before.push(sum);
+    before.extend(values.iter().map(|v| {
+        sum += v;
+        sum
+    }));
+    before
 }

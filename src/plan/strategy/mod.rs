@@ -10,6 +10,7 @@ pub mod reduce;
 pub mod relaxation;
 mod search;
 pub mod solve;
+mod state;
 
 pub use problem::{Coupling, Op, Problem};
 pub use solve::{Outcome, solve};

@@ -8,6 +8,7 @@
 //! above the best bound.
 
 use super::field::Field;
+use super::random::Random;
 
 /// Sweeps before prices move.
 const WARM_UP: usize = 20;
@@ -18,6 +19,7 @@ const RENEWAL: f64 = 0.2;
 /// Spread of the values a variable counts as using, in targets: a value this much worse counts 1/e.
 const SOFTNESS: f64 = 0.01;
 
+#[derive(Clone)]
 pub struct Relaxation<'f> {
     field: &'f Field,
     /// Of memory, by point.
@@ -36,6 +38,15 @@ pub struct Relaxation<'f> {
     over: Vec<f64>,
 }
 
+/// What [`Relaxation::dive`] is to decide.
+pub struct Dive<'a> {
+    pub decided: &'a [(usize, usize)],
+    pub open: &'a [usize],
+    pub share: f64,
+    pub noise: f64,
+}
+
+#[derive(Clone)]
 struct Best {
     bound: f64,
     prices: Vec<f64>,
@@ -81,8 +92,8 @@ impl<'f> Relaxation<'f> {
         tables.map(|(x, y)| (self.field.n_values(x) * self.field.n_values(y)) as u64).sum()
     }
 
-    /// Raises the bound by some sweeps.
-    pub fn ascend(&mut self, n_sweeps: usize, stop: &mut dyn FnMut() -> bool) {
+    /// Raises the bound by some sweeps, or fewer once the target is within `enough`.
+    pub fn ascend(&mut self, n_sweeps: usize, enough: f64, stop: &mut dyn FnMut() -> bool) {
         let mut stale = 0;
         let mut mark = self.best.bound;
         for sweep in 0..n_sweeps {
@@ -100,6 +111,9 @@ impl<'f> Relaxation<'f> {
                 continue;
             }
             let level = *self.level.get_or_insert(0.05 * self.best.bound.abs().max(1.0));
+            if level < enough {
+                break;
+            }
             stale += 1;
             if self.best.bound > mark + 0.1 * level {
                 (mark, stale) = (self.best.bound, 0);
@@ -167,7 +181,7 @@ impl<'f> Relaxation<'f> {
         (bound, &self.excess)
     }
 
-    /// Adds what the messages say to the costs, so that the next relaxation starts where this one is.
+    /// What neighbours promise each other where the bound is best.
     pub fn messages(&self) -> &[f64] {
         &self.best.messages
     }
@@ -201,6 +215,46 @@ impl<'f> Relaxation<'f> {
             }
         }
         taken
+    }
+
+    /// Decides `open` variables in the order of how sure the messages are, passing messages in between.
+    ///
+    /// `soft`: the field, with a finite price on what is forbidden. `decided`: values of variables that are not asked.
+    /// `share`: of the open variables, how many are decided at a time; `noise`: added to the costs.
+    pub fn dive(&self, soft: &'f Field, dive: Dive<'_>, random: &mut Random) -> Vec<usize> {
+        let mut state = Self { field: soft, ..self.clone() };
+        state.return_to_best();
+        if dive.noise > 0.0 {
+            state.cost.iter_mut().for_each(|c| *c += random.exponential(dive.noise));
+        }
+        dive.decided.iter().for_each(|&(x, a)| state.decide(x, a));
+        let mut open = dive.open.to_vec();
+        loop {
+            state.pass(true);
+            state.pass(false);
+            if open.is_empty() {
+                return state.choice();
+            }
+            let mut sure: Vec<(f64, usize, usize)> = open
+                .iter()
+                .map(|&x| {
+                    let excess = &state.excess[soft.first[x]..soft.first[x + 1]];
+                    let best = least_at(excess);
+                    let others = (0..excess.len()).filter(|&a| a != best).map(|a| excess[a]);
+                    (others.fold(f64::INFINITY, f64::min), x, best)
+                })
+                .collect();
+            sure.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let n_now = ((open.len() as f64 * dive.share) as usize).max(1 + dive.open.len() / 50);
+            let (now, later) = sure.split_at(n_now.min(sure.len()));
+            now.iter().for_each(|&(_, x, best)| state.decide(x, best));
+            open = later.iter().map(|s| s.1).collect();
+        }
+    }
+
+    fn decide(&mut self, x: usize, value: usize) {
+        let cost = &mut self.cost[self.field.first[x]..self.field.first[x + 1]];
+        cost.iter_mut().enumerate().filter(|(a, _)| *a != value).for_each(|(_, c)| *c = f64::INFINITY);
     }
 
     /// A choice by the messages: each variable, going down, goes by the choices above and the messages from below.
