@@ -1,5 +1,6 @@
 //! `foreshard replay`
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,6 +44,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = args.run_dir.join("decisions.jsonl");
     let mut replay = Replay::new(args.set).map_err(bad_input)?;
+    let mut out = Out(Some(std::io::stdout().lock()));
     let (mut last_step, mut before) = (0, None);
     let reading = each(&path, |record: Record| {
         check(&record)?;
@@ -52,13 +54,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let news = differs && before != Some(labels);
         before = Some(labels);
         if args.all || news {
-            println!(
-                "step {:<8} {:>9}  was  {}",
-                last_step,
-                Seconds(record.snapshot.time.0).to_string(),
-                record.decision
-            );
-            println!("{:>24}  now  {decision}", if differs { "differs" } else { "" });
+            let time = Seconds(record.snapshot.time.0).to_string();
+            out.line(format_args!("step {last_step:<8} {time:>9}  was  {}", record.decision));
+            out.line(format_args!("{:>23}  now  {decision}", if differs { "differs" } else { "" }));
         }
         Ok(())
     });
@@ -69,9 +67,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("{fault}: step {last_step}");
     }
     let c = replay.counts;
-    println!(
+    out.line(format_args!(
         "{} decisions, {} differ, {} moves recorded, {} would have been made",
         c.decisions, c.differ, c.moves_recorded, c.moves_made
-    );
+    ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Standard output, as long as someone reads it: `foreshard replay ... --all | head` is no failure.
+struct Out<'a>(Option<std::io::StdoutLock<'a>>);
+
+impl Out<'_> {
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        if self.0.as_mut().is_some_and(|out| writeln!(out, "{text}").is_err()) {
+            self.0 = None;
+        }
+    }
 }

@@ -71,7 +71,10 @@ pub fn each<T: DeserializeOwned>(path: &Path, mut take: impl FnMut(T) -> Result<
         if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice(&line).map_err(|e| e.to_string()).and_then(&mut take) {
+        match serde_json::from_slice(&line)
+            .map_err(|e| e.to_string().replace(" at line 1 column ", " at column "))
+            .and_then(&mut take)
+        {
             Ok(()) => {
                 reading.n_good += 1;
                 (reading.last_good, reading.cut_short) = (n, false);

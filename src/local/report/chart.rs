@@ -67,11 +67,11 @@ impl Chart {
         chart
     }
 
+    /// Far outside is as good as outside.
     fn to_x(&self, x: f64) -> f64 {
-        (x - self.x.0) / (self.x.1 - self.x.0) * (WIDTH - LEFT - RIGHT)
+        ((x - self.x.0) / (self.x.1 - self.x.0) * (WIDTH - LEFT - RIGHT)).clamp(-WIDTH, 2.0 * WIDTH)
     }
 
-    /// Far outside is as good as outside.
     fn to_y(&self, y: f64) -> f64 {
         let inner = self.height - TOP - BOTTOM;
         (inner - (y - self.y.0) / (self.y.1 - self.y.0) * inner).clamp(-inner, 2.0 * inner)
@@ -201,17 +201,67 @@ pub fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     Some((all[0].max(low - far), all[all.len() - 1].min(high + far)))
 }
 
-/// Means that follow the values slowly enough to be read.
+/// Means over neighbours on both sides, enough of them for a line that can be read. Where there is nothing, they stop.
 pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let weight = 2.0 / (points.len() as f64 / 40.0 + 1.0).max(2.0);
-    let mut mean = None;
-    points
-        .iter()
-        .filter(|p| p.1.is_finite())
-        .map(|&(x, y)| {
-            let m = mean.map_or(y, |m: f64| m + weight * (y - m));
-            mean = Some(m);
-            (x, m)
-        })
-        .collect()
+    let reach = (points.len() / 80).clamp(2, 5000);
+    let mut out = Vec::new();
+    for part in points.chunk_by(|a, b| a.1.is_finite() == b.1.is_finite()) {
+        if !part[0].1.is_finite() {
+            out.push(part[0]);
+            continue;
+        }
+        let mut sums = vec![0.0];
+        part.iter().for_each(|p| sums.push(sums[sums.len() - 1] + p.1));
+        out.extend((0..part.len()).map(|i| {
+            let (from, to) = (i.saturating_sub(reach), (i + reach + 1).min(part.len()));
+            (part[i].0, (sums[to] - sums[from]) / (to - from) as f64)
+        }));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(range: (f64, f64), axis: Axis) -> Vec<String> {
+        ticks(range, 5.0, axis).into_iter().map(|t| t.1).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_and_have_units() {
+        assert_eq!(labels((0.0, 1.0), Axis::Plain), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels((31.0, 149.0), Axis::Time), ["50 s", "75 s", "100 s", "125 s"]);
+        assert_eq!(labels((0.0, 1200.0), Axis::Time), ["0 min", "5 min", "10 min", "15 min", "20 min"]);
+        assert_eq!(labels((0.0, 0.3), Axis::Duration), ["0 ms", "100 ms", "200 ms", "300 ms"]);
+        assert_eq!(labels((-0.1, 12_000.0), Axis::Plain), ["0", "2500", "5000", "7500", "10 k"]);
+    }
+
+    #[test]
+    fn thinning_keeps_what_stands_out() {
+        let spike = |i: usize| if i == 54_321 { 9.0 } else { (i % 7) as f64 };
+        let points: Vec<(f64, f64)> = (0..100_000).map(|i| (i as f64, spike(i))).collect();
+        let thin = thinned(&points, (0.0, 99_999.0));
+        assert!(thin.len() <= 4 * (COLUMNS as usize + 1), "{}", thin.len());
+        assert!(thin.contains(&(54_321.0, 9.0)) && thin.first() == points.first() && thin.last() == points.last());
+        assert!(thin.is_sorted_by(|a, b| a.0 < b.0));
+    }
+
+    #[test]
+    fn means_neither_cross_gaps_nor_move_a_level() {
+        let points = [(0.0, 2.0), (1.0, 2.0), (2.0, f64::NAN), (3.0, 8.0), (4.0, 8.0)];
+        let means: Vec<f64> = smooth(&points).iter().map(|p| p.1).collect();
+        assert_eq!((&means[..2], means[2].is_nan(), &means[3..]), (&[2.0, 2.0][..], true, &[8.0, 8.0][..]));
+    }
+
+    #[test]
+    fn nothing_to_show_is_no_reason_to_fail() {
+        for range in [(0.0, 0.0), (f64::NAN, 1.0), (5.0, f64::INFINITY), (1e300, 1e300), (3.0, 2.0)] {
+            let mut chart = Chart::new(range, range, 200.0, (Axis::Time, Axis::Duration));
+            chart.line("c0", &[(f64::NAN, 1.0), (1.0, f64::INFINITY), (0.0, 0.0), (f64::MAX, f64::MIN)]);
+            chart.band("c0", &[(0.0, f64::NAN, 1.0)]);
+            let svg = chart.finish("nothing");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{range:?}: {svg}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::Run;
 use super::chart::{Axis, Chart, range, smooth};
 use super::decisions::Device;
 use super::headline::clock;
+use super::log::Step;
 use super::page::Page;
 use crate::forecast::Forecast;
 use crate::units::Seconds;
@@ -44,15 +45,26 @@ pub fn throughput(page: &mut Page, run: &Run) {
         return page.missing("Fewer than two steps have been written down.");
     }
     let (unit, each) = run.unit_per_step().unwrap_or(("steps", 1.0));
-    // Steps per second over a few steps, and over many.
-    let over = |n: usize| -> Vec<(f64, f64)> {
-        (n..steps.len())
-            .map(|i| (steps[i].end, each * n as f64 / (steps[i].end - steps[i - n].end)))
-            .filter(|p| p.1.is_finite() && p.1 >= 0.0)
-            .collect()
-    };
     let short = (steps.len() / 300).clamp(3, 1000).min(steps.len() - 1);
-    let long = (steps.len() / 25).clamp(short, 20_000).min(steps.len() - 1);
+    let long = (steps.len() / 25).clamp(short, 20_000);
+    // Over a few steps, and over many; between two incarnations nothing is trained.
+    let lives: Vec<&[Step]> = steps.chunk_by(|a, b| a.incarnation == b.incarnation).collect();
+    let over = |n: usize| -> Vec<(f64, f64)> {
+        let mut points = Vec::new();
+        for (i, life) in lives.iter().enumerate() {
+            if i > 0 {
+                let before = lives[i - 1];
+                points.push((before[before.len() - 1].end, 0.0));
+                points.push((begin(&life[0]), 0.0));
+            }
+            for (i, step) in life.iter().enumerate().skip(short) {
+                let n = n.min(i);
+                points.push((step.end, each * n as f64 / (step.end - life[i - n].end)));
+            }
+        }
+        points.retain(|p| p.1.is_finite() && p.1 >= 0.0);
+        points
+    };
     let (fine, coarse) = (over(short), over(long));
     let predicted: Vec<(f64, f64)> = steps.iter().map(|s| (s.end, each / s.predicted)).collect();
     let high = range(fine.iter().chain(&coarse).map(|p| p.1)).map_or(1.0, |r| r.1);
@@ -71,6 +83,10 @@ pub fn throughput(page: &mut Page, run: &Run) {
     ]);
     page.raw(&chart.finish("Throughput over time, with changes of plan, restarts and checkpoints"));
     page.text("Over the time of the run. Predicted: by what was known when each step ended.");
+}
+
+fn begin(step: &Step) -> f64 {
+    if step.seconds.is_finite() { step.end - step.seconds } else { step.end }
 }
 
 /// Cutovers, restarts and checkpoints.
@@ -97,12 +113,13 @@ fn latest<T>(mut all: Vec<T>) -> Vec<T> {
 pub fn loads(page: &mut Page, run: &Run) {
     page.section("Load, predicted and observed");
     let mut workers: BTreeMap<u32, (Vec<(f64, f64)>, Vec<(f64, f64)>)> = BTreeMap::new();
-    for step in &run.log.steps {
+    let mut last: BTreeMap<u32, usize> = BTreeMap::new();
+    for (i, step) in run.log.steps.iter().enumerate() {
         for load in &step.loads {
             let (busy, predicted) = workers.entry(load.worker).or_default();
-            // A worker that was not needed for a while computed nothing that was measured.
-            let absent = busy.last().is_some_and(|l| step.end - l.0 > 20.0 * (step.seconds.max(0.0) + 1.0));
-            if absent {
+            // Lines stop where a worker was not needed, and at restarts.
+            let before = last.insert(load.worker, i);
+            if before.is_some_and(|b| b + 1 < i || run.log.steps[b].incarnation != step.incarnation) {
                 busy.push((step.end, f64::NAN));
                 predicted.push((step.end, f64::NAN));
             }
@@ -171,14 +188,18 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
     let earlier = earlier(device);
     let shown = || earlier.iter().copied().chain(&device.latest);
     let seen = device.speeds.iter().map(|s| s.1);
-    let foreseen = shown().flat_map(|f| f.lower.iter().chain(&f.upper).copied());
+    // Intervals of forecasts from a few values are wide: they are cut off where they would dwarf everything else.
+    let surest = device.latest.iter().flat_map(|f| f.lower.iter().chain(&f.upper));
+    let foreseen = shown().flat_map(|f| &f.mean).chain(surest).copied();
     let Some((low, high)) = range(seen.chain(foreseen)) else {
         return page.missing("Its speed is not known.");
     };
+    let (low, high) = padded((low, high));
+    let y = (low.min(0.9).max(0.0), high.max(1.1));
     let ends = shown().map(|f| f.time(f.horizon()).0).filter(|t| t.is_finite());
     let end = ends.fold(run.end(), f64::max);
     let begin = device.speeds.first().map_or(0.0, |s| s.0);
-    let mut chart = Chart::new((begin, end), (low.min(0.9).max(0.0), high.max(1.1)), 220.0, (Axis::Time, Axis::Plain));
+    let mut chart = Chart::new((begin, end), y, 220.0, (Axis::Time, Axis::Plain));
     let class = format!("c{colour}");
     for forecast in &earlier {
         fan(&mut chart, forecast, &format!("early {class}"));
@@ -204,10 +225,10 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
     let Some(f) = &device.latest else { return page.text("No forecast was made.") };
     let mean = f.average();
     let held = device.held().map_or(String::new(), |(n, share)| {
-        format!(" Of {n} later speeds {:.0} % lay in the interval of a forecast that is kept here.", 100.0 * share)
+        format!(" Of {n} speeds that came after a forecast, {:.0} % lay in its interval.", 100.0 * share)
     });
     page.text(&format!(
-        "Latest: {} from {} values, {:.2} on average over the next {}, its error {:.2} of what the last value would have made in the backtest.{held}",
+        "Latest: {} from {} values, {:.2} on average over the next {}; in the backtest it erred by {:.2} times the usual change from one value to the next.{held}",
         f.method,
         f.n_values,
         mean.mean,
@@ -221,7 +242,7 @@ fn earlier(device: &Device) -> Vec<&Forecast> {
     let latest = device.latest.as_ref().map(|f| f.start);
     let all: Vec<&Forecast> = device.forecasts.iter().filter(|f| Some(f.start) != latest).collect();
     let n = all.len().min(N_EARLIER);
-    (0..n).map(|i| all[i * all.len() / n]).collect()
+    (0..n).map(|i| all[(2 * i + 1) * all.len() / (2 * n)]).collect()
 }
 
 fn fan(chart: &mut Chart, f: &Forecast, class: &str) {

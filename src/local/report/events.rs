@@ -18,7 +18,6 @@ pub struct Event {
     pub revision: u64,
     pub at: Option<u64>,
     pub why: Option<String>,
-    pub decision: Option<String>,
     pub moved_bytes: Option<u64>,
     pub pause_seconds: Option<f64>,
     pub prepare_seconds: Option<f64>,

@@ -51,7 +51,7 @@ pub fn figures(page: &mut Page, run: &Run) {
         add("step", Seconds(median(&times)).to_string(), remark);
     }
     if let Some((unit, rate)) = run.unit_rate() {
-        add("throughput", format!("{} {unit}/s", thousands(rate)), "in the median".to_owned());
+        add("throughput", thousands(rate), format!("{unit} per second, in the median"));
     }
     let pauses: f64 = events.of("cutover").filter_map(|e| e.pause_seconds).sum();
     let n = events.of("cutover").count();

@@ -5,7 +5,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::forecast::robust::median;
 use crate::local::json_lines::{Reading, each};
+
+/// Steps of a plan in which caches are filled and buffers are made.
+const FIRST: usize = 2;
 
 /// A line of `log.jsonl`, as far as the report needs it.
 #[derive(Deserialize)]
@@ -115,6 +119,13 @@ impl Log {
         self.steps.iter().filter(|s| s.counts)
     }
 
+    /// Steps that a plan has taken, and their median duration; its first ones are not like the others.
+    pub fn under(&self, revision: u64) -> (usize, Option<f64>) {
+        let all: Vec<f64> = self.steps.iter().filter(|s| s.revision == revision).map(|s| s.seconds).collect();
+        let settled: Vec<f64> = all.iter().copied().skip(FIRST).filter(|s| s.is_finite()).collect();
+        (all.len(), (!settled.is_empty()).then(|| median(&settled)))
+    }
+
     pub fn end(&self) -> f64 {
         self.steps.last().map_or(0.0, |s| s.end)
     }
@@ -123,12 +134,20 @@ impl Log {
     /// `restarts` when an incarnation began. Between two of them the durations are stretched to fit.
     pub fn date(&mut self, moments: &[(u64, f64)], restarts: &[(u32, f64)]) {
         let mut known: Vec<(usize, f64)> = Vec::new();
+        let mut by_step: Vec<(u64, usize)> = self.steps.iter().enumerate().map(|(i, s)| (s.step, i)).collect();
+        by_step.sort_unstable();
         let mut at = 0;
         for &(finished, time) in moments {
-            let found = self.steps[at..].iter().position(|s| s.step + 1 == finished);
-            if let Some(ahead) = found {
-                at += ahead;
-                known.push((at, time));
+            // Steps come again: the number alone does not tell which one is meant.
+            let since = restarts.iter().filter(|r| r.1 <= time).map(|r| r.0).max();
+            let until = restarts.iter().filter(|r| r.1 > time).map(|r| r.0).min();
+            let alive = |s: &Step| since.is_none_or(|i| s.incarnation >= i) && until.is_none_or(|i| s.incarnation < i);
+            let Some(step) = finished.checked_sub(1) else { continue };
+            let same = &by_step[by_step.partition_point(|s| *s < (step, at))..];
+            let found = same.iter().take_while(|s| s.0 == step).find(|s| alive(&self.steps[s.1]));
+            if let Some(&(_, i)) = found {
+                at = i;
+                known.push((i, time));
             }
         }
         for &(incarnation, time) in restarts {
@@ -144,6 +163,7 @@ impl Log {
             latest = if later { time } else { latest };
             later
         });
+        let incarnations: Vec<u32> = self.steps.iter().map(|s| s.incarnation).collect();
         let mut sums = vec![0.0];
         self.steps.iter().for_each(|s| sums.push(sums[sums.len() - 1] + duration(s)));
         let mut before: Option<(usize, f64)> = None;
@@ -153,7 +173,9 @@ impl Log {
                 before = ahead.next();
             }
             let sum = |i: usize| sums[i + 1];
-            step.end = match (before, ahead.peek().copied()) {
+            // A restart takes time that no step took.
+            let together = |k: &(usize, f64)| incarnations[k.0] == step.incarnation;
+            step.end = match (before.filter(together), ahead.peek().copied().filter(together)) {
                 (None, None) => sum(i),
                 (None, Some((at, time))) => (time - (sum(at) - sum(i))).max(0.0),
                 (Some((at, time)), None) => time + sum(i) - sum(at),
@@ -169,4 +191,50 @@ impl Log {
 
 fn duration(step: &Step) -> f64 {
     if step.seconds.is_finite() { step.seconds.max(0.0) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of (step, incarnation), each of which takes a second.
+    fn log(steps: &[(u64, u32)]) -> Log {
+        let mut log = Log::default();
+        for &(step, incarnation) in steps {
+            let line = format!("{{\"step\": {step}, \"incarnation\": {incarnation}, \"seconds\": 1}}");
+            log.take(serde_json::from_str(&line).unwrap());
+        }
+        log.forget_repeated();
+        log
+    }
+
+    fn ends(log: &Log) -> Vec<f64> {
+        log.steps.iter().map(|s| s.end).collect()
+    }
+
+    #[test]
+    fn the_last_line_of_a_step_counts() {
+        let log = log(&[(0, 0), (1, 0), (2, 0), (1, 1), (2, 1), (3, 1)]);
+        let counted: Vec<(u64, u32)> = log.counted().map(|s| (s.step, s.incarnation)).collect();
+        assert_eq!(counted, [(0, 0), (1, 1), (2, 1), (3, 1)]);
+    }
+
+    #[test]
+    fn steps_are_dated_by_the_moments_that_are_known() {
+        let mut log = log(&[(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)]);
+        log.date(&[], &[]);
+        assert_eq!(ends(&log), [1.0, 2.0, 3.0, 4.0, 5.0]);
+        log.date(&[(2, 10.0), (4, 20.0)], &[]);
+        assert_eq!(ends(&log), [9.0, 10.0, 15.0, 20.0, 21.0]);
+        // Nonsense is no moment.
+        log.date(&[(2, 10.0), (3, f64::NAN), (3, 4.0), (99, 1.0), (4, 20.0)], &[]);
+        assert_eq!(ends(&log), [9.0, 10.0, 15.0, 20.0, 21.0]);
+    }
+
+    #[test]
+    fn a_restart_is_not_spread_over_steps() {
+        let mut log = log(&[(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)]);
+        log.date(&[(1, 5.0), (3, 62.0)], &[(1, 60.0)]);
+        assert_eq!(ends(&log), [5.0, 6.0, 7.0, 61.0, 62.0]);
+    }
 }

@@ -8,6 +8,7 @@ use super::log::Log;
 use super::page::Page;
 use super::{Run, why};
 use crate::plan::Plan;
+use crate::units::Seconds;
 
 /// Pictures in a page: the first one and the last ones.
 const MAX_PICTURES: usize = 20;
@@ -59,8 +60,7 @@ pub fn read(directory: &Path, log: &Log, events: &Events, faults: &mut Vec<Strin
         });
     }
     let n = all.len();
-    for (i, revision) in all.iter_mut().enumerate().filter(|(i, _)| is_shown(*i, n)) {
-        let _ = i;
+    for (_, revision) in all.iter_mut().enumerate().filter(|(i, _)| is_shown(*i, n)) {
         let name = |end: &str| format!("plans/plan-{}.{end}", revision.number);
         let mut text = |name: &str| {
             let text = std::fs::read_to_string(directory.join(name));
@@ -98,6 +98,15 @@ pub fn show(page: &mut Page, run: &Run) {
         page.heading(&format!("Revision {}{}", revision.number, since.unwrap_or_default()));
         if !revision.why.is_empty() {
             page.text(&format!("Why: {}", revision.why));
+        }
+        let (n_steps, median) = run.log.under(revision.number);
+        if let Some(median) = median {
+            let predicted = revision.plan.as_ref().map(|p| format!(", {} was predicted before it ran", p.step_time));
+            page.text(&format!(
+                "{n_steps} steps, {} each in the median{}.",
+                Seconds(median),
+                predicted.unwrap_or_default()
+            ));
         }
         let description = match &revision.plan {
             Some(p) => {

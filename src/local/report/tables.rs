@@ -75,7 +75,8 @@ pub fn moves(page: &mut Page, run: &Run) {
         let gain = both(&|m| Some(m.gain.expected), expected.and_then(|m| m.gain.measured), &percent);
         let moved = event.and_then(|e| e.moved_bytes).map_or_else(|| "–".to_owned(), |b| Bytes(b).to_string());
         let predicted = event.and_then(|e| e.predicted_step_seconds).map_or_else(|| "–".to_owned(), seconds);
-        let numbers = [pause.0, pause.1, prepare.0, prepare.1, gain.0, gain.1, moved, predicted];
+        let seen = run.log.under(revision).1.map_or_else(|| "–".to_owned(), seconds);
+        let numbers = [pause.0, pause.1, prepare.0, prepare.1, gain.0, gain.1, predicted, seen, moved];
         [revision.to_string(), clock(time), step.to_string()].into_iter().chain(numbers).collect()
     });
     let rows: Vec<Vec<String>> = rows.collect();
@@ -89,8 +90,9 @@ pub fn moves(page: &mut Page, run: &Run) {
         "measured#",
         "gain exp.#",
         "measured#",
+        "step exp.#",
+        "measured#",
         "moved#",
-        "step predicted#",
     ];
     page.table(&columns, &rows);
 }
