@@ -1,8 +1,10 @@
-# make demo    trains a GPT in two worker processes on this machine
-# make test    runs all tests
-# make lint    checks format and clippy's advice
-# make bench   measures against JAX and PyTorch on the same cores
-# make fuzz    feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
+# make demo        trains a GPT in two worker processes on this machine
+# make demo-recut  the same while another process competes for a core: the plan follows
+# make test        runs all tests
+# make soak        tells SOAK stories of recuts, kills, hangs and resumes; the losses must not change
+# make lint        checks format and clippy's advice
+# make bench       measures against JAX and PyTorch on the same cores
+# make fuzz        feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +12,13 @@ PLUGIN := .foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so
 # Rust from rustup may be installed but not on the PATH of a fresh shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo build plugin venv test lint bench fuzz bundles
+.PHONY: demo demo-recut build plugin venv test soak lint bench fuzz bundles
 
 demo: build plugin
 	target/debug/foreshard local run manifests/charlm.yaml
+
+demo-recut: build plugin
+	$(PYTHON) scripts/demo-recut.py
 
 build:
 	cargo build --locked
@@ -32,6 +37,10 @@ $(VENV)/.made: python/requirements-test.txt
 test: plugin venv
 	cargo test --locked
 	cd python && ../$(VENV)/bin/python -m pytest -q
+
+SOAK ?= 100
+soak: plugin
+	FORESHARD_SOAK=$(SOAK) cargo test --locked --test alive -- --nocapture whatever_happens
 
 lint:
 	cargo fmt --check

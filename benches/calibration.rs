@@ -152,6 +152,11 @@ fn main() {
     let runs: Vec<Run> = runs.iter().map(|r| read(&model, r)).collect();
     let mut calibration = Calibration::default();
     let Some(first) = runs.first() else { return };
+    let began = Instant::now();
+    for _ in 0..100 {
+        std::hint::black_box(first.priced.estimate(&first.variant, &calibration, &|_| 1.0, None));
+    }
+    println!("a batch is predicted in {:.1} us", began.elapsed().as_secs_f64() * 1e4);
     first.learn(&mut calibration, 0..first.steps.len() / 2);
     for run in &runs {
         run.compare(&calibration);

@@ -8,7 +8,7 @@ use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::{
     BatchEstimate, Infeasible, Place, Plan, Priced, Problem, ScheduleKind, ShardId, graph_picture, solve,
 };
-use foreshard::profile::Calibration;
+use foreshard::profile::{Calibration, TensorView, profile};
 use foreshard::topology::{LOOPBACK, Measured, NETWORK, Topology, nominal};
 use foreshard::units::{Bytes, Seconds};
 use proptest::prelude::*;
@@ -266,6 +266,16 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
         let sum: f64 = timed.iter().map(|t| t.time(&Measured::NOMINAL).0).sum();
         prop_assert!((sum / estimates[0].workers[i].busy.0 - 1.0).abs() < 1e-9);
     }
+    // The batch itself lies on every shard that reads it.
+    let shape = problem.model.manifest.batch[0].array();
+    let data = vec![1; shape.bytes().0 as usize];
+    let batch = profile("any", &[TensorView { name: "x", shape: &shape, data: &data, padded: false }]).unwrap();
+    let variant = priced.variant_of(&batch).unwrap();
+    let [with, without] =
+        [Some(&batch), None].map(|b| priced.estimate(variant, &nothing_measured, &|_| 1.0, b).unwrap());
+    prop_assert_eq!(with.step, without.step);
+    let more: Vec<u64> = with.workers.iter().zip(&without.workers).map(|(a, b)| (a.memory - b.memory).0).collect();
+    prop_assert!(more.iter().all(|&m| m == 0 || m == shape.bytes().0), "{more:?}");
     Ok(())
 }
 

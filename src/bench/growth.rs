@@ -322,25 +322,34 @@ fn update(shapes: &[(String, ArrayShape)]) -> Graph {
     g.graph
 }
 
-/// One line per size, with the growth against the first.
+/// One line per size, then the largest against the first.
 pub fn table(all: &[Taken]) -> String {
     let mut out = format!(
         "{:>8} {:>10} {:>9} {:>10} {:>10} {:>10} {:>10} {:>9} {:>14}\n",
         "ops", "in update", "modules", "import s", "plan s", "cut s", "all s", "us / op", "against linear"
     );
+    let per_op = |t: &Taken| t.all().as_secs_f64() / t.n_ops as f64;
     for taken in all {
-        let seconds = taken.all().as_secs_f64();
-        let per_op = |t: &Taken| t.all().as_secs_f64() / t.n_ops as f64;
         out += &format!(
-            "{:>8} {:>10} {:>9} {:>10.3} {:>10.3} {:>10.3} {seconds:>10.3} {:>9.1} {:>14.2}\n",
+            "{:>8} {:>10} {:>9} {:>10.3} {:>10.3} {:>10.3} {:>10.3} {:>9.1} {:>14.2}\n",
             taken.n_ops,
             taken.n_update_ops,
             taken.n_modules,
             taken.import.as_secs_f64(),
             taken.plan.as_secs_f64(),
             taken.cut.as_secs_f64(),
+            taken.all().as_secs_f64(),
             1e6 * per_op(taken),
             per_op(taken) / per_op(&all[0])
+        );
+    }
+    if let [first, .., last] = all {
+        let (more, longer) =
+            (last.n_ops as f64 / first.n_ops as f64, last.all().as_secs_f64() / first.all().as_secs_f64());
+        out += &format!(
+            "{} ops take {:.3} s; {more:.1} times as many take {longer:.1} times as long\n",
+            first.n_ops,
+            first.all().as_secs_f64()
         );
     }
     out

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::bad_input;
+use crate::bench::growth;
 use crate::bench::partition::{FAMILIES, Family, table};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     Partition(PartitionArgs),
+    Growth(GrowthArgs),
 }
 
 /// Solve published planning problems and compare with published results.
@@ -27,6 +29,17 @@ pub struct PartitionArgs {
     output: Output,
 }
 
+/// Measure how import, plan and cut grow with the number of ops.
+///
+/// The model is made up: a residual network of any depth with its derivatives, trained by Adam with clipping, for four
+/// shards. "Against linear" is the time per op over that of the first size.
+#[derive(Debug, clap::Args)]
+pub struct GrowthArgs {
+    /// Ops of the gradient function, for each model; ascending.
+    #[arg(long, value_delimiter = ',', default_value = "5000,10000,20000,50000,100000")]
+    ops: Vec<usize>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
     Table,
@@ -34,7 +47,26 @@ enum Output {
 }
 
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Partition(args) = command;
+    match command {
+        Command::Partition(args) => partition(args),
+        Command::Growth(args) => grow(&args),
+    }
+}
+
+fn grow(args: &GrowthArgs) -> anyhow::Result<ExitCode> {
+    const LARGEST: usize = 1_000_000;
+    if let Some(n) = args.ops.iter().find(|&&n| n == 0 || n > LARGEST) {
+        return Err(bad_input(anyhow::anyhow!("--ops {n}: give between 1 and {LARGEST}")));
+    }
+    let mut all = Vec::new();
+    for &n_ops in &args.ops {
+        all.push(growth::measure(n_ops)?);
+    }
+    print!("{}", growth::table(&all));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn partition(args: PartitionArgs) -> anyhow::Result<ExitCode> {
     let chosen: Vec<&Family> =
         FAMILIES.iter().filter(|f| args.family.as_ref().is_none_or(|name| name == f.name)).collect();
     if chosen.is_empty() {

@@ -8,6 +8,8 @@ mod graph;
 mod local;
 mod plan;
 mod plugin;
+mod replay;
+mod report;
 mod worker;
 
 use std::process::ExitCode;
@@ -31,9 +33,11 @@ enum Command {
     #[command(subcommand)]
     Local(local::Command),
     Plan(plan::Args),
+    Report(report::Args),
+    Replay(replay::Args),
     Devices(devices::Args),
     Graph(graph::Args),
-    /// Measure the planner against published results.
+    /// Measure the planner: against published results, and by size.
     #[command(subcommand)]
     Bench(bench::Command),
     /// List, verify and export checkpoints.
@@ -59,6 +63,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Local(c) => local::run(c),
         Command::Plan(a) => plan::run(a),
+        Command::Report(a) => report::run(a),
+        Command::Replay(a) => replay::run(a),
         Command::Devices(a) => devices::run(a),
         Command::Graph(a) => graph::run(a),
         Command::Bench(c) => bench::run(c),

@@ -11,7 +11,8 @@ pub fn render(graph: &Graph) -> String {
     for (id, op) in graph.ops() {
         let operands: Vec<String> = op.operands.iter().map(|&o| name(o)).collect();
         let called: Vec<&str> = op.called.iter().map(|&c| graph.computation(c).name.as_str()).collect();
-        let number = graph.parameters().iter().position(|&p| p == id).map(|n| n.to_string());
+        // Parameters stand in ascending order.
+        let number = graph.parameters().binary_search(&id).ok().map(|n| n.to_string());
         let arguments = number.unwrap_or_else(|| operands.join(", "));
         let _ = write!(out, "{} = {} {}({arguments})", name(id), op.shape, op.opcode);
         if !called.is_empty() {

@@ -76,8 +76,8 @@ impl Batches {
     pub fn forget_before(&mut self, step: u64) {
         self.positions = self.positions.split_off(&step);
         if let Some(kept) = &mut self.kept {
-            while let Some((_, old)) = kept.pop_front_if(|(s, _)| *s < step) {
-                self.kept_bytes -= size(&old);
+            while kept.front().is_some_and(|(s, _)| *s < step) {
+                self.kept_bytes -= kept.pop_front().map_or(0, |(_, old)| size(&old));
             }
         }
     }

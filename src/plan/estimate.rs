@@ -11,7 +11,7 @@ use super::schedule::TaskGraph;
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
-use crate::graph::{Graph, Model, OpId};
+use crate::graph::{DType, Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
 use crate::topology::{Class, Device, DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
@@ -47,6 +47,8 @@ struct Variant {
     memory: Vec<Bytes>,
     /// By shard and batch tensor: whether it is read there.
     reads: Vec<Vec<bool>>,
+    /// By batch tensor: type and shape of a row.
+    rows: Vec<(DType, Vec<u64>)>,
 }
 
 /// What one step on one batch will take.
@@ -125,6 +127,7 @@ impl Priced {
                 orders: plan.orders.get(name).cloned().unwrap_or_default(),
                 memory,
                 reads,
+                rows: grad.batch.iter().map(|t| (t.dtype, t.shape[1..].to_vec())).collect(),
             };
             variants.insert(name.clone(), variant);
         }
@@ -143,6 +146,15 @@ impl Priced {
         let (Some(of), Some(seat)) = (self.variants.get(variant), self.seats.get(rank)) else { return Vec::new() };
         let grads = of.terms[rank].iter().map(|&terms| Timed { terms, runs: self.n_microbatches });
         grads.chain(seat.update.iter().map(|&terms| Timed { terms, runs: 1 })).collect()
+    }
+
+    /// The plan's variant for a batch: that of the batch's rows, whatever its microbatch size.
+    pub fn variant_of(&self, batch: &BatchProfile) -> Option<&str> {
+        let fits = |v: &Variant| {
+            let found = batch.tensors.iter().map(|t| (t.dtype, t.dims.get(1..).unwrap_or_default()));
+            v.rows.iter().map(|(dtype, row)| (*dtype, row.as_slice())).eq(found)
+        };
+        self.variants.iter().find(|(_, v)| fits(v)).map(|(name, _)| name.as_str())
     }
 
     /// What a step will take, `None` for a variant that the plan does not have.

@@ -7,6 +7,7 @@ pub mod check;
 pub mod coordinate;
 pub mod estimate;
 pub mod graph_picture;
+pub mod multilevel;
 pub mod picture;
 pub mod pin;
 pub mod predict;

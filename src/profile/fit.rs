@@ -140,8 +140,8 @@ fn ridge(rows: &[Row], huber: &[f64], mean: &[f64; N], spread: f64) -> [f64; N] 
         let w = row.weight * huber;
         for i in 0..N {
             b[i] += w * row.x[i] * row.y;
-            for j in 0..N {
-                a[i][j] += w * row.x[i] * row.x[j];
+            for (a, x) in a[i].iter_mut().zip(&row.x) {
+                *a += w * row.x[i] * x;
             }
         }
     }

@@ -8,6 +8,7 @@ mod bucket;
 mod feeder;
 mod groups;
 mod order;
+mod profiled;
 mod shelf;
 mod source;
 mod table;
@@ -15,6 +16,8 @@ mod table;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
+
+pub use self::profiled::profiled;
 
 use self::blob::Budget;
 use self::bucket::Buckets;

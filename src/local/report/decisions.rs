@@ -1,0 +1,134 @@
+//! What the loop beside the steps saw, foresaw and decided.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use super::log::Log;
+use crate::forecast::Forecast;
+use crate::local::json_lines::{Reading, each};
+use crate::local::replay::check;
+use crate::transition::{Decision, Move, Record};
+
+/// Rows of a table: the first and the last of so many are kept.
+const MAX_ROWS: usize = 300;
+/// Forecasts of one device that are kept, evenly over the run.
+const MAX_FORECASTS: usize = 48;
+
+/// The decision became another one.
+pub struct Change {
+    pub step: u64,
+    pub time: f64,
+    pub decision: Decision,
+    /// So many decisions in a row.
+    pub times: u64,
+}
+
+/// Speed of a device over time, and what was expected of it.
+#[derive(Default)]
+pub struct Device {
+    pub speeds: Vec<(f64, f64)>,
+    pub forecasts: Vec<Forecast>,
+    pub latest: Option<Forecast>,
+    n_forecasts: u64,
+    stride: u64,
+}
+
+impl Device {
+    fn take(&mut self, forecast: &Forecast) {
+        if self.latest.as_ref().is_some_and(|l| l.start == forecast.start) {
+            self.latest = Some(forecast.clone());
+            return;
+        }
+        self.latest = Some(forecast.clone());
+        self.stride = self.stride.max(1);
+        if self.n_forecasts.is_multiple_of(self.stride) {
+            self.forecasts.push(forecast.clone());
+        }
+        self.n_forecasts += 1;
+        if self.forecasts.len() > MAX_FORECASTS {
+            let mut i = 0;
+            self.forecasts.retain(|_| {
+                i += 1;
+                i % 2 == 1
+            });
+            self.stride *= 2;
+        }
+    }
+
+    /// Of the speeds that a forecast was made for, how many there are and the share within the interval.
+    pub fn held(&self) -> Option<(usize, f64)> {
+        let (mut n, mut inside) = (0usize, 0usize);
+        for f in &self.forecasts {
+            let from = self.speeds.partition_point(|s| s.0 < f.start.0);
+            for &(time, speed) in &self.speeds[from..] {
+                let step = ((time - f.start.0) / f.interval.0) as usize;
+                if step >= f.horizon() {
+                    break;
+                }
+                n += 1;
+                let band = f.at(step);
+                inside += usize::from((band.lower..=band.upper).contains(&speed));
+            }
+        }
+        (n > 0).then(|| (n, inside as f64 / n as f64))
+    }
+}
+
+/// A digest of `decisions.jsonl`.
+#[derive(Default)]
+pub struct Decisions {
+    pub n: u64,
+    pub first: Vec<Change>,
+    pub last: VecDeque<Change>,
+    /// Between `first` and `last`.
+    pub left_out: u64,
+    /// (steps finished, time)
+    pub moments: Vec<(u64, f64)>,
+    pub devices: BTreeMap<u32, Device>,
+    /// As they are known at the end.
+    pub moves: Vec<Move>,
+}
+
+impl Decisions {
+    pub fn read(path: &Path, log: &Log) -> (Self, Reading) {
+        let mut all = Self::default();
+        let reading = each(path, |record: Record| {
+            check(&record)?;
+            all.take(record, log);
+            Ok(())
+        });
+        (all, reading)
+    }
+
+    fn take(&mut self, record: Record, log: &Log) {
+        let Record { snapshot, decision } = record;
+        let (step, time) = (snapshot.step, snapshot.time.0);
+        self.n += 1;
+        self.moments.push((step, time));
+        for worker in &snapshot.workers {
+            let device = self.devices.entry(log.worker(snapshot.running.revision, worker.rank)).or_default();
+            if device.speeds.last().is_none_or(|s| s.0 <= time) {
+                device.speeds.push((time, worker.speed));
+            }
+            if let Some(forecast) = &worker.speed_forecast {
+                device.take(forecast);
+            }
+        }
+        self.moves = snapshot.moves;
+        match self.last.back_mut().or(self.first.last_mut()) {
+            Some(before) if before.decision.label() == decision.label() => before.times += 1,
+            _ => self.push(Change { step, time, decision, times: 1 }),
+        }
+    }
+
+    fn push(&mut self, change: Change) {
+        if self.first.len() < MAX_ROWS / 2 {
+            return self.first.push(change);
+        }
+        self.last.push_back(change);
+        if self.last.len() > MAX_ROWS / 2 {
+            self.last.pop_front();
+            self.left_out += 1;
+        }
+    }
+}

@@ -1,0 +1,15 @@
+pub mod anneal;
+pub mod bits;
+pub mod blocks;
+pub mod bound;
+pub mod clusters;
+pub mod flow;
+pub mod free;
+pub mod latency;
+pub mod lattice;
+pub mod loads;
+pub mod path;
+pub mod problem;
+pub mod random;
+pub mod stages;
+pub mod stream;
