@@ -17,7 +17,7 @@ use crate::forecast::{self, Forecast, Gap, Series, forecast};
 use crate::local::inputs::Inputs;
 use crate::plan::estimate::{BatchEstimate, Priced};
 use crate::plan::{Plan, ShardId};
-use crate::profile::{Calibration, Report};
+use crate::profile::{BatchProfile, Calibration, Report};
 use crate::runtime::StepReport;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::{
@@ -120,14 +120,14 @@ impl Adapt {
     }
 
     /// What a step will take, by what is known now.
-    pub fn estimate(&self, variant: &str) -> Option<BatchEstimate> {
-        self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), None)
+    pub fn estimate(&self, variant: &str, batch: Option<&BatchProfile>) -> Option<BatchEstimate> {
+        self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), batch)
     }
 
     /// Takes in a step that began and ended under the running plan. `seconds`: from one report to the next.
     pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) {
         let (duration, variant) = (Seconds(seconds), report.variant.as_str());
-        let estimate = self.estimate(variant);
+        let estimate = self.estimate(variant, None);
         variant.clone_into(&mut self.variant);
         let segments: Vec<_> = (0..report.workers.len()).map(|rank| self.priced.segments(variant, rank)).collect();
         let kinds: Vec<(DeviceId, String)> = self.priced.seats().map(|(d, k)| (d, k.to_owned())).collect();
@@ -167,7 +167,7 @@ impl Adapt {
             }
         }
         if self.predicted.is_none() && report.step >= self.since.0 + SETTLED {
-            self.predicted = self.estimate(variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+            self.predicted = self.estimate(variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         }
     }
 
@@ -415,7 +415,7 @@ impl Adapt {
         (self.considered, self.proposal, self.solving) = (None, None, None);
         self.plans.clear();
         let variant = plan.grads.keys().next().cloned().unwrap_or_default();
-        self.predicted = self.estimate(&variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+        self.predicted = self.estimate(&variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         Ok(())
     }
 
