@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::predict::{average_time, predict};
+use super::predict::{Costs, average_time, predict};
 use super::schedule::TaskGraph;
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
 use super::{Place, Plan, ShardId, Task};
-use crate::cost::{self, OpCost};
+use crate::cost::OpCost;
 use crate::graph::{DType, Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
 use crate::topology::{Class, Device, DeviceId, Topology};
@@ -85,7 +85,7 @@ impl Priced {
         let ranks = || (0..plan.n_replicas as usize).flat_map(|r| (0..n_shards).map(move |s| (r, s)));
         let device = |(r, s): (usize, usize)| plan.shards[s].devices[r];
         let update = update_cut(model, plan)?;
-        let update_costs = cost::of_graph(&model.update);
+        let known = Costs::of(model);
         let of_shard = |cut: &Segmentation, graph: &Graph, costs: &[OpCost], sums: bool, rank: (usize, usize)| {
             let device = &topology.devices[device(rank).index()];
             let mine = cut.of_shard(ShardId(rank.1 as u32));
@@ -95,7 +95,7 @@ impl Priced {
             .map(|rank| Seat {
                 device: device(rank),
                 kind: topology.devices[device(rank).index()].kind.clone(),
-                update: of_shard(&update, &model.update, &update_costs, false, rank),
+                update: of_shard(&update, &model.update, &known.update, false, rank),
             })
             .collect();
         let sums = plan.n_microbatches > 1;
@@ -105,14 +105,14 @@ impl Priced {
             let graph = &grad.graph;
             let results = plan.grad_results(model, graph, assignment);
             let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)?;
-            let costs = cost::of_graph(graph);
+            let costs = &known.grads[name];
             let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, message| {
                 let id = |s: ShardId| plan.shards[s.index()].devices[0];
                 topology.link(id(cut.segments[message.from].shard), id(message.to)).time(cut.bytes(graph, i))
             });
             // Memory depends on the variant: a plan that runs no other.
             let grads = BTreeMap::from([(name.clone(), assignment.clone())]);
-            let memory = predict(model, topology, &Plan { grads, ..plan.clone() })?.memory;
+            let memory = predict(model, topology, &Plan { grads, ..plan.clone() }, &known)?.memory;
             let inputs = &graph.parameters()[model.n_params..];
             let reads = (0..n_shards as u32)
                 .map(|s| {
@@ -123,7 +123,7 @@ impl Priced {
             let variant = Variant {
                 tasks,
                 shards: cut.segments.iter().map(|s| s.shard).collect(),
-                terms: ranks().map(|rank| of_shard(&cut, graph, &costs, sums, rank)).collect(),
+                terms: ranks().map(|rank| of_shard(&cut, graph, costs, sums, rank)).collect(),
                 orders: plan.orders.get(name).cloned().unwrap_or_default(),
                 memory,
                 reads,

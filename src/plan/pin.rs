@@ -1,6 +1,7 @@
 //! Plans whose cuts people have chosen, by the names of their model's blocks.
 
 use super::block::Blocks;
+use super::predict::Costs;
 use super::problem::{Infeasible, Problem};
 use super::solve::{Line, device_orders};
 use super::{Plan, solve};
@@ -23,12 +24,13 @@ pub fn pinned(problem: &Problem<'_>, names: &[String]) -> Result<Plan, Infeasibl
         return Err(Infeasible::CutCount { n_cuts: names.len(), n_shards });
     }
     problem.check_devices()?;
+    let costs = Costs::of(problem.model);
     let mut best: Option<Plan> = None;
     let mut refusal = None;
     for (microbatch, variants) in problem.microbatches()? {
-        let line = Line::new(problem, &variants)?;
+        let line = Line::new(problem, &variants, &costs)?;
         let begins = |graph, line| begins(&Blocks::new(graph, line), names);
-        let cuts = variants.iter().zip(&line.graphs).map(|(v, (line, _))| begins(&v.graph, line));
+        let cuts = variants.iter().zip(&line.coordinates).map(|(v, line)| begins(&v.graph, line));
         let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
         for order in device_orders(problem) {
             match line.plan(problem, microbatch, &variants, &cuts, &order) {

@@ -25,13 +25,28 @@ pub struct Prediction {
     pub bound: Seconds,
 }
 
+/// What every op of a model costs: for callers that predict one plan after the other.
+#[derive(Clone, Debug)]
+pub struct Costs {
+    /// By variant.
+    pub grads: BTreeMap<String, Vec<OpCost>>,
+    pub update: Vec<OpCost>,
+}
+
+impl Costs {
+    pub fn of(model: &Model) -> Self {
+        let grads = model.grads.iter().map(|g| (g.name.clone(), cost::of_graph(&g.graph))).collect();
+        Self { grads, update: cost::of_graph(&model.update) }
+    }
+}
+
 /// Simulates one step of `plan`.
 ///
 /// # Units
 /// Times are those of the slowest replica; a step of several variants takes the slowest one's time.
 /// # Complexity
 /// O(ops · log ops + tasks).
-pub fn predict(model: &Model, topology: &Topology, plan: &Plan) -> Result<Prediction, SegmentError> {
+pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Result<Prediction, SegmentError> {
     let n_shards = plan.shards.len();
     // A shard is as fast as its slowest replica.
     let device = |s: usize| -> &Device {
@@ -54,19 +69,19 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan) -> Result<Predic
     };
     let mut mirrored: BTreeMap<(usize, ShardId), Bytes> = BTreeMap::new();
     for (variant, assignment) in &plan.grads {
-        let Some(grad) = model.variant(variant) else { continue };
+        let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { continue };
         let graph = &grad.graph;
-        let costs = cost::of_graph(graph);
         let results = plan.grad_results(model, graph, assignment);
         let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)?;
         for (op, reader) in cut.mirrors(graph, assignment) {
-            if let Some(param) = graph.parameters().iter().position(|&p| p == op) {
+            // Parameters stand in ascending order.
+            if let Ok(param) = graph.parameters().binary_search(&op) {
                 mirrored.insert((param, reader), graph.op(op).shape.bytes());
             }
         }
         let sums = m > 1;
         let durations: Vec<Seconds> =
-            cut.segments.iter().map(|s| time(graph, s, &costs, devices[s.shard.index()], sums)).collect();
+            cut.segments.iter().map(|s| time(graph, s, costs, devices[s.shard.index()], sums)).collect();
         let bytes: Vec<Bytes> = (0..cut.messages.len()).map(|i| cut.bytes(graph, i)).collect();
         let tasks = TaskGraph::new(graph, &cut, n_shards, &durations, |i, message| {
             link(cut.segments[message.from].shard, message.to).time(bytes[i])
@@ -96,7 +111,7 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan) -> Result<Predic
         out.orders.insert(variant.clone(), schedule.orders);
     }
     add_state(model, plan, &mirrored, &mut out);
-    let update = update_time(model, plan, &devices, &mut out)?;
+    let update = update_time(model, plan, &devices, &known.update, &mut out)?;
     let averaging = average_time(model, plan, topology);
     out.step_time = out.step_time + update + averaging;
     Ok(out)
@@ -130,13 +145,18 @@ fn add_state(model: &Model, plan: &Plan, mirrored: &BTreeMap<(usize, ShardId), B
 }
 
 /// Time of the update: as long as the shard with the most to update, plus its exchanges.
-fn update_time(model: &Model, plan: &Plan, devices: &[&Device], out: &mut Prediction) -> Result<Seconds, SegmentError> {
+fn update_time(
+    model: &Model,
+    plan: &Plan,
+    devices: &[&Device],
+    costs: &[OpCost],
+    out: &mut Prediction,
+) -> Result<Seconds, SegmentError> {
     let graph = &model.update;
     let cut = update_cut(model, plan)?;
-    let costs = cost::of_graph(graph);
     let mut busy = vec![Seconds(0.0); devices.len()];
     for segment in &cut.segments {
-        busy[segment.shard.index()] += time(graph, segment, &costs, devices[segment.shard.index()], false);
+        busy[segment.shard.index()] += time(graph, segment, costs, devices[segment.shard.index()], false);
     }
     for (i, message) in cut.messages.iter().enumerate() {
         out.sent[cut.segments[message.from].shard.index()] += cut.bytes(graph, i);
@@ -195,15 +215,18 @@ fn residual_peak(graph: &Graph, cut: &Segmentation, order: &[Task]) -> Bytes {
     peak
 }
 
-/// Most bytes alive at once inside a segment, if every op wrote its result; fusion makes it less.
+/// Most bytes alive at once inside a segment (`ops` ascending), if every op wrote its result; fusion makes it less.
 fn transient(graph: &Graph, ops: &[crate::graph::OpId]) -> Bytes {
-    let mut last: BTreeMap<crate::graph::OpId, usize> = BTreeMap::new();
+    // By position in `ops`: the last reader, and what is freed after it.
+    let mut last = vec![None; ops.len()];
     for (i, &op) in ops.iter().enumerate() {
-        for &o in &graph.op(op).operands {
-            last.insert(o, i);
+        for o in &graph.op(op).operands {
+            if let Ok(at) = ops.binary_search(o) {
+                last[at] = Some(i);
+            }
         }
     }
-    let mut ends: BTreeMap<usize, Bytes> = BTreeMap::new();
+    let mut freed = vec![Bytes(0); ops.len()];
     let (mut now, mut peak) = (Bytes(0), Bytes(0));
     for (i, &id) in ops.iter().enumerate() {
         let op = graph.op(id);
@@ -211,14 +234,12 @@ fn transient(graph: &Graph, ops: &[crate::graph::OpId]) -> Bytes {
             &*op.opcode,
             "constant" | "iota" | "broadcast" | "tuple" | "get-tuple-element" | "reshape" | "bitcast"
         );
-        if !free && let Some(&end) = last.get(&id) {
+        if let (false, Some(end)) = (free, last[i]) {
             now += op.shape.bytes();
-            *ends.entry(end).or_default() += op.shape.bytes();
+            freed[end] += op.shape.bytes();
         }
         peak = peak.max(now);
-        if let Some(freed) = ends.remove(&i) {
-            now = now - freed;
-        }
+        now = now - freed[i];
     }
     peak
 }

@@ -261,7 +261,10 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
 /// A segment in the making.
 #[derive(Default)]
 struct Part {
-    ops: BTreeSet<OpId>,
+    /// Placed here; ascending.
+    ops: Vec<OpId>,
+    /// Placed everywhere, and read here.
+    clones: BTreeSet<OpId>,
     inputs: BTreeSet<OpId>,
     outputs: BTreeSet<OpId>,
     results: BTreeSet<usize>,
@@ -283,7 +286,7 @@ impl Builder<'_> {
                 && !is_parameter(self.graph, id)
             {
                 let key = (self.levels[id.index()], shard);
-                self.parts.entry(key).or_default().ops.insert(id);
+                self.parts.entry(key).or_default().ops.push(id);
             }
         }
         for (position, &place) in results.iter().enumerate() {
@@ -320,12 +323,12 @@ impl Builder<'_> {
         let mut queue: Vec<OpId> = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied()).collect();
         queue.extend(part.results.iter().map(|&p| self.graph.outputs()[p]));
         while let Some(v) = queue.pop() {
-            if part.ops.contains(&v) || part.inputs.contains(&v) {
+            if self.is_in(v, key) || part.clones.contains(&v) || part.inputs.contains(&v) {
                 continue;
             }
             let op = self.graph.op(v);
             if self.assignment.place(v) == Place::Everywhere && !is_parameter(self.graph, v) {
-                part.ops.insert(v);
+                part.clones.insert(v);
                 queue.extend(op.operands.iter().copied());
             } else {
                 if op.shape.as_array().is_none() {
@@ -337,6 +340,13 @@ impl Builder<'_> {
         }
         self.parts.insert(key, part);
         Ok(())
+    }
+
+    /// Whether an op is placed in this segment.
+    fn is_in(&self, v: OpId, (level, shard): (u32, ShardId)) -> bool {
+        self.assignment.place(v) == Place::Shard(shard)
+            && self.levels[v.index()] == level
+            && !is_parameter(self.graph, v)
     }
 
     fn connect(mut self, keys: &[(u32, ShardId)]) -> Result<Segmentation, SegmentError> {
@@ -357,9 +367,10 @@ impl Builder<'_> {
             }
         }
         for (source, values) in yielded {
-            let part = self.parts.entry(source).or_default();
             for v in values {
-                if !part.ops.contains(&v) {
+                let passed_on = !self.is_in(v, source);
+                let part = self.parts.entry(source).or_default();
+                if passed_on && !part.clones.contains(&v) {
                     part.inputs.insert(v);
                 }
                 part.outputs.insert(v);
@@ -378,7 +389,7 @@ impl Builder<'_> {
             .map(|((level, shard), p)| Segment {
                 shard,
                 level,
-                ops: p.ops.into_iter().collect(),
+                ops: merged(p.ops, p.clones),
                 inputs: p.inputs.into_iter().collect(),
                 outputs: p.outputs.into_iter().collect(),
                 results: p.results.into_iter().collect(),
@@ -386,6 +397,13 @@ impl Builder<'_> {
             .collect();
         Ok(Segmentation { segments, messages })
     }
+}
+
+/// Both in ascending order.
+fn merged(mut ops: Vec<OpId>, clones: BTreeSet<OpId>) -> Vec<OpId> {
+    ops.extend(clones);
+    ops.sort_unstable();
+    ops
 }
 
 /// Places the ops of a graph whose parameters are placed: what depends on nothing placed is everywhere, else an op

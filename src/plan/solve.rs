@@ -8,10 +8,9 @@
 use std::collections::BTreeMap;
 
 use super::coordinate::{Coordinates, coordinates};
-use super::predict::{Prediction, predict};
+use super::predict::{Costs, Prediction, predict};
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardId, ShardPlan};
-use crate::cost::{self, OpCost};
 use crate::graph::{GradGraph, Graph, Model, OpId};
 use crate::topology::{Device, DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
@@ -20,8 +19,9 @@ use crate::units::{Bytes, Seconds};
 const PARTS: usize = 384;
 /// A plan this much slower than the best may win by sending less.
 const SLACK: f64 = 1.03;
-/// Graphs above this size are not searched by simulation: each try cuts the whole graph.
-const SEARCHED: usize = 40_000;
+/// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
+/// end, of large ones the time stays in proportion to their size.
+const SEARCHED: usize = 1_500_000;
 /// The plan in force stays unless another is this much faster.
 const GAIN: f64 = 0.99;
 
@@ -33,16 +33,18 @@ const GAIN: f64 = 0.99;
 /// # Errors
 /// [`Infeasible`], with the limit met and the way out.
 /// # Complexity
-/// O(ops · log ops + parts² · shards) for each microbatch size, plus the search: O(ops) for each border moved.
+/// O(ops · log ops + parts² · shards) for each microbatch size, plus the search: O(ops) for each border moved, with a
+/// bound on their product.
 /// # Source
 /// Linear partition by dynamic programming, as in PipeDream (Narayanan et al., SOSP 2019).
 pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
     problem.check_devices()?;
     let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
+    let costs = Costs::of(problem.model);
     let mut best: Option<Plan> = None;
     let mut refusal = None;
     for (microbatch, variants) in problem.microbatches()? {
-        match Line::new(problem, &variants).and_then(|line| line.solve(problem, microbatch, &variants)) {
+        match Line::new(problem, &variants, &costs).and_then(|line| line.solve(problem, microbatch, &variants)) {
             Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
             Ok(_) => {}
             Err(e) => refusal = Some(e),
@@ -58,7 +60,7 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
             && previous.schedule == plan.schedule
             && problem.microbatch.is_none_or(|m| m == previous.microbatch)
             && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices);
-        let again = fits.then(|| repredict(problem, previous)).flatten();
+        let again = fits.then(|| repredict(problem, previous, &costs)).flatten();
         plan = match again {
             Some(kept) if plan.step_time.0 >= GAIN * kept.step_time.0 => kept,
             _ => Plan { revision: previous.revision + 1, ..plan },
@@ -68,10 +70,10 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
 }
 
 /// An earlier plan under today's devices; `None` when it no longer fits.
-fn repredict(problem: &Problem<'_>, previous: &Plan) -> Option<Plan> {
-    let plan =
-        finish(problem, previous.microbatch, previous.grads.clone(), previous.owners.clone(), &order_of(previous));
-    let plan = Plan { revision: previous.revision, ..plan? };
+fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Plan> {
+    let (grads, owners) = (previous.grads.clone(), previous.owners.clone());
+    let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;
+    let plan = Plan { revision: previous.revision, ..plan };
     check_memory(problem, &plan).ok().map(|()| plan)
 }
 
@@ -80,9 +82,10 @@ fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
 }
 
 /// The model as a line of parts.
-pub(super) struct Line {
+pub(super) struct Line<'a> {
+    costs: &'a Costs,
     /// By variant.
-    pub graphs: Vec<(Coordinates, Vec<OpCost>)>,
+    pub coordinates: Vec<Coordinates>,
     /// The largest variant: it shapes the line.
     main: usize,
     /// Coordinates where parts begin; the first is 0.
@@ -97,19 +100,16 @@ pub(super) struct Line {
     residuals: Vec<Bytes>,
 }
 
-impl Line {
-    pub(super) fn new(problem: &Problem<'_>, variants: &[&GradGraph]) -> Result<Self, Infeasible> {
+impl<'a> Line<'a> {
+    pub(super) fn new(problem: &Problem<'_>, variants: &[&GradGraph], known: &'a Costs) -> Result<Self, Infeasible> {
         let model = problem.model;
-        let graphs: Vec<(Coordinates, Vec<OpCost>)> = variants
+        let all: Vec<Coordinates> = variants
             .iter()
-            .map(|v| {
-                let costs = cost::of_graph(&v.graph);
-                (coordinates(&v.graph, model.n_params, model.n_scalars(), &costs), costs)
-            })
+            .map(|v| coordinates(&v.graph, model.n_params, model.n_scalars(), &known.grads[&v.name]))
             .collect();
         // The largest variant shapes the line; the others follow its borders by fraction of their own work.
         let main = main_variant(variants);
-        let (coordinates, costs) = &graphs[main];
+        let (coordinates, costs) = (&all[main], &known.grads[&variants[main].name]);
         let graph = &variants[main].graph;
         let n = coordinates.n as usize;
         let reference = &problem.topology.devices[0];
@@ -170,7 +170,7 @@ impl Line {
         let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        Ok(Self { graphs, main, begins, work, crossing, state, residuals })
+        Ok(Self { costs: known, coordinates: all, main, begins, work, crossing, state, residuals })
     }
 
     fn solve(&self, problem: &Problem<'_>, microbatch: u64, variants: &[&GradGraph]) -> Result<Plan, Infeasible> {
@@ -203,10 +203,8 @@ impl Line {
         mut borders: Vec<usize>,
         order: &[usize],
     ) -> Plan {
-        let n_ops: usize = variants.iter().map(|v| v.graph.n_ops()).sum();
-        if n_ops > SEARCHED {
-            return best;
-        }
+        let n_ops = variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + problem.model.update.n_ops();
+        let mut tries = SEARCHED / n_ops.max(1);
         let mut stride = (self.begins.len() / (4 * problem.n_shards as usize)).clamp(1, 16);
         loop {
             let mut moved = false;
@@ -218,6 +216,8 @@ impl Line {
                     if to <= low || to >= high {
                         continue;
                     }
+                    let Some(left) = tries.checked_sub(1) else { return best };
+                    tries = left;
                     let mut tried = borders.clone();
                     tried[i] = to;
                     if let Ok(plan) = self.plan(problem, microbatch, variants, &self.cuts(&tried), order)
@@ -314,12 +314,12 @@ impl Line {
 
     /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
     fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
-        let n_main = f64::from(self.graphs[self.main].0.n);
-        let of = |(line, _): &(Coordinates, Vec<OpCost>)| {
+        let n_main = f64::from(self.coordinates[self.main].n);
+        let of = |line: &Coordinates| {
             let scale = f64::from(line.n) / n_main;
             borders.iter().map(|&b| (f64::from(self.begins[b]) * scale).round() as u32).collect()
         };
-        self.graphs.iter().map(of).collect()
+        self.coordinates.iter().map(of).collect()
     }
 
     /// The plan whose shards begin at `cuts`, by variant.
@@ -336,8 +336,9 @@ impl Line {
         let model = problem.model;
         let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
         let main_graph = &variants[main].graph;
-        let param_owner =
-            |p: usize| shard_of(&cuts[main], self.graphs[main].0.of[main_graph.parameters()[p].index()].unwrap_or(0));
+        let param_owner = |p: usize| {
+            shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0))
+        };
         let owners: Vec<Place> = (0..model.state.len())
             .map(|i| match model.state[i].param {
                 _ if i < model.n_params => Place::Shard(param_owner(i)),
@@ -346,7 +347,7 @@ impl Line {
             })
             .collect();
         let mut grads = BTreeMap::new();
-        for ((variant, (coordinates, _)), cuts) in variants.iter().zip(&self.graphs).zip(cuts) {
+        for ((variant, coordinates), cuts) in variants.iter().zip(&self.coordinates).zip(cuts) {
             let mut places: Vec<Place> = coordinates
                 .of
                 .iter()
@@ -359,7 +360,7 @@ impl Line {
         let devices: Vec<Vec<DeviceId>> = (0..n)
             .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
             .collect();
-        let plan = finish(problem, microbatch, grads, owners, &devices)
+        let plan = finish(problem, microbatch, grads, owners, &devices, self.costs)
             .ok_or(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() })?;
         check_memory(problem, &plan)?;
         Ok(plan)
@@ -401,6 +402,7 @@ fn finish(
     grads: BTreeMap<String, Assignment>,
     owners: Vec<Place>,
     devices: &[Vec<DeviceId>],
+    costs: &Costs,
 ) -> Option<Plan> {
     let per_replica = problem.model.manifest.batch_size / microbatch / u64::from(problem.n_replicas);
     let mut plan = Plan {
@@ -422,7 +424,7 @@ fn finish(
         bytes_cut: Bytes(0),
     };
     let Prediction { orders, busy, memory, sent, step_time, bound } =
-        predict(problem.model, problem.topology, &plan).ok()?;
+        predict(problem.model, problem.topology, &plan, costs).ok()?;
     // A shard without work of its own is no shard.
     if busy.iter().any(|b| b.0 <= 0.0) {
         return None;
