@@ -1,0 +1,222 @@
+"""`make bench`: Foreshard against JAX and PyTorch on the same cores, in the same run.
+
+Every number is printed raw and as a ratio; nothing here passes or fails. Run it on a quiet machine.
+
+    benches/run.py [--only single pipeline memory planner cutover overhead] [--steps 24]
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BINARY = Path("/tmp/fs-bench")
+PYTHON = sys.executable
+GPT = dict(layers=6, width=256, heads=8, ctx=128, batch=8, microbatches=[1, 8], dropout=0.0)
+TOKENS = GPT["batch"] * GPT["ctx"]
+
+
+PLUGIN = ROOT / ".foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so"
+SAME_PLUGIN = {"JAX_PLATFORMS": "plugin_cpu", "PJRT_NAMES_AND_LIBRARY_PATHS": f"plugin_cpu:{PLUGIN}"}
+
+
+def python(*args: str, cores: str, **environment: str) -> str:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "python"), **environment}
+    out = subprocess.run(["taskset", "-c", cores, PYTHON, *args], cwd=ROOT / "python", env=env, check=True,
+                         capture_output=True, text=True)  # fmt: skip
+    return out.stdout
+
+
+def gpt_options(**options: object) -> list[str]:
+    return [x for k, v in {**GPT, **options}.items() for x in ("--set", f"{k}={json.dumps(v)}")]
+
+
+def export(bundle: Path) -> None:
+    python("-m", "foreshard.cli", "models/char_gpt.py", "-o", str(bundle), *gpt_options(), cores="0-1")
+
+
+def batches(path: Path, steps: int) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    text = np.frombuffer((ROOT / "examples/data/tinyshakespeare.txt").read_bytes(), np.uint8).astype(np.int32)
+    rows, ctx = steps * GPT["batch"], GPT["ctx"]
+    at = np.arange(rows)[:, None] * ctx + np.arange(ctx)
+    save_file({"tokens": text[at], "targets": text[at + 1]}, path)
+
+
+def reference(data: Path, microbatch: int, cores: str, **environment: str) -> float:
+    out = python("reference.py", "models/char_gpt.py", str(data), "--microbatch", str(microbatch), "--bench",
+                 *gpt_options(), cores=cores, **environment)  # fmt: skip
+    return json.loads(out)["step_seconds"]
+
+
+def manifest(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, microbatch: int, steps: int,
+             **spec: object) -> Path:  # fmt: skip
+    """A job that only trains: no checkpoints and no other plans, unless `spec` says so."""
+    job = {
+        "apiVersion": "foreshard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "bench"},
+        "spec": {
+            "bundle": str(bundle),
+            "data": {"uri": str(data), "shuffle": "none"},
+            "steps": steps,
+            "parallelism": {"shards": shards, "microbatch": microbatch},
+            "resources": {"cores": cores},
+            "checkpoint": {"everySteps": 0},
+            "adaptation": {"mode": "Off"},
+            **spec,
+        },
+    }
+    path = scratch / "job.yaml"
+    path.write_text(json.dumps(job))
+    return path
+
+
+def command(path: Path, scratch: Path) -> tuple[list[str], Path]:
+    run = scratch / f"run-{len(list(scratch.iterdir()))}"
+    return [str(BINARY), "local", "run", "--quiet", "--traced-steps", "0", "--run-dir", str(run), str(path)], run
+
+
+def foreshard(*args: object, **spec: object) -> dict:
+    path = manifest(*args, **spec)
+    line, run = command(path, path.parent)
+    subprocess.run(line, cwd=ROOT, check=True)
+    return results(run)
+
+
+def results(run: Path) -> dict:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    return {**summary, "seconds": summary["step_seconds"]["median"], "lines": lines}
+
+
+def rounds(n: int, *measure) -> list[float]:
+    """Medians of `n` measurements each, taken in turn so that a slow minute hits all."""
+    times: list[list[float]] = [[] for _ in measure]
+    for _ in range(n):
+        for i, m in enumerate(measure):
+            times[i].append(m())
+    return [statistics.median(t) for t in times]
+
+
+def single(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\none shard against jax.jit of the whole step, one core, microbatch = batch")
+    ours, theirs, same = rounds(
+        3,
+        lambda: foreshard(bundle, data, scratch, 1, 1, GPT["batch"], steps)["seconds"],
+        lambda: reference(data, GPT["batch"], "0"),
+        lambda: reference(data, GPT["batch"], "0", **SAME_PLUGIN),
+    )
+    print(f"  foreshard {1e3 * ours:.1f} ms, jax {1e3 * theirs:.1f} ms, ratio {ours / theirs:.3f} (target <= 1.03)")
+    print(f"  jax through the same plug-in as Foreshard {1e3 * same:.1f} ms, ratio {ours / same:.3f}")
+
+
+def pipeline(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    n = GPT["batch"]
+    print(f"\ntwo shards on one core each, {n} microbatches, against one-core JAX")
+    ours, jax = rounds(
+        3,
+        lambda: foreshard(bundle, data, scratch, 2, 1, 1, steps)["seconds"],
+        lambda: reference(data, GPT["batch"], "0"),
+    )
+    bubble = 1 / (n + 1)
+    ideal = 2 * (1 - bubble) * TOKENS / jax
+    print(f"  foreshard {TOKENS / ours:.0f} tokens/s, one-core jax {TOKENS / jax:.0f} tokens/s")
+    print(f"  2 x jax x (1 - bubble {bubble:.3f}) = {ideal:.0f} tokens/s, ratio {TOKENS / ours / ideal:.3f} (target >= 0.90)")
+    peer = ROOT / "python/peers/torch_pipeline.py"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("  torch is not installed: pip install torch to compare with torch.distributed.pipelining")
+        return
+    if peer.is_file():
+        out = json.loads(python("peers/torch_pipeline.py", cores="0-1").splitlines()[-1])
+        theirs = out["tokens_per_second"]
+        print(f"  torch.distributed.pipelining {theirs:.0f} tokens/s, ratio {TOKENS / ours / theirs:.3f}")
+
+
+def memory(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\nmemory per worker: planned, by the compiler, observed (peak resident above what the process had compiled)")
+    for shards, microbatch in [(1, GPT["batch"]), (2, 1)]:
+        for worker in foreshard(bundle, data, scratch, shards, 1, microbatch, 6)["workers"]:
+            m = worker["memory"]
+            observed = m["peak_rss"] - m["baseline_rss"]
+            mib = lambda b: f"{b / 2**20:.1f} MiB"
+            print(f"  {shards} shards, worker {worker['rank']}: planned {mib(m['planned'])}, compiled {mib(m['compiled'])}, "
+                  f"observed {mib(observed)}, planned/observed {m['planned'] / observed:.2f}")  # fmt: skip
+
+
+def cutover(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\ncutover: two shards, one core each; the cut moves, then all shards change places")
+    path = manifest(bundle, data, scratch, 2, 1, 1, 10 * steps)
+    line, run = command(path, scratch)
+    job = subprocess.Popen(line, cwd=ROOT)
+    log = run / "log.jsonl"
+    while job.poll() is None and (not log.exists() or log.read_text().count("\n") < 10):
+        time.sleep(0.2)
+    plan = json.loads((run / "plan.json").read_text())
+    other = scratch / "other.json"
+    # Twice: the second time every executable is in the cache on disk.
+    for _ in range(2):
+        plan["shards"][0]["devices"], plan["shards"][1]["devices"] = [s["devices"] for s in plan["shards"][::-1]]
+        other.write_text(json.dumps(plan))
+        subprocess.run([str(BINARY), "local", "recut", str(run), "--plan", str(other)], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    job.send_signal(signal.SIGINT)
+    job.wait()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    usual = statistics.median(line["seconds"] for line in lines)
+    for event in (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()):
+        if event["event"] == "cutover":
+            step = next(line["seconds"] for line in lines if line["step"] == event["at"] - 1)
+            print(f"  {event['moved_bytes'] / 2**20:.1f} MiB moved, prepared in {event['prepare_seconds']:.1f} s, paused "
+                  f"{1e3 * event['pause_seconds']:.2f} ms; that step took {1e3 * step:.1f} ms, "
+                  f"{step / usual:.2f} x the median of {1e3 * usual:.1f} ms (target < 2)")  # fmt: skip
+
+
+def overhead(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\noverhead: profiling, monitoring and a checkpoint every 8 steps, against none of them; two shards")
+    on = {"checkpoint": {"everySteps": 8}, "adaptation": {"mode": "Recommend"}}
+    mean = lambda r: statistics.mean(line["seconds"] for line in r["lines"][4:])
+    with_all, without = rounds(
+        3,
+        lambda: mean(foreshard(bundle, data, scratch, 2, 1, 1, steps, **on)),
+        lambda: mean(foreshard(bundle, data, scratch, 2, 1, 1, steps)),
+    )
+    print(f"  with {1e3 * with_all:.1f} ms, without {1e3 * without:.1f} ms per step, ratio {with_all / without:.3f} "
+          "(target <= 1.02)")  # fmt: skip
+
+
+def planner(*_: object) -> None:
+    print("\nplanner: coordinates, partition, cut and schedule of a synthetic chain for 4 shards")
+    subprocess.run(["cargo", "bench", "--quiet", "--bench", "planner"], cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sections = {"single": single, "pipeline": pipeline, "memory": memory, "planner": planner, "cutover": cutover,
+                "overhead": overhead}  # fmt: skip
+    parser.add_argument("--only", nargs="*", choices=sections, default=list(sections))
+    parser.add_argument("--steps", type=int, default=24)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        bundle, data = scratch / "gpt.bundle", scratch / "batches.safetensors"
+        if set(args.only) - {"planner"}:
+            export(bundle)
+            batches(data, args.steps)
+        for name in args.only:
+            sections[name](bundle, data, scratch, args.steps)
+
+
+if __name__ == "__main__":
+    main()
