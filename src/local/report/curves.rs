@@ -66,7 +66,11 @@ pub fn throughput(page: &mut Page, run: &Run) {
         points
     };
     let (fine, coarse) = (over(short), over(long));
-    let predicted: Vec<(f64, f64)> = steps.iter().map(|s| (s.end, each / s.predicted)).collect();
+    let mut predicted: Vec<(f64, f64)> = Vec::new();
+    for life in &lives {
+        predicted.extend(life.iter().map(|s| (s.end, each / s.predicted)));
+        predicted.push((life[life.len() - 1].end, f64::NAN));
+    }
     let high = range(fine.iter().chain(&coarse).map(|p| p.1)).map_or(1.0, |r| r.1);
     let mut chart = Chart::new((steps[0].end, run.end()), (0.0, 1.08 * high), 300.0, (Axis::Time, Axis::Plain));
     marks(&mut chart, run);
@@ -91,23 +95,24 @@ fn begin(step: &Step) -> f64 {
 
 /// Cutovers, restarts and checkpoints.
 fn marks(chart: &mut Chart, run: &Run) {
-    for e in latest(run.events.of("checkpoint").collect()) {
+    for e in few(run.events.of("checkpoint").collect()) {
         let at = e.at.unwrap_or(e.step);
         chart.mark("checkpoint", e.seconds, "", &format!("checkpoint after step {at}, at {}", clock(e.seconds)));
     }
-    for e in latest(run.events.of("cutover").collect()) {
+    for e in few(run.events.of("cutover").collect()) {
         let why = e.why.as_deref().unwrap_or("");
         chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}: {why}", e.revision, clock(e.seconds)));
     }
-    for e in latest(run.events.of("restart").collect()) {
+    for e in few(run.events.of("restart").collect()) {
         let why = e.why.as_deref().unwrap_or("");
         chart.mark("restart", e.seconds, "R", &format!("restart at {}: {why}", clock(e.seconds)));
     }
 }
 
-fn latest<T>(mut all: Vec<T>) -> Vec<T> {
-    all.drain(..all.len().saturating_sub(MAX_MARKS));
-    all
+/// All of them, or every second, third, ... one.
+fn few<T>(all: Vec<T>) -> impl Iterator<Item = T> {
+    let each = all.len().div_ceil(MAX_MARKS).max(1);
+    all.into_iter().step_by(each)
 }
 
 pub fn loads(page: &mut Page, run: &Run) {
@@ -143,7 +148,7 @@ pub fn loads(page: &mut Page, run: &Run) {
             ("line dashed ink", "predicted"),
         ]);
         let mut chart = Chart::new(x, (0.0, 1.05 * high), 190.0, (Axis::Time, Axis::Duration));
-        for e in latest(run.events.of("cutover").collect()) {
+        for e in few(run.events.of("cutover").collect()) {
             chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}", e.revision, clock(e.seconds)));
         }
         chart.line(&format!("thin {class}"), busy);
@@ -207,7 +212,7 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
     if let Some(forecast) = &device.latest {
         fan(&mut chart, forecast, &format!("dashed {class}"));
     }
-    for e in latest(run.events.of("cutover").collect()) {
+    for e in few(run.events.of("cutover").collect()) {
         chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}", e.revision, clock(e.seconds)));
     }
     if let Some(&(last, _)) = device.speeds.last().filter(|_| device.latest.is_some()) {
@@ -237,7 +242,7 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
     ));
 }
 
-/// A few of the earlier forecasts, evenly over the run.
+/// Some of the earlier forecasts, evenly over the run.
 fn earlier(device: &Device) -> Vec<&Forecast> {
     let latest = device.latest.as_ref().map(|f| f.start);
     let all: Vec<&Forecast> = device.forecasts.iter().filter(|f| Some(f.start) != latest).collect();
