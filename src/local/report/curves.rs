@@ -203,7 +203,7 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device) {
         return page.missing("Its speed is not known.");
     };
     let (low, high) = padded((low, high));
-    let y = (low.min(0.9).max(0.0), high.max(1.1));
+    let y = (low.clamp(0.0, 0.9), high.max(1.1));
     let ends = shown().map(|f| f.time(f.horizon()).0).filter(|t| t.is_finite());
     let end = ends.fold(run.end(), f64::max);
     let begin = device.speeds.first().map_or(0.0, |s| s.0);
