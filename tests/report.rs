@@ -27,6 +27,7 @@ fn moment(step: u64, time: f64, step_time: f64, proposal: Option<Proposal>) -> S
         level: 0.9,
         n_values: 40,
         mase: 0.8,
+        known: (0.4, 0.6),
         doubt: 0.001,
         lower: vec![0.4; 30],
         mean: vec![0.5; 30],
