@@ -3,6 +3,8 @@
 //! A family finds its inputs below the directory it is given, whatever their names: published figures are looked up by
 //! name where there are any, and a row without them is still a row.
 
+pub mod iopddl;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -62,7 +64,7 @@ pub struct Family {
 }
 
 /// All families, in the order in which they run.
-pub const FAMILIES: &[Family] = &[];
+pub const FAMILIES: &[Family] = &[Family { name: iopddl::NAME, about: iopddl::ABOUT, run: iopddl::run }];
 
 /// Runs `solve` and tells how long it took and how much memory the process held meanwhile.
 pub fn measured<T>(solve: impl FnOnce() -> T) -> (T, f64, u64) {
