@@ -2,16 +2,18 @@
 
 Every number is printed raw and as a ratio; nothing here passes or fails. Run it on a quiet machine.
 
-    benches/run.py [--only single pipeline memory planner] [--steps 24]
+    benches/run.py [--only single pipeline memory planner cutover overhead] [--steps 24]
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +65,9 @@ def reference(data: Path, microbatch: int, cores: str, **environment: str) -> fl
     return json.loads(out)["step_seconds"]
 
 
-def foreshard(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, microbatch: int, steps: int) -> dict:
+def manifest(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, microbatch: int, steps: int,
+             **spec: object) -> Path:  # fmt: skip
+    """A job that only trains: no checkpoints and no other plans, unless `spec` says so."""
     job = {
         "apiVersion": "foreshard.dev/v1alpha1",
         "kind": "TrainingJob",
@@ -74,13 +78,29 @@ def foreshard(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, 
             "steps": steps,
             "parallelism": {"shards": shards, "microbatch": microbatch},
             "resources": {"cores": cores},
+            "checkpoint": {"everySteps": 0},
+            "adaptation": {"mode": "Off"},
+            **spec,
         },
     }
-    manifest = scratch / "job.yaml"
-    manifest.write_text(json.dumps(job))
-    run = scratch / f"run-{shards}-{cores}-{microbatch}-{len(list(scratch.iterdir()))}"
-    command = [str(BINARY), "local", "run", "--quiet", "--traced-steps", "0", "--run-dir", str(run), str(manifest)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    path = scratch / "job.yaml"
+    path.write_text(json.dumps(job))
+    return path
+
+
+def command(path: Path, scratch: Path) -> tuple[list[str], Path]:
+    run = scratch / f"run-{len(list(scratch.iterdir()))}"
+    return [str(BINARY), "local", "run", "--quiet", "--traced-steps", "0", "--run-dir", str(run), str(path)], run
+
+
+def foreshard(*args: object, **spec: object) -> dict:
+    path = manifest(*args, **spec)
+    line, run = command(path, path.parent)
+    subprocess.run(line, cwd=ROOT, check=True)
+    return results(run)
+
+
+def results(run: Path) -> dict:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
     return {**summary, "seconds": summary["step_seconds"]["median"], "lines": lines}
@@ -157,6 +177,47 @@ def memory(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
                   f"compiled/observed {m['compiled'] / max(observed, 1):.2f}")  # fmt: skip
 
 
+def cutover(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\ncutover: two shards, one core each; the cut moves, then all shards change places")
+    path = manifest(bundle, data, scratch, 2, 1, 1, 10 * steps)
+    line, run = command(path, scratch)
+    job = subprocess.Popen(line, cwd=ROOT)
+    log = run / "log.jsonl"
+    while job.poll() is None and (not log.exists() or log.read_text().count("\n") < 10):
+        time.sleep(0.2)
+    plan = json.loads((run / "plan.json").read_text())
+    other = scratch / "other.json"
+    # Twice: the second time every executable is in the cache on disk.
+    for _ in range(2):
+        plan["shards"][0]["devices"], plan["shards"][1]["devices"] = [s["devices"] for s in plan["shards"][::-1]]
+        other.write_text(json.dumps(plan))
+        subprocess.run([str(BINARY), "local", "recut", str(run), "--plan", str(other)], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    job.send_signal(signal.SIGINT)
+    job.wait()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    usual = statistics.median(line["seconds"] for line in lines)
+    for event in (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()):
+        if event["event"] == "cutover":
+            step = next(line["seconds"] for line in lines if line["step"] == event["at"] - 1)
+            print(f"  {event['moved_bytes'] / 2**20:.1f} MiB moved, prepared in {event['prepare_seconds']:.1f} s, paused "
+                  f"{1e3 * event['pause_seconds']:.2f} ms; that step took {1e3 * step:.1f} ms, "
+                  f"{step / usual:.2f} x the median of {1e3 * usual:.1f} ms (target < 2)")  # fmt: skip
+
+
+def overhead(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
+    print("\noverhead: profiling, monitoring and a checkpoint every 8 steps, against none of them; two shards")
+    on = {"checkpoint": {"everySteps": 8}, "adaptation": {"mode": "Recommend"}}
+    mean = lambda r: statistics.mean(line["seconds"] for line in r["lines"][4:])
+    with_all, without = rounds(
+        3,
+        lambda: mean(foreshard(bundle, data, scratch, 2, 1, 1, steps, **on)),
+        lambda: mean(foreshard(bundle, data, scratch, 2, 1, 1, steps)),
+    )
+    print(f"  with {1e3 * with_all:.1f} ms, without {1e3 * without:.1f} ms per step, ratio {with_all / without:.3f} "
+          "(target <= 1.02)")  # fmt: skip
+
+
 def planner(*_: object) -> None:
     print("\nimport, plan and cut of a made-up model for 4 shards (targets: 5,000 ops <= 1 s, growth near linear)")
     subprocess.run([str(BINARY), "bench", "growth"], cwd=ROOT, check=True)
@@ -164,7 +225,8 @@ def planner(*_: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = {"single": single, "pipeline": pipeline, "memory": memory, "planner": planner}
+    sections = {"single": single, "pipeline": pipeline, "memory": memory, "planner": planner, "cutover": cutover,
+                "overhead": overhead}  # fmt: skip
     parser.add_argument("--only", nargs="*", choices=sections, default=list(sections))
     parser.add_argument("--steps", type=int, default=24)
     args = parser.parse_args()

@@ -80,7 +80,7 @@ impl Run {
              bundle: bundles/mlp_digits.bundle\n  \
              data: {{uri: examples/data/digits.csv, columns: {{x: ['pixel*'], y: [label]}}}}\n  \
              steps: {STEPS}\n  parallelism: {{shards: 2, microbatch: 16}}\n  \
-             checkpoint: {{everySteps: {}}}\n  failurePolicy: {{maxRestarts: 4, hangSeconds: 3}}\n",
+             checkpoint: {{everySteps: {}}}\n  failurePolicy: {{maxRestarts: 4, hangSeconds: 3}}\n  adaptation: {{mode: Off}}\n",
             story.checkpoint_every
         );
         fs::write(&manifest, yaml).unwrap();

@@ -109,7 +109,7 @@ fn foreshard(
     std::fs::write(
         &job,
         format!(
-            "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: test}}\nspec:\n  bundle: {}\n  data: {{uri: {}, shuffle: none}}\n  steps: {STEPS}\n  parallelism: {{shards: {shards}, replicas: {replicas}, microbatch: {microbatch}}}\n",
+            "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: test}}\nspec:\n  bundle: {}\n  data: {{uri: {}, shuffle: none}}\n  steps: {STEPS}\n  adaptation: {{mode: Off}}\n  checkpoint: {{everySteps: 0}}\n  parallelism: {{shards: {shards}, replicas: {replicas}, microbatch: {microbatch}}}\n",
             bundle.display(),
             data.display()
         ),

@@ -27,6 +27,7 @@ fn moment(step: u64, time: f64, step_time: f64, proposal: Option<Proposal>) -> S
         level: 0.9,
         n_values: 40,
         mase: 0.8,
+        known: (0.4, 0.6),
         doubt: 0.001,
         lower: vec![0.4; 30],
         mean: vec![0.5; 30],
@@ -286,7 +287,7 @@ fn a_replay_repeats_every_decision_unless_settings_change() {
     };
     assert_eq!(replayed(&[]), "5 decisions, 0 differ, 1 moves recorded, 1 would have been made\n");
     assert_eq!(replayed(&["--all"]).lines().count(), 11);
-    let off = replayed(&["--set", "adaptation.mode=off"]);
+    let off = replayed(&["--set", "adaptation.mode=Off"]);
     assert!(off.ends_with("5 decisions, 5 differ, 1 moves recorded, 0 would have been made\n"), "{off}");
     assert_eq!(off.matches("now  keep: adaptation is off").count(), 5);
     let calm = replayed(&["--set", "threshold=1.5"]);

@@ -1,6 +1,6 @@
 //! `foreshard local`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,6 +18,14 @@ use crate::runtime::fail::Fail;
 pub enum Command {
     Run(RunArgs),
     Recut(RecutArgs),
+    Approve(ApproveArgs),
+}
+
+/// Agree to the plan that a running job recommends (spec.adaptation.mode: Recommend).
+#[derive(Debug, clap::Args)]
+pub struct ApproveArgs {
+    /// Run directory of the job.
+    run_dir: PathBuf,
 }
 
 /// Give a running job another plan, between two of its steps.
@@ -94,6 +102,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     let args = match command {
         Command::Run(args) => args,
         Command::Recut(args) => return recut(args),
+        Command::Approve(args) => return tell(&args.run_dir, &Request::Approve),
     };
     let options = Options {
         job: args.job,
@@ -129,7 +138,12 @@ fn recut(args: RecutArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let request = Request::Recut { plan, shards: args.shards, microbatch: args.microbatch };
-    match ask(&args.run_dir, &request).map_err(bad_input)? {
+    tell(&args.run_dir, &request)
+}
+
+/// Asks a running job, and prints its answer.
+fn tell(run_dir: &Path, request: &Request) -> anyhow::Result<ExitCode> {
+    match ask(run_dir, request).map_err(bad_input)? {
         Ok(done) => {
             println!("{done}");
             Ok(ExitCode::SUCCESS)

@@ -38,7 +38,10 @@ fn setting(text: &str) -> Result<(String, String), String> {
     let (field, value) = text.split_once('=').ok_or("not SETTING=VALUE")?;
     let field = field.trim();
     let field = field.strip_prefix("spec.").unwrap_or(field);
-    Ok((field.strip_prefix("adaptation.").unwrap_or(field).to_owned(), value.trim().to_owned()))
+    let field = field.strip_prefix("adaptation.").unwrap_or(field);
+    // Manifests write modes with a capital letter, records without.
+    let value = if field == "mode" { value.trim().to_lowercase() } else { value.trim().to_owned() };
+    Ok((field.to_owned(), value))
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {

@@ -56,10 +56,11 @@ pub trait Fit {
     /// Values it needs at least.
     fn needs(&self) -> usize;
 
-    /// By how much its loss in the backtest has to be below that of every simpler method: chance alone shall not make a
-    /// forecast complicated.
-    fn margin(&self) -> f64 {
-        0.05
+    /// By how much its loss in the backtest has to be below that of `simpler`, a method tried before it: chance alone shall
+    /// not make a forecast complicated.
+    fn margin(&self, simpler: &Method) -> f64 {
+        // Somewhere any load has seemed to repeat; that is a season only if it explains much.
+        if self.method().has_season() && !simpler.has_season() { 0.3 } else { 0.05 }
     }
 
     /// Learns from at least [`needs`](Fit::needs) values; `None` when they say nothing to this method.
@@ -83,7 +84,7 @@ pub trait Predict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Method {
-    /// The last value stays.
+    /// The last value stays, unless it is a wild one.
     Naive,
     /// The mean of all values that still count.
     Mean,
@@ -149,7 +150,7 @@ impl Default for Settings {
 const STEPS: f64 = 64.0;
 
 /// A good interval for a series whose samples come every `spacing`: a 64th of the horizon, but two samples or more in
-/// each, so that medians are medians and no gaps have to be bridged.
+/// each, so that medians are medians and few gaps have to be filled.
 pub fn interval(horizon: Seconds, spacing: Seconds) -> Seconds {
     (horizon / STEPS).max(spacing * 2.0)
 }
@@ -211,6 +212,7 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
         level: settings.level,
         n_values: values.len(),
         mase: chosen.backtest.mase(&values),
+        known: (robust::quantile(&values, 0.1), robust::quantile(&values, 0.9)),
         doubt: doubt(&chosen, recent),
         method: chosen.method,
         lower,
@@ -237,17 +239,18 @@ fn relevant(values: &[f64], change: f64) -> (Vec<f64>, Vec<usize>) {
     };
     let flat = season::without(values, season);
     let mut values = values.to_vec();
-    let explained = spread(&flat) < 0.5 * spread(&values);
-    if let Some(c) = change::last(&flat, least).filter(|c| explained && is_new(&flat[..c.at], c.after)) {
+    let repeats = mean_distance(&values[season..], &values) < 0.5 * mean_distance(&values, &[robust::median(&values)]);
+    if let Some(c) = change::last(&flat, least).filter(|c| repeats && is_new(&flat[..c.at], c.after)) {
         values[..c.at].iter_mut().for_each(|v| *v += c.after - c.before);
     }
     (values, seasons)
 }
 
-/// Mean distance from the median.
-fn spread(values: &[f64]) -> f64 {
-    let centre = robust::median(values);
-    values.iter().map(|v| (v - centre).abs()).sum::<f64>() / values.len() as f64
+/// Mean distance of each value from that of `others`; the last of these counts for all that follow.
+fn mean_distance(values: &[f64], others: &[f64]) -> f64 {
+    let last = others.last().copied().unwrap_or(0.0);
+    let others = others.iter().copied().chain(std::iter::repeat(last));
+    values.iter().zip(others).map(|(a, b)| (a - b).abs()).sum::<f64>() / values.len().max(1) as f64
 }
 
 /// Whether nine of ten values lie on one side of `level`.
@@ -305,7 +308,10 @@ pub fn choose(history: History<'_>, methods: &[Box<dyn Fit>], horizon: usize) ->
         let Some(test) = backtest::run(method, history, &origins, horizon) else { continue };
         let cap = *cap.get_or_insert_with(|| test.usual());
         let (all, late) = test.loss(cap);
-        if best.as_ref().is_none_or(|(_, _, b)| all < b.0 * (1.0 - method.margin()) && late <= b.1) {
+        if best
+            .as_ref()
+            .is_none_or(|(simpler, _, b)| all < b.0 * (1.0 - method.margin(&simpler.method())) && late <= b.1)
+        {
             best = Some((method, test, (all, late)));
         }
     }

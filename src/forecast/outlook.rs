@@ -25,6 +25,8 @@ pub struct Forecast {
     /// Error of the method in the backtest, in units of the mean change from one value to the next; 0 for a series that
     /// never changes.
     pub mase: f64,
+    /// Eight of ten of these values lay between.
+    pub known: (f64, f64),
     /// By how much the level may be off for noise and for lack of values, should it stay as it is: a standard error.
     pub doubt: f64,
     pub lower: Vec<f64>,
@@ -95,16 +97,17 @@ impl Forecast {
         self.lower.iter().position(|&l| l < limit)
     }
 
-    /// Starts from where the quantity is now, should it have left the interval of the first step: the latest measurements
-    /// are finer than the intervals of a series, and a forecast learns of a new level only after some of these.
+    /// Starts from where the quantity is now, should that be a level it has not known: the latest measurements are finer than
+    /// the intervals of a series, and a forecast learns of a new level only after some of these.
     ///
     /// `now`: the level of late; `least`: what counts as another level, as a share of the expected one. A forecast with a season stays as it is: it knows when the quantity comes and goes.
     pub fn anchor(&mut self, now: &Robust, least: f64) {
         let Some(first) = (self.horizon() > 0).then(|| self.at(0)) else { return };
-        let inside = (first.lower..=first.upper).contains(&now.centre);
+        let (low, high) = self.known;
+        let known = (low..=high).contains(&now.centre);
         let expected = Robust { centre: first.mean, spread: 0.0, n: u64::MAX };
         let least = least * first.mean.abs();
-        if inside || self.method.has_season() || change::shift(&expected, now, least).is_none() {
+        if known || self.method.has_season() || change::shift(&expected, now, least).is_none() {
             return;
         }
         let away = now.centre - first.mean;
@@ -112,6 +115,7 @@ impl Forecast {
         for values in [&mut self.lower, &mut self.mean, &mut self.upper] {
             values.iter_mut().for_each(|v| *v += away);
         }
+        self.known = (low.min(now.centre), high.max(now.centre));
     }
 
     /// Forgets steps beyond `horizon`.

@@ -53,8 +53,12 @@ impl Fit for Smoothing {
     }
 
     /// Any noise has a slope somewhere, and a slope carried far is far off.
-    fn margin(&self) -> f64 {
-        if self.trend == Trend::None { 0.05 } else { 0.25 }
+    fn margin(&self, simpler: &Method) -> f64 {
+        match (self.trend, self.season) {
+            (Trend::None, None) => 0.05,
+            (Trend::None, Some(_)) if simpler.has_season() => 0.05,
+            _ => 0.3,
+        }
     }
 
     fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {

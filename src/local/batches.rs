@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context;
 
 use super::inputs::Inputs;
-use crate::trainer::{DataError, Reader};
+use crate::profile::{Ahead, BatchProfile, Window};
+use crate::trainer::{DataError, Reader, profiled};
 use crate::wire::{Batch, Position};
 
 /// Bytes of batches kept for a source that cannot be read again.
@@ -16,6 +18,8 @@ const MAX_KEPT: usize = 256 << 20;
 /// The batches of a job, step by step.
 pub struct Batches {
     receiver: Receiver<Result<Batch, DataError>>,
+    /// Traits of the batches in `receiver`.
+    window: Arc<Mutex<Window>>,
     /// Batches to be given out before what the receiver yields.
     again: VecDeque<Batch>,
     /// A feeder's batches since the last checkpoint: it has no position to go back to.
@@ -40,16 +44,16 @@ impl Batches {
     pub fn open(inputs: &Inputs, step: u64, position: Position) -> anyhow::Result<Self> {
         let kept = inputs.job.spec.data.socket.is_some().then(VecDeque::new);
         let positions = BTreeMap::from([(step, position)]);
-        let receiver = read(inputs, position)?;
-        Ok(Self { receiver, again: VecDeque::new(), kept, kept_bytes: 0, positions })
+        let (receiver, window) = read(inputs, position)?;
+        Ok(Self { receiver, window, again: VecDeque::new(), kept, kept_bytes: 0, positions })
     }
 
-    /// The batch of `step`; steps are asked for one after the other.
-    pub fn next(&mut self, step: u64, patience: Duration) -> Result<Batch, Missing> {
-        let batch = match self.again.pop_front() {
-            Some(batch) => batch,
+    /// The batch of `step` with its traits; steps are asked for one after the other.
+    pub fn next(&mut self, step: u64, patience: Duration) -> Result<(Batch, Option<BatchProfile>), Missing> {
+        let (batch, profile) = match self.again.pop_front() {
+            Some(batch) => (batch, None),
             None => match self.receiver.recv_timeout(patience) {
-                Ok(batch) => batch.map_err(Missing::Damaged)?,
+                Ok(batch) => (batch.map_err(Missing::Damaged)?, lock(&self.window).pop()),
                 Err(RecvTimeoutError::Timeout) => return Err(Missing::Patience),
                 Err(RecvTimeoutError::Disconnected) => return Err(Missing::Ended),
             },
@@ -64,7 +68,12 @@ impl Batches {
                 self.kept_bytes -= size(&old);
             }
         }
-        Ok(batch)
+        Ok((batch, profile))
+    }
+
+    /// The batches that wait.
+    pub fn ahead(&self) -> Ahead {
+        lock(&self.window).ahead()
     }
 
     /// Where the batch of a step begins that has been reached and not been forgotten.
@@ -109,18 +118,32 @@ fn size(batch: &Batch) -> usize {
     batch.tensors.iter().map(|t| t.data.len()).sum()
 }
 
-/// Reads on a thread of its own: waiting for data must hide neither Ctrl-C nor a dead worker.
-fn read(inputs: &Inputs, position: Position) -> anyhow::Result<Receiver<Result<Batch, DataError>>> {
+fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
+    window.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+type Waiting = (Receiver<Result<Batch, DataError>>, Arc<Mutex<Window>>);
+
+/// Reads and profiles on a thread of its own: waiting for data must hide neither Ctrl-C nor a dead worker.
+fn read(inputs: &Inputs, position: Position) -> anyhow::Result<Waiting> {
     let (data, seed) = (&inputs.job.spec.data, inputs.job.spec.seed.into());
     let reader = Reader::open(data, &inputs.model.manifest, inputs.plan.microbatch, seed, position, &inputs.storage)?;
-    let (queue, batches) = sync_channel(1);
+    let (queue, batches) = sync_channel(data.read_ahead.max(1) as usize);
+    let window = Arc::new(Mutex::new(Window::default()));
+    let (model, seen) = (inputs.model.clone(), window.clone());
     let pump = move || {
         for batch in reader {
+            if let Ok(batch) = &batch {
+                // What is wrong with a batch is said when it is fed.
+                let profile = profiled(&model.manifest, batch)
+                    .unwrap_or_else(|_| BatchProfile { variant: batch.variant.clone(), ..BatchProfile::default() });
+                lock(&seen).push(profile);
+            }
             if queue.send(batch).is_err() {
                 return;
             }
         }
     };
     std::thread::Builder::new().name("batches".to_owned()).spawn(pump).context("cannot start a thread")?;
-    Ok(batches)
+    Ok((batches, window))
 }

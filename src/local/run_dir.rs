@@ -10,7 +10,16 @@ use serde_json::{Value, json};
 use super::timeline::Timeline;
 use crate::graph::Manifest;
 use crate::plan::estimate::BatchEstimate;
+use crate::profile::{Ahead, BatchProfile};
 use crate::runtime::StepReport;
+
+/// What is known of a step besides its report.
+pub struct Traits {
+    pub predicted: Option<BatchEstimate>,
+    pub batch: Option<BatchProfile>,
+    /// Batches that waited when it ended.
+    pub ahead: Ahead,
+}
 
 /// A directory for one run.
 pub struct RunDir {
@@ -80,7 +89,7 @@ impl RunDir {
         report: &StepReport,
         incarnation: u32,
         manifest: &Manifest,
-        predicted: Option<&BatchEstimate>,
+        traits: &Traits,
     ) -> anyhow::Result<()> {
         let metrics: serde_json::Map<String, Value> =
             manifest.metrics.iter().zip(&report.metrics).map(|(m, v)| (m.name.clone(), json!(v))).collect();
@@ -89,7 +98,7 @@ impl RunDir {
             .iter()
             .enumerate()
             .map(|(rank, w)| {
-                let predicted = predicted.and_then(|p| p.workers.get(rank)).map(|p| p.busy);
+                let predicted = traits.predicted.as_ref().and_then(|p| p.workers.get(rank)).map(|p| p.busy);
                 json!({
                     "predicted_busy_s": predicted,
                     "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
@@ -99,7 +108,9 @@ impl RunDir {
             .collect();
         let line = json!({
             "step": report.step, "revision": report.revision, "incarnation": incarnation, "loss": report.loss, "metrics": metrics,
-            "seconds": report.seconds, "predicted_s": predicted.map(|p| p.step), "workers": workers,
+            "seconds": report.seconds, "predicted_s": traits.predicted.as_ref().map(|p| p.step), "workers": workers,
+            "batch": traits.batch.as_ref().map(|b| json!({"bytes": b.bytes, "padding": b.padding(), "lengths": b.lengths()})),
+            "ahead": traits.ahead,
         });
         let written = writeln!(self.log, "{line}").and_then(|()| self.log.flush());
         written.with_context(|| format!("cannot write {}/log.jsonl; is the disk full?", self.path.display()))?;

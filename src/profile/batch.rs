@@ -27,7 +27,7 @@ pub struct TensorView<'a> {
 }
 
 /// Traits of one batch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BatchProfile {
     /// The gradient variant that takes its shapes.
     pub variant: String,

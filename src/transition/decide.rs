@@ -4,13 +4,15 @@ use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
 use super::snapshot::{Candidate, Move, Proposal, Snapshot};
 use super::trigger::{considered, trigger};
-use super::weigh::{REMEMBERED, Weighed, weigh};
+use super::weigh::{Weighed, weigh};
 use crate::units::{Bytes, Seconds};
 
-/// The cooldown is doubled so often at most.
+/// So many standard errors are doubted: one side of 93 % of cases.
+const ERRORS: f64 = 1.5;
+/// The cooldown is doubled for each of so many last moves that did not pay.
 const MAX_DOUBLINGS: usize = 3;
 /// Candidates older than this share of the horizon are solved again.
-const STALE: f64 = 0.25;
+const STALE: f64 = 0.125;
 
 /// Decides what to do at one moment.
 ///
@@ -108,11 +110,10 @@ fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
     (balance.saved < balance.cost * (1.0 + hysteresis)).then_some(Keep::CostsMore { revision, balance, hysteresis })
 }
 
-/// By how much the speed of a worker may be off, for the worst of them (two standard errors): as much of a gain may be
-/// noise.
+/// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise.
 fn doubt(s: &Snapshot) -> f64 {
     let forecasts = s.workers.iter().filter_map(|w| w.speed_forecast.as_ref());
-    let relative = forecasts.map(|f| 2.0 * f.doubt / f.average().mean.abs());
+    let relative = forecasts.map(|f| ERRORS * f.doubt / f.average().mean.abs());
     relative.filter(|d| d.is_finite()).fold(0.0, f64::max)
 }
 
@@ -136,9 +137,9 @@ fn relieves(trigger: &Trigger, s: &Snapshot, c: &Candidate) -> bool {
 /// When the next move may be, at the earliest.
 fn cooldown(s: &Snapshot) -> Option<Seconds> {
     let last = s.moves.last()?;
-    let latest = s.moves.iter().rev().take(REMEMBERED).enumerate();
+    let latest = s.moves.iter().rev().take(MAX_DOUBLINGS).enumerate();
     let disappointing = latest.filter(|&(i, m)| disappointed(m, i == 0)).count();
-    Some(last.time + s.settings.cooldown * f64::from(1u32 << disappointing.min(MAX_DOUBLINGS)))
+    Some(last.time + s.settings.cooldown * f64::from(1u32 << disappointing))
 }
 
 /// Whether a move brought less than half of what it should; one that was undone before anything could be measured did.

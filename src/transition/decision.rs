@@ -33,7 +33,7 @@ pub struct Balance {
     pub saved: Seconds,
     /// Training stands still so long: once, or twice when the plan is foreseen to be left again.
     pub cost: Seconds,
-    /// `saved` as a share of the time from `begin` to `end`.
+    /// Share of the time from `begin` to `end` that is saved, all expectations believed.
     pub share: f64,
     /// When the new plan could run: after it is prepared.
     pub begin: Seconds,

@@ -31,7 +31,7 @@ pub struct Settings {
     pub min_gain: f64,
     /// What was observed has to stay away this long.
     pub dwell: Seconds,
-    /// Least time from one cutover to the next; doubled, up to eight times, for each of the last moves that did not pay.
+    /// Least time from one cutover to the next; doubled for each of the last three moves that did not pay.
     pub cooldown: Seconds,
     /// A move has to save (1 + hysteresis) times what it costs.
     pub hysteresis: f64,

@@ -72,14 +72,14 @@ impl Observed {
 
     /// Levels over at least `span`, shortest first.
     ///
-    /// A few measurements may look calmer than they are, and those around a change look wilder: a spread is never below
-    /// the usual one of all windows.
+    /// All with the usual spread of the windows: a few measurements may look calmer than they are, and those around a change
+    /// look wilder.
     pub fn levels(&self, span: Seconds) -> impl Iterator<Item = Robust> {
         let mut spreads: Vec<f64> = self.windows.iter().map(|w| w.seen.spread).collect();
         spreads.sort_by(f64::total_cmp);
         let usual = spreads.get(spreads.len() / 2).copied().unwrap_or(0.0);
         let long_enough = self.windows.iter().filter(move |w| w.span >= span);
-        long_enough.map(move |w| Robust { spread: w.seen.spread.max(usual), ..w.seen })
+        long_enough.map(move |w| Robust { spread: usual, ..w.seen })
     }
 }
 
@@ -208,17 +208,18 @@ impl Snapshot {
     }
 }
 
-/// Share of the horizon after which what was considered is looked at again, the first time.
-const LOOK_AGAIN: f64 = 1.0 / 16.0;
-/// The share is doubled so often at most.
-const MAX_DOUBLINGS: u32 = 2;
+/// What was considered is looked at again after the dwell time, but not before this share of the horizon, ...
+const LOOK_AGAIN: f64 = 1.0 / 64.0;
+/// ... then after twice the time, and at last after this share of the horizon each time.
+const LOOK_AGAIN_AT_LAST: f64 = 0.25;
 
 impl Considered {
-    /// Whether it still stands. Forecasts become surer and more of the future comes into view, so it does not for ever; each
-    /// time it is confirmed it does for twice as long.
+    /// Whether it still stands. Forecasts become surer and more of the future comes into view, so it does not for ever.
     pub(super) fn holds(&self, s: &Snapshot) -> bool {
-        let doublings = self.times.saturating_sub(1).min(MAX_DOUBLINGS);
-        s.time < self.time + s.settings.horizon * LOOK_AGAIN * f64::from(1u32 << doublings)
+        let Settings { horizon, dwell, .. } = s.settings;
+        let first = dwell.max(horizon * LOOK_AGAIN);
+        let stands = first * f64::from(1u32 << self.times.saturating_sub(1).min(16));
+        s.time < self.time + stands.min(first.max(horizon * LOOK_AGAIN_AT_LAST))
     }
 }
 

@@ -52,19 +52,27 @@ impl Tracker {
     }
 }
 
-/// Keeps account of whether a move pays: what both plans would take, and do, under the speeds that are measured.
+/// Keeps account of whether a move pays, as far as it was said to: what both plans would take, and do, under the speeds that
+/// are measured.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ledger {
+    /// The end of what was promised.
+    until: Seconds,
     time: f64,
     saved: f64,
 }
 
 impl Ledger {
-    /// Notes a time span in which steps of the left plan would have taken `before` and those of the new one are predicted
-    /// to take `after`.
-    pub fn note(&mut self, span: Seconds, before: Seconds, after: Seconds) {
+    /// For a move whose [`super::Balance`] ends at `until`.
+    pub fn new(until: Seconds) -> Self {
+        Self { until, ..Self::default() }
+    }
+
+    /// Notes a time span up to `now` in which steps of the left plan would have taken `before` and those of the new one are
+    /// predicted to take `after`.
+    pub fn note(&mut self, now: Seconds, span: Seconds, before: Seconds, after: Seconds) {
         let rate = 1.0 - after / before;
-        if rate.is_finite() && span.0 > 0.0 {
+        if now <= self.until && rate.is_finite() && span.0 > 0.0 {
             self.time += span.0;
             self.saved += span.0 * rate;
         }
@@ -97,12 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_weighs_by_time() {
-        let mut ledger = Ledger::default();
+    fn a_ledger_weighs_by_time_and_ends_with_the_promise() {
+        let mut ledger = Ledger::new(Seconds(50.0));
         assert_eq!(ledger.gain(), None);
-        ledger.note(Seconds(10.0), Seconds(2.0), Seconds(1.0));
-        ledger.note(Seconds(30.0), Seconds(1.0), Seconds(1.5));
-        ledger.note(Seconds(5.0), Seconds(0.0), Seconds(0.0));
+        ledger.note(Seconds(10.0), Seconds(10.0), Seconds(2.0), Seconds(1.0));
+        ledger.note(Seconds(40.0), Seconds(30.0), Seconds(1.0), Seconds(1.5));
+        ledger.note(Seconds(45.0), Seconds(5.0), Seconds(0.0), Seconds(0.0));
+        assert_eq!(ledger.gain(), Some((10.0 * 0.5 - 30.0 * 0.5) / 40.0));
+        ledger.note(Seconds(60.0), Seconds(15.0), Seconds(1.0), Seconds(9.0));
         assert_eq!(ledger.gain(), Some((10.0 * 0.5 - 30.0 * 0.5) / 40.0));
     }
 }

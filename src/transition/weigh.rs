@@ -5,14 +5,14 @@ use super::snapshot::{Candidate, Measured, Move, Snapshot};
 use crate::units::Seconds;
 
 /// Earlier moves that still teach something.
-pub(super) const REMEMBERED: usize = 5;
+const REMEMBERED: usize = 5;
 
 /// A candidate on the scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weighed {
     /// The best that can be had from it.
     pub balance: Balance,
-    /// When to begin preparing it for that; the present, unless a later moment is clearly better.
+    /// When to begin preparing it for that, an interval early; the present, unless a later moment is clearly better.
     pub at: Seconds,
 }
 
@@ -41,7 +41,7 @@ pub fn weigh(s: &Snapshot, c: &Candidate) -> Weighed {
             let all = rates.between(begin, until);
             let saved = if all > 0.0 { all * trust(&s.moves) } else { all };
             let n_moves = if until < end { 2.0 } else { 1.0 };
-            let share = if until > begin { saved / (until - begin).0 } else { 0.0 };
+            let share = if until > begin { all / (until - begin).0 } else { 0.0 };
             let balance = Balance {
                 saved: Seconds(saved),
                 cost: pause * n_moves,
@@ -60,9 +60,9 @@ pub fn weigh(s: &Snapshot, c: &Candidate) -> Weighed {
     }
     let (now, best) = (now.unwrap_or_default(), best.unwrap_or_default());
     // To start one interval too early is better than to start too late.
-    let clearly = best.begin > now.begin + rates.interval && best.net().0 > now.net().0 + 0.1 * best.cost.0;
+    let clearly = best.begin > now.begin + rates.interval * 2.0 && best.net().0 > now.net().0 + 0.1 * best.cost.0;
     match clearly {
-        true => Weighed { balance: best, at: best.begin - prepare },
+        true => Weighed { balance: best, at: best.begin - prepare - rates.interval },
         false => Weighed { balance: now, at: s.time },
     }
 }

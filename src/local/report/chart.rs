@@ -6,7 +6,7 @@ use super::page::escape;
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 26.0;
 /// Points that are told apart side by side.
@@ -181,10 +181,14 @@ fn ticks((low, high): (f64, f64), n: f64, axis: Axis) -> Vec<(f64, String)> {
 }
 
 fn label(value: f64, digits: usize, name: &str) -> String {
+    let short = |value: f64| (value * 1e3).round() / 1e3;
     match value.abs() {
-        v if v >= 1e7 => format!("{value:.1e}{name}"),
-        v if v >= 1e4 => format!("{:.0} k{}", value / 1e3, name.trim()),
-        _ => format!("{:.digits$}{name}", if value == 0.0 { 0.0 } else { value }),
+        v if v >= 1e9 => format!("{value:.1e}{name}"),
+        v if v >= 1e6 => format!("{} M{name}", short(value / 1e6)),
+        v if v >= 1e4 => format!("{} k{name}", short(value / 1e3)),
+        // Not the negative one.
+        0.0 => format!("{:.digits$}{name}", 0.0),
+        _ => format!("{value:.digits$}{name}"),
     }
 }
 
@@ -235,6 +239,7 @@ mod tests {
         assert_eq!(labels((0.0, 1200.0), Axis::Time), ["0 min", "5 min", "10 min", "15 min", "20 min"]);
         assert_eq!(labels((0.0, 0.3), Axis::Duration), ["0 ms", "100 ms", "200 ms", "300 ms"]);
         assert_eq!(labels((-0.1, 12_000.0), Axis::Plain), ["0", "2500", "5000", "7500", "10 k"]);
+        assert_eq!(labels((5e5, 2.6e6), Axis::Plain), ["500 k", "1 M", "1.5 M", "2 M", "2.5 M"]);
     }
 
     #[test]

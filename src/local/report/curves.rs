@@ -9,6 +9,8 @@ use super::headline::clock;
 use super::log::Step;
 use super::page::Page;
 use crate::forecast::Forecast;
+use crate::forecast::robust::median;
+use crate::plan::picture::COLOURS;
 use crate::units::Seconds;
 
 /// Charts of one kind.
@@ -55,7 +57,7 @@ pub fn throughput(page: &mut Page, run: &Run) {
             if i > 0 {
                 let before = lives[i - 1];
                 points.push((before[before.len() - 1].end, 0.0));
-                points.push((begin(&life[0]), 0.0));
+                points.push((life[0].begin(), 0.0));
             }
             for (i, step) in life.iter().enumerate().skip(short) {
                 let n = n.min(i);
@@ -66,7 +68,11 @@ pub fn throughput(page: &mut Page, run: &Run) {
         points
     };
     let (fine, coarse) = (over(short), over(long));
-    let predicted: Vec<(f64, f64)> = steps.iter().map(|s| (s.end, each / s.predicted)).collect();
+    let mut predicted: Vec<(f64, f64)> = Vec::new();
+    for life in &lives {
+        predicted.extend(life.iter().map(|s| (s.end, each / s.predicted)));
+        predicted.push((life[life.len() - 1].end, f64::NAN));
+    }
     let high = range(fine.iter().chain(&coarse).map(|p| p.1)).map_or(1.0, |r| r.1);
     let mut chart = Chart::new((steps[0].end, run.end()), (0.0, 1.08 * high), 300.0, (Axis::Time, Axis::Plain));
     marks(&mut chart, run);
@@ -85,29 +91,26 @@ pub fn throughput(page: &mut Page, run: &Run) {
     page.text("Over the time of the run. Predicted: by what was known when each step ended.");
 }
 
-fn begin(step: &Step) -> f64 {
-    if step.seconds.is_finite() { step.end - step.seconds } else { step.end }
-}
-
 /// Cutovers, restarts and checkpoints.
 fn marks(chart: &mut Chart, run: &Run) {
-    for e in latest(run.events.of("checkpoint").collect()) {
+    for e in few(run.events.of("checkpoint").collect()) {
         let at = e.at.unwrap_or(e.step);
         chart.mark("checkpoint", e.seconds, "", &format!("checkpoint after step {at}, at {}", clock(e.seconds)));
     }
-    for e in latest(run.events.of("cutover").collect()) {
+    for e in few(run.events.of("cutover").collect()) {
         let why = e.why.as_deref().unwrap_or("");
         chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}: {why}", e.revision, clock(e.seconds)));
     }
-    for e in latest(run.events.of("restart").collect()) {
+    for e in few(run.events.of("restart").collect()) {
         let why = e.why.as_deref().unwrap_or("");
         chart.mark("restart", e.seconds, "R", &format!("restart at {}: {why}", clock(e.seconds)));
     }
 }
 
-fn latest<T>(mut all: Vec<T>) -> Vec<T> {
-    all.drain(..all.len().saturating_sub(MAX_MARKS));
-    all
+/// All of them, or every second, third, ... one.
+fn few<T>(all: Vec<T>) -> impl Iterator<Item = T> {
+    let each = all.len().div_ceil(MAX_MARKS).max(1);
+    all.into_iter().step_by(each)
 }
 
 pub fn loads(page: &mut Page, run: &Run) {
@@ -134,8 +137,8 @@ pub fn loads(page: &mut Page, run: &Run) {
     let all = workers.values().flat_map(|(busy, predicted)| busy.iter().chain(predicted)).map(|p| p.1);
     let high = range(all).map_or(1.0, |r| r.1);
     let x = (run.log.steps[0].end, run.log.end());
-    for (i, (worker, (busy, predicted))) in workers.iter().take(MAX_CHARTS).enumerate() {
-        let class = format!("c{}", i % 8);
+    for (worker, (busy, predicted)) in workers.iter().take(MAX_CHARTS) {
+        let class = colour(*worker);
         page.heading(&format!("worker {worker}"));
         page.legend(&[
             (&format!("line thin {class}"), "every step"),
@@ -143,7 +146,7 @@ pub fn loads(page: &mut Page, run: &Run) {
             ("line dashed ink", "predicted"),
         ]);
         let mut chart = Chart::new(x, (0.0, 1.05 * high), 190.0, (Axis::Time, Axis::Duration));
-        for e in latest(run.events.of("cutover").collect()) {
+        for e in few(run.events.of("cutover").collect()) {
             chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}", e.revision, clock(e.seconds)));
         }
         chart.line(&format!("thin {class}"), busy);
@@ -154,6 +157,11 @@ pub fn loads(page: &mut Page, run: &Run) {
     more(page, workers.len(), "workers");
 }
 
+/// As a shard has it in the picture of a plan, as long as every worker runs the shard of its number.
+fn colour(worker: u32) -> String {
+    format!("c{}", worker as usize % COLOURS.len())
+}
+
 /// How far predictions were off, in the median.
 fn off(busy: &[(f64, f64)], predicted: &[(f64, f64)]) -> String {
     let ratios = busy.iter().zip(predicted).map(|(b, p)| (p.1 / b.1 - 1.0).abs()).filter(|r| r.is_finite());
@@ -161,7 +169,7 @@ fn off(busy: &[(f64, f64)], predicted: &[(f64, f64)]) -> String {
     if ratios.is_empty() {
         return "nothing predicted".to_owned();
     }
-    format!("{:.1} % off the prediction in the median", 100.0 * crate::forecast::robust::median(&ratios))
+    format!("{:.1} % off the prediction in the median", 100.0 * median(&ratios))
 }
 
 fn more(page: &mut Page, n: usize, what: &str) {
@@ -177,13 +185,13 @@ pub fn speeds(page: &mut Page, run: &Run) {
         return page.missing("Nothing was decided in this run, so no speeds and forecasts have been written down.");
     }
     page.text("1 is nominal. A forecast is drawn from the moment it was made; of all earlier ones a few are shown.");
-    for (i, (worker, device)) in devices.iter().take(MAX_CHARTS).enumerate() {
-        speed(page, run, *worker, device, i % 8);
+    for (worker, device) in devices.iter().take(MAX_CHARTS) {
+        speed(page, run, *worker, device);
     }
     more(page, devices.len(), "devices");
 }
 
-fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize) {
+fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device) {
     page.heading(&format!("device of worker {worker}"));
     let earlier = earlier(device);
     let shown = || earlier.iter().copied().chain(&device.latest);
@@ -195,19 +203,19 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
         return page.missing("Its speed is not known.");
     };
     let (low, high) = padded((low, high));
-    let y = (low.min(0.9).max(0.0), high.max(1.1));
+    let y = (low.clamp(0.0, 0.9), high.max(1.1));
     let ends = shown().map(|f| f.time(f.horizon()).0).filter(|t| t.is_finite());
     let end = ends.fold(run.end(), f64::max);
     let begin = device.speeds.first().map_or(0.0, |s| s.0);
     let mut chart = Chart::new((begin, end), y, 220.0, (Axis::Time, Axis::Plain));
-    let class = format!("c{colour}");
+    let class = colour(worker);
     for forecast in &earlier {
         fan(&mut chart, forecast, &format!("early {class}"));
     }
     if let Some(forecast) = &device.latest {
         fan(&mut chart, forecast, &format!("dashed {class}"));
     }
-    for e in latest(run.events.of("cutover").collect()) {
+    for e in few(run.events.of("cutover").collect()) {
         chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}", e.revision, clock(e.seconds)));
     }
     if let Some(&(last, _)) = device.speeds.last().filter(|_| device.latest.is_some()) {
@@ -237,7 +245,7 @@ fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device, colour: usize
     ));
 }
 
-/// A few of the earlier forecasts, evenly over the run.
+/// Some of the earlier forecasts, evenly over the run.
 fn earlier(device: &Device) -> Vec<&Forecast> {
     let latest = device.latest.as_ref().map(|f| f.start);
     let all: Vec<&Forecast> = device.forecasts.iter().filter(|f| Some(f.start) != latest).collect();

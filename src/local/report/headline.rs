@@ -105,7 +105,8 @@ impl Run {
 
 /// A moment of the run, or all of its time.
 pub fn clock(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
+    let seconds = if seconds > 0.0 { seconds } else { 0.0 };
+    let whole = seconds as u64;
     let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
     match hours {
         0 if whole < 100 => format!("{seconds:.1} s"),

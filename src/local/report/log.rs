@@ -50,6 +50,17 @@ pub struct Step {
     pub counts: bool,
 }
 
+impl Step {
+    pub fn begin(&self) -> f64 {
+        self.end - self.duration()
+    }
+
+    /// Nothing where nothing was written.
+    fn duration(&self) -> f64 {
+        if self.seconds.is_finite() { self.seconds.max(0.0) } else { 0.0 }
+    }
+}
+
 /// What one worker computed in a step, in seconds.
 pub struct Load {
     pub worker: u32,
@@ -152,7 +163,7 @@ impl Log {
         }
         for &(incarnation, time) in restarts {
             if let Some(first) = self.steps.iter().position(|s| s.incarnation == incarnation) {
-                known.push((first, time + duration(&self.steps[first])));
+                known.push((first, time + self.steps[first].duration()));
             }
         }
         known.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
@@ -165,7 +176,7 @@ impl Log {
         });
         let incarnations: Vec<u32> = self.steps.iter().map(|s| s.incarnation).collect();
         let mut sums = vec![0.0];
-        self.steps.iter().for_each(|s| sums.push(sums[sums.len() - 1] + duration(s)));
+        self.steps.iter().for_each(|s| sums.push(sums[sums.len() - 1] + s.duration()));
         let mut before: Option<(usize, f64)> = None;
         let mut ahead = known.iter().copied().peekable();
         for (i, step) in self.steps.iter_mut().enumerate() {
@@ -187,10 +198,6 @@ impl Log {
             };
         }
     }
-}
-
-fn duration(step: &Step) -> f64 {
-    if step.seconds.is_finite() { step.seconds.max(0.0) } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ use crate::api::TrainingJob;
 /// Files of which any makes a directory that of a run.
 const SIGNS: [&str; 5] = ["log.jsonl", "events.jsonl", "decisions.jsonl", "summary.json", "plan.json"];
 
+/// Faults that are listed.
+const MAX_FAULTS: usize = 12;
+
 /// All that the page shows.
 struct Run {
     /// Of the directory.
@@ -113,13 +116,7 @@ fn render(run: &Run) -> String {
     let title = run.job.as_ref().and_then(|j| j.metadata.name.clone()).unwrap_or_else(|| run.name.clone());
     let mut page = Page::new(&title, &headline::subtitle(run));
     headline::figures(&mut page, run);
-    if !run.faults.is_empty() {
-        let items: Vec<String> = run.faults.iter().map(|f| format!("<li>{}</li>", escape(f))).collect();
-        page.raw(&format!(
-            "<div class=\"faults\">Not everything of this run could be read:<ul>{}</ul></div>\n",
-            items.concat()
-        ));
-    }
+    faults(&mut page, &run.faults);
     curves::loss(&mut page, run);
     curves::throughput(&mut page, run);
     curves::loads(&mut page, run);
@@ -129,6 +126,18 @@ fn render(run: &Run) -> String {
     tables::decisions(&mut page, run);
     tables::incidents(&mut page, run);
     page.finish(&format!("{title}: report"))
+}
+
+fn faults(page: &mut Page, faults: &[String]) {
+    if faults.is_empty() {
+        return;
+    }
+    let mut items: Vec<String> = faults.iter().take(MAX_FAULTS).map(|f| format!("<li>{}</li>", escape(f))).collect();
+    if faults.len() > MAX_FAULTS {
+        items.push(format!("<li>and {} more</li>", faults.len() - MAX_FAULTS));
+    }
+    let list = items.concat();
+    page.raw(&format!("<div class=\"faults\">Not everything of this run could be read:<ul>{list}</ul></div>\n"));
 }
 
 fn why(e: &std::io::Error) -> String {

@@ -1,5 +1,6 @@
 //! The plans of a run in the order in which they were in force.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::events::Events;
@@ -25,8 +26,9 @@ pub struct Revision {
 
 pub fn read(directory: &Path, log: &Log, events: &Events, faults: &mut Vec<String>) -> Vec<Revision> {
     let mut all: Vec<Revision> = Vec::new();
+    let mut known = BTreeSet::new();
     let mut add = |number: u64, since: Option<(u64, f64)>, why: String| {
-        if all.iter().all(|r| r.number != number) {
+        if known.insert(number) {
             all.push(Revision { number, since, why, plan: None, picture: None });
         }
     };
@@ -43,8 +45,7 @@ pub fn read(directory: &Path, log: &Log, events: &Events, faults: &mut Vec<Strin
             _ if before.is_none() => "the plan the run began with".to_owned(),
             _ => String::new(),
         };
-        let begin = if step.seconds.is_finite() { step.end - step.seconds } else { step.end };
-        add(step.revision, Some((step.step, moved.map_or(begin, |e| e.seconds))), why);
+        add(step.revision, Some((step.step, moved.map_or(step.begin(), |e| e.seconds))), why);
         before = Some(step.revision);
     }
     for e in events.of("cutover") {
@@ -66,7 +67,7 @@ pub fn read(directory: &Path, log: &Log, events: &Events, faults: &mut Vec<Strin
             let text = std::fs::read_to_string(directory.join(name));
             text.map_err(|e| faults.push(format!("{name}: {}", why(&e)))).ok()
         };
-        (revision.picture, revision.plan) = (text(&name("svg")), None);
+        revision.picture = text(&name("svg"));
         if let Some(json) = text(&name("json")) {
             match serde_json::from_str(&json) {
                 Ok(plan) => revision.plan = Some(plan),

@@ -1,10 +1,11 @@
 //! Decisions, moves and incidents, line by line.
 
+use std::collections::BTreeSet;
+
 use super::Run;
 use super::decisions::Change;
 use super::headline::clock;
 use super::page::{Page, escape};
-use crate::transition::Move;
 use crate::units::{Bytes, Seconds};
 
 /// Rows of a table.
@@ -32,13 +33,9 @@ pub fn decisions(page: &mut Page, run: &Run) {
     };
     let mut rows: Vec<Vec<String>> = all.first.iter().map(row).collect();
     if all.left_out > 0 {
-        rows.push(vec![
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            format!("{} lines left out", all.left_out),
-        ]);
+        let mut row = vec![String::new(); 4];
+        row.push(format!("{} lines left out", all.left_out));
+        rows.push(row);
     }
     rows.extend(all.last.iter().map(row));
     page.table(&["time#", "step#", "decision", "in a row#", "reason"], &rows);
@@ -49,37 +46,13 @@ pub fn moves(page: &mut Page, run: &Run) {
     // By revision: what was expected (the record of decisions) and what happened (the events).
     let mut revisions: Vec<u64> = run.events.of("cutover").map(|e| e.revision).collect();
     revisions.extend(run.decisions.moves.iter().map(|m| m.revision));
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     revisions.retain(|r| seen.insert(*r));
     if revisions.is_empty() {
         return page.missing("The plan did not change.");
     }
     page.text("What a move was expected to cost and bring, and what it did. The gain is a share of time, by the predictions for both plans under the speeds measured since.");
-    let n = revisions.len();
-    let rows = revisions.iter().skip(n.saturating_sub(MAX_ROWS)).map(|&revision| {
-        let expected = run.decisions.moves.iter().find(|m| m.revision == revision);
-        let event = run.events.of("cutover").find(|e| e.revision == revision);
-        let time = event.map(|e| e.seconds).or(expected.map(|m| m.time.0)).unwrap_or(0.0);
-        let step = event.and_then(|e| e.at).or(expected.map(|m| m.step)).unwrap_or(0);
-        let both = |of: &dyn Fn(&Move) -> Option<f64>, measured: Option<f64>, show: &dyn Fn(f64) -> String| {
-            let show = |n: Option<f64>| n.map_or_else(|| "–".to_owned(), show);
-            (show(expected.and_then(of)), show(measured))
-        };
-        let seconds = |s: f64| Seconds(s).to_string();
-        let percent = |s: f64| format!("{:.1} %", 100.0 * s);
-        let pause_seen = event.and_then(|e| e.pause_seconds).or(expected.and_then(|m| m.pause.measured.map(|s| s.0)));
-        let prepare_seen =
-            event.and_then(|e| e.prepare_seconds).or(expected.and_then(|m| m.prepare.measured.map(|s| s.0)));
-        let pause = both(&|m| Some(m.pause.expected.0), pause_seen, &seconds);
-        let prepare = both(&|m| Some(m.prepare.expected.0), prepare_seen, &seconds);
-        let gain = both(&|m| Some(m.gain.expected), expected.and_then(|m| m.gain.measured), &percent);
-        let moved = event.and_then(|e| e.moved_bytes).map_or_else(|| "–".to_owned(), |b| Bytes(b).to_string());
-        let predicted = event.and_then(|e| e.predicted_step_seconds).map_or_else(|| "–".to_owned(), seconds);
-        let seen = run.log.under(revision).1.map_or_else(|| "–".to_owned(), seconds);
-        let numbers = [pause.0, pause.1, prepare.0, prepare.1, gain.0, gain.1, predicted, seen, moved];
-        [revision.to_string(), clock(time), step.to_string()].into_iter().chain(numbers).collect()
-    });
-    let rows: Vec<Vec<String>> = rows.collect();
+    let rows: Vec<Vec<String>> = latest(page, &revisions).iter().map(|&revision| row_of_move(run, revision)).collect();
     let columns = [
         "revision#",
         "time#",
@@ -97,6 +70,45 @@ pub fn moves(page: &mut Page, run: &Run) {
     page.table(&columns, &rows);
 }
 
+/// What the loop knows of a move counts; events also tell of plans that were put into force by hand.
+fn row_of_move(run: &Run, revision: u64) -> Vec<String> {
+    let known = run.decisions.moves.iter().find(|m| m.revision == revision);
+    let event = run.events.of("cutover").find(|e| e.revision == revision);
+    let time = event.map(|e| e.seconds).or(known.map(|m| m.time.0)).unwrap_or(0.0);
+    let step = event.and_then(|e| e.at).or(known.map(|m| m.step)).unwrap_or(0);
+    let (pause, prepare, gain) = (known.map(|m| m.pause), known.map(|m| m.prepare), known.map(|m| m.gain));
+    let pause_seen = pause.and_then(|p| p.measured).or(event.and_then(|e| e.pause_seconds).map(Seconds));
+    let prepare_seen = prepare.and_then(|p| p.measured).or(event.and_then(|e| e.prepare_seconds).map(Seconds));
+    let percent = |share: Option<f64>| or_dash(share.map(|s| format!("{:.1} %", 100.0 * s)));
+    vec![
+        revision.to_string(),
+        clock(time),
+        step.to_string(),
+        or_dash(pause.map(|p| p.expected)),
+        or_dash(pause_seen),
+        or_dash(prepare.map(|p| p.expected)),
+        or_dash(prepare_seen),
+        percent(gain.map(|g| g.expected)),
+        percent(gain.and_then(|g| g.measured)),
+        or_dash(event.and_then(|e| e.predicted_step_seconds).map(Seconds)),
+        or_dash(run.log.under(revision).1.map(Seconds)),
+        or_dash(event.and_then(|e| e.moved_bytes).map(Bytes)),
+    ]
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| v.to_string())
+}
+
+/// The last rows of a long table.
+fn latest<'a, T>(page: &mut Page, all: &'a [T]) -> &'a [T] {
+    let left_out = all.len().saturating_sub(MAX_ROWS);
+    if left_out > 0 {
+        page.missing(&format!("{left_out} earlier ones are left out."));
+    }
+    &all[left_out..]
+}
+
 pub fn incidents(page: &mut Page, run: &Run) {
     page.section("Incidents");
     let usual = ["checkpoint", "checkpoint written", "decision", "cutover"];
@@ -104,7 +116,7 @@ pub fn incidents(page: &mut Page, run: &Run) {
     if all.is_empty() {
         return page.missing("None: no restart, no move called off, no checkpoint that failed.");
     }
-    let rows = all.iter().skip(all.len().saturating_sub(MAX_ROWS)).map(|e| {
+    let rows = latest(page, &all).iter().map(|e| {
         let mut text = e.why.clone().unwrap_or_default();
         if let (Some(from), Some(lost)) = (e.from, e.lost_steps) {
             text.push_str(&format!("; went on from step {from}, {lost} steps taken again"));

@@ -17,7 +17,7 @@ use crate::forecast::{self, Forecast, Gap, Series, forecast};
 use crate::local::inputs::Inputs;
 use crate::plan::estimate::{BatchEstimate, Priced};
 use crate::plan::{Plan, ShardId};
-use crate::profile::{Calibration, Report};
+use crate::profile::{BatchProfile, Calibration, Report};
 use crate::runtime::StepReport;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::{
@@ -64,6 +64,8 @@ pub struct Adapt {
     /// The plan before, and whether leaving it paid.
     left: Option<(Priced, Ledger)>,
     approved: Option<u64>,
+    /// Until when the move under way was said to pay.
+    promised: Option<Seconds>,
     prepare: Seconds,
     next_decision: Seconds,
     label: &'static str,
@@ -112,6 +114,7 @@ impl Adapt {
             moves: Vec::new(),
             left: None,
             approved: None,
+            promised: None,
             prepare: FIRST_PREPARE,
             next_decision: Seconds(0.0),
             label: "keep/steady",
@@ -120,14 +123,14 @@ impl Adapt {
     }
 
     /// What a step will take, by what is known now.
-    pub fn estimate(&self, variant: &str) -> Option<BatchEstimate> {
-        self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), None)
+    pub fn estimate(&self, variant: &str, batch: Option<&BatchProfile>) -> Option<BatchEstimate> {
+        self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), batch)
     }
 
     /// Takes in a step that began and ended under the running plan. `seconds`: from one report to the next.
     pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) {
         let (duration, variant) = (Seconds(seconds), report.variant.as_str());
-        let estimate = self.estimate(variant);
+        let estimate = self.estimate(variant, None);
         variant.clone_into(&mut self.variant);
         let segments: Vec<_> = (0..report.workers.len()).map(|rank| self.priced.segments(variant, rank)).collect();
         let kinds: Vec<(DeviceId, String)> = self.priced.seats().map(|(d, k)| (d, k.to_owned())).collect();
@@ -160,14 +163,14 @@ impl Adapt {
             let calibration = &self.calibration;
             let before = left.estimate(variant, calibration, &|d| calibration.speed(d), None);
             if let Some(before) = before {
-                ledger.note(duration, before.step, after.step);
+                ledger.note(now, duration, before.step, after.step);
             }
             if let Some(last) = self.moves.last_mut() {
                 last.gain.measured = ledger.gain();
             }
         }
         if self.predicted.is_none() && report.step >= self.since.0 + SETTLED {
-            self.predicted = self.estimate(variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+            self.predicted = self.estimate(variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         }
     }
 
@@ -213,7 +216,7 @@ impl Adapt {
                         gain: Measured { expected: balance.share, measured: None },
                     });
                     advice = Advice::Adopt(Box::new(plan), decision.to_string());
-                    (self.proposal, self.approved) = (None, None);
+                    (self.proposal, self.approved, self.promised) = (None, None, Some(balance.end));
                     self.plans.clear();
                 }
             }
@@ -274,7 +277,7 @@ impl Adapt {
             let settings = forecast::Settings { least: Some(LEAST_SPEED), ..Default::default() };
             let of = |samples: &[(Seconds, f64)]| {
                 // Gaps are pauses of training: cutovers, restarts.
-                let series = Series::resample(samples, interval, Gap::Bridge(64)).ok()?;
+                let series = Series::resample(samples, interval, Gap::Hold(64)).ok()?;
                 forecast(&series, n_ahead, &settings).ok()
             };
             samples.iter().filter_map(|(d, s)| Some((*d, of(s)?))).collect()
@@ -395,7 +398,8 @@ impl Adapt {
         (pause, prepare): (Seconds, Seconds),
     ) -> anyhow::Result<()> {
         let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
-        self.left = Some((std::mem::replace(&mut self.priced, priced), Ledger::default()));
+        let until = self.promised.take().unwrap_or(now + self.settings.horizon);
+        self.left = Some((std::mem::replace(&mut self.priced, priced), Ledger::new(until)));
         if self.moves.last().is_none_or(|m| m.revision != plan.revision) {
             // By hand: nothing was expected of it.
             let unknown = |expected| Measured { expected, measured: None };
@@ -415,7 +419,7 @@ impl Adapt {
         (self.considered, self.proposal, self.solving) = (None, None, None);
         self.plans.clear();
         let variant = plan.grads.keys().next().cloned().unwrap_or_default();
-        self.predicted = self.estimate(&variant).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
+        self.predicted = self.estimate(&variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         Ok(())
     }
 

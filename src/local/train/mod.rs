@@ -23,9 +23,10 @@ use super::control::ControlSocket;
 use super::inputs::Inputs;
 use super::progress::Progress;
 use super::run::{Ending, Options, Problem, input};
-use super::run_dir::RunDir;
+use super::run_dir::{RunDir, Traits};
 use super::workers::Workers;
 use crate::plan::{Plan, picture, table};
+use crate::profile::BatchProfile;
 use crate::runtime::{Notice, RuntimeError, Session, StepReport};
 use crate::telemetry::JobMetrics;
 use crate::units::{Bytes, Seconds};
@@ -98,6 +99,8 @@ pub struct Training<'a> {
     /// The plan on its way in.
     recut: Option<Recut>,
     adapt: Option<Adapt>,
+    /// Traits of the batches under way, by step.
+    profiles: BTreeMap<u64, BatchProfile>,
     record: Record,
 }
 
@@ -163,6 +166,7 @@ impl<'a> Training<'a> {
             checkpoints,
             recut: None,
             adapt: None,
+            profiles: BTreeMap::new(),
             record,
         }
     }
@@ -306,7 +310,8 @@ impl<'a> Training<'a> {
         if self.fed < self.steps && self.fed < self.reported + AHEAD {
             let patience = if self.fed == self.reported { TICK } else { Duration::ZERO };
             match self.batches.next(self.fed, patience) {
-                Ok(batch) => {
+                Ok((batch, profile)) => {
+                    self.profiles.extend(profile.map(|p| (self.fed, p)));
                     self.commit_recut();
                     self.session.feed(self.fed, &batch)?;
                     self.fed += 1;
@@ -369,8 +374,13 @@ impl<'a> Training<'a> {
         record.metrics.steps.inc();
         record.metrics.loss.set(report.loss.into());
         record.metrics.step_time.set(report.seconds);
-        let predicted = self.adapt.as_ref().and_then(|a| a.estimate(&report.variant));
-        self.dir.record(&report, self.session.incarnation(), &self.inputs.model.manifest, predicted.as_ref())?;
+        let profile = self.profiles.remove(&report.step);
+        let traits = Traits {
+            predicted: self.adapt.as_ref().and_then(|a| a.estimate(&report.variant, profile.as_ref())),
+            batch: profile,
+            ahead: self.batches.ahead(),
+        };
+        self.dir.record(&report, self.session.incarnation(), &self.inputs.model.manifest, &traits)?;
         self.progress.step(&report);
         self.reported += 1;
         let now = self.now();

@@ -75,6 +75,7 @@ impl Training<'_> {
             Some(position) => position,
             None => return Err(anyhow::anyhow!("the data position of step {step} is not known any more").into()),
         };
+        self.profiles.clear();
         self.batches.rewind(self.inputs, step, position)?;
         let lost_steps = self.reported - step;
         (self.fed, self.reported) = (step, step);

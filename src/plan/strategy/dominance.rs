@@ -99,10 +99,7 @@ pub fn of(network: &Network, x: usize) -> Found {
         forbid(&mut sides, s, &mut pairs, n);
     }
     let changed = sides.iter().filter(|s| s.changed);
-    Found {
-        kept: (0..n).filter(|&a| !gone[a]).collect(),
-        tables: changed.map(|s| (s.table, s.original())).collect(),
-    }
+    Found { kept: (0..n).filter(|&a| !gone[a]).collect(), tables: changed.map(|s| (s.table, s.original())).collect() }
 }
 
 /// Quick look: false only when `a` cannot replace `b`, not even beside some value of one neighbour.

@@ -44,12 +44,7 @@ struct Left {
 
 impl Eliminator {
     pub fn new(n: usize) -> Self {
-        Self {
-            inside: vec![false; n],
-            near: vec![Vec::new(); n],
-            stamp: vec![0; n],
-            position: vec![OUTSIDE; n],
-        }
+        Self { inside: vec![false; n], near: vec![Vec::new(); n], stamp: vec![0; n], position: vec![OUTSIDE; n] }
     }
 
     /// An order for the variables of `block`, smallest tables first.

@@ -29,13 +29,13 @@ pub struct Reduced {
     follows: Vec<Follow>,
 }
 
-/// No choice of strategies fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// No choice is left.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Contradiction {
     /// Every strategy of an op is forbidden, by itself or by its neighbours.
     NoStrategy { op: usize },
-    /// At a point the leanest strategies together need too much.
-    Memory { point: usize },
+    /// At a point (as numbered at first) the leanest strategies together use this much more than there is.
+    Memory { point: usize, over: f64 },
 }
 
 impl Reduced {
@@ -248,8 +248,8 @@ impl Work<'_> {
                 *room -= sum;
             }
             self.floor.fill(0.0);
-            if let Some(point) = self.reduced.room.iter().position(|&r| r < 0.0) {
-                return Err(Contradiction::Memory { point });
+            if let Some(at) = self.reduced.room.iter().position(|&r| r < 0.0) {
+                return Err(Contradiction::Memory { point: self.reduced.points[at], over: -self.reduced.room[at] });
             }
             let mut most = vec![0.0; self.reduced.room.len() + 1];
             for part in self.reduced.network.variables.iter().flat_map(|v| &v.parts) {

@@ -74,10 +74,6 @@ impl<'f> Relaxation<'f> {
         }
     }
 
-    pub fn bound(&self) -> f64 {
-        self.best.bound
-    }
-
     pub fn level(&self) -> Option<f64> {
         self.level
     }

@@ -207,7 +207,8 @@ impl<'f> Search<'f> {
             };
             let x = x.min(field.n() - 1);
             // The less a value costs, the likelier.
-            let mut weights: Vec<f64> = (0..field.n_values(x)).map(|a| 1.0 / (1.0 + excess(x, a) / self.grain)).collect();
+            let mut weights: Vec<f64> =
+                (0..field.n_values(x)).map(|a| 1.0 / (1.0 + excess(x, a) / self.grain)).collect();
             weights[self.walk[x]] = 0.0;
             let before = sums(&weights);
             let at = self.random.unit() * before[weights.len()];

@@ -2,7 +2,7 @@
 
 use super::field::Field;
 use super::network::Network;
-use super::problem::Problem;
+use super::problem::{Malformed, Problem};
 use super::random::Random;
 use super::reduce::{Contradiction, Reduced};
 use super::relaxation::Relaxation;
@@ -36,26 +36,42 @@ pub struct Turn {
     pub cost: f64,
 }
 
+/// A problem without an answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("every strategy of op {op} is forbidden, by itself or by the ops it is coupled with")]
+    Forbidden { op: usize },
+    #[error("at moment {moment} the leanest strategies use {needs:.0}, the limit is {limit:.0}")]
+    Memory { moment: i64, needs: f64, limit: f64 },
+}
+
 /// Looks for the cheapest strategies until `stop` says so or none are cheaper.
 ///
 /// `stop` is asked after every few milliseconds of work. The same problem, seed and answers of `stop` give the same
 /// outcome.
 ///
 /// # Errors
-/// [`Contradiction`] when no choice fits; that may also show in an outcome without strategies.
-pub fn solve(problem: &Problem, seed: u64, stop: &mut dyn FnMut() -> bool) -> Result<Outcome, Contradiction> {
-    let (network, limit) = problem.network();
+/// [`Refusal`] when the problem makes no sense or no choice fits; that none fits may also stay open, in an outcome
+/// without strategies.
+pub fn solve(problem: &Problem, seed: u64, stop: &mut dyn FnMut() -> bool) -> Result<Outcome, Refusal> {
+    problem.check()?;
+    let (network, moments, limit) = problem.network();
     let mut turns = Turns {
         grid: grid(&network),
         forbidden: forbidden_price(&network),
-        prices: vec![0.0; limit.len()],
-        points: (0..limit.len()).collect(),
-        reduced: Reduced::new(network, limit),
+        prices: vec![0.0; moments.len()],
+        points: (0..moments.len()).collect(),
+        reduced: Reduced::new(network, vec![limit; moments.len()]),
         level: None,
         random: Random(seed),
         outcome: Outcome { strategies: None, cost: f64::INFINITY, bound: f64::NEG_INFINITY, turns: Vec::new() },
     };
-    turns.reduced.reduce(stop)?;
+    turns.reduced.reduce(stop).map_err(|contradiction| match contradiction {
+        Contradiction::NoStrategy { op } => Refusal::Forbidden { op },
+        Contradiction::Memory { point, over } => Refusal::Memory { moment: moments[point], needs: limit + over, limit },
+    })?;
     let mut n_sweeps = FIRST_SWEEPS;
     while !turns.take(n_sweeps, stop) && !stop() {
         n_sweeps = (n_sweeps as f64 * GROWTH) as usize;
@@ -100,11 +116,9 @@ impl Turns {
         let soft = field.softened(self.forbidden);
         let gap = if self.outcome.cost.is_finite() { self.outcome.cost - bound } else { 0.05 * bound.abs() };
         let mut search = Search::new(&soft, &relaxation, &excess, gap.max(1.0), self.random.clone());
+        search.begin(known, stop);
         if field.n() > 0 {
-            search.begin(known, stop);
             search.run(relaxation.work() * n_sweeps as u64, stop);
-        } else {
-            search.begin(None, stop);
         }
         if let Some(best) = search.best() {
             self.offer(&field, &best.values);
@@ -112,8 +126,9 @@ impl Turns {
         self.random = search.into_random();
 
         let outcome = &mut self.outcome;
-        // Costs are whole: what is not cheaper by 1 is not cheaper.
-        if outcome.bound > outcome.cost - 1.0 {
+        // Costs are whole: what is not cheaper by 1 is not cheaper. Without variables nothing else is left.
+        let settled = field.n() == 0 && outcome.cost.is_finite();
+        if settled || outcome.bound > outcome.cost - 1.0 {
             outcome.bound = outcome.cost;
         }
         outcome.turns.push(Turn {
@@ -179,9 +194,9 @@ impl Turns {
     }
 }
 
-/// More than sums of doubles can be off.
+/// More than sums of doubles are off.
 fn margin(cost: f64) -> f64 {
-    1e-9 * cost.abs() + 1e-6
+    1e-11 * cost.abs() + 1e-6
 }
 
 /// A step small enough for messages and large enough that sums of whole costs and messages stay exact.

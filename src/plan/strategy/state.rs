@@ -50,7 +50,9 @@ impl State {
                 taken.push(g);
             }
         }
-        if let Some((cost, load, kept)) = backward && cost < saved {
+        if let Some((cost, load, kept)) = backward
+            && cost < saved
+        {
             (saved, self.load, taken) = (cost, load, kept);
         }
         self.cost += saved;
