@@ -10,6 +10,7 @@ pub mod problem;
 pub mod schedule;
 pub mod segment;
 pub mod solve;
+pub mod stages;
 pub mod table;
 
 use std::collections::BTreeMap;

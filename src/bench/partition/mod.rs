@@ -4,6 +4,7 @@
 //! name where there are any, and a row without them is still a row.
 
 mod generic;
+mod pipedream;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -64,7 +65,7 @@ pub struct Family {
 }
 
 /// All families, in the order in which they run.
-pub const FAMILIES: &[Family] = &[generic::FAMILY];
+pub const FAMILIES: &[Family] = &[generic::FAMILY, pipedream::FAMILY];
 
 /// Runs `solve` and tells how long it took and how much memory the process held meanwhile.
 pub fn measured<T>(solve: impl FnOnce() -> T) -> (T, f64, u64) {
