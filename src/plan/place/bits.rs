@@ -9,6 +9,13 @@ impl Bits {
         Self(vec![0; words(limit)])
     }
 
+    /// Just one number.
+    pub fn of(limit: usize, i: usize) -> Self {
+        let mut out = Self::new(limit);
+        out.set(i);
+        out
+    }
+
     pub fn set(&mut self, i: usize) {
         self.0[i / 64] |= 1 << (i % 64);
     }

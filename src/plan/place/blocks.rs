@@ -14,7 +14,7 @@ const STRETCH: u32 = 8;
 /// Blocks one after the other: the fewest time when nothing runs beside anything else.
 ///
 /// Device of every cluster; the host is number `n_accelerators`.
-pub fn serial(timeline: &Timeline, stop: &mut dyn FnMut() -> bool) -> Option<Vec<u32>> {
+pub fn serial(timeline: &Timeline, beside: bool, stop: &mut dyn FnMut() -> bool) -> Option<Vec<u32>> {
     let n = timeline.clusters().len();
     let mut width = n.max(1);
     loop {
@@ -25,7 +25,7 @@ pub fn serial(timeline: &Timeline, stop: &mut dyn FnMut() -> bool) -> Option<Vec
         let lattice = Lattice::new(timeline.clusters(), &edges);
         let all = [(f64::NEG_INFINITY, f64::INFINITY)];
         if let Some(downsets) = lattice.downsets(&all, |_| true, SEED_CUTS, stop) {
-            return chain(timeline, &downsets);
+            return chain(timeline, &downsets, beside);
         }
         if width == 1 {
             return None;
@@ -34,9 +34,16 @@ pub fn serial(timeline: &Timeline, stop: &mut dyn FnMut() -> bool) -> Option<Vec
     }
 }
 
-fn chain(timeline: &Timeline, downsets: &Downsets) -> Option<Vec<u32>> {
+fn chain(timeline: &Timeline, downsets: &Downsets, beside: bool) -> Option<Vec<u32>> {
     let k = timeline.n_accelerators;
     let n = timeline.clusters().len();
+    let mut depth = timeline.clusters().host.clone();
+    for &(a, b) in &timeline.stream.edges {
+        depth[b] = depth[b].max(depth[a] + timeline.clusters().host[b]);
+    }
+    let reach: Vec<f64> = (0..downsets.len())
+        .map(|i| super::bits::ones(downsets.members(i)).map(|v| depth[v]).fold(0.0, f64::max))
+        .collect();
     // Time by number of blocks; where from, and whether by a block.
     let mut time = vec![f64::INFINITY; downsets.len() * (k + 1)];
     let mut from = vec![(u32::MAX, false); time.len()];
@@ -52,7 +59,7 @@ fn chain(timeline: &Timeline, downsets: &Downsets) -> Option<Vec<u32>> {
             if down.n >= up.n || !downsets.within(j, i) {
                 continue;
             }
-            let host = up.host - down.host;
+            let host = if beside { reach[i] - reach[j] } else { up.host - down.host };
             if up.n - down.n <= STRETCH {
                 for a in 0..=k {
                     let t = time[j * (k + 1) + a] + host;
@@ -118,7 +125,8 @@ pub fn search(
     let latency = timeline.latency(&Loads::new(&shape, &hosts), &mut scratch).unwrap_or(f64::INFINITY);
     let mut best = Blocks { latency, device: hosts };
     better(&best);
-    if let Some(device) = serial(timeline, stop) {
+    for beside in [false, true] {
+        let Some(device) = serial(timeline, beside, stop) else { continue };
         let loads = Loads::new(&shape, &device);
         if let Some(latency) = timeline.latency(&loads, &mut scratch).filter(|&l| loads.fits() && l < best.latency) {
             best = Blocks { latency, device };
@@ -127,16 +135,26 @@ pub fn search(
     }
     let edges = &timeline.stream.edges;
     let near = [adjacency(n, edges.iter().map(|&(a, b)| (b, a))), adjacency(n, edges.iter().copied())];
+    let mut upstream = vec![super::bits::Bits::new(n); n];
+    for v in 0..n {
+        upstream[v].set(v);
+        for &u in &near[0][v] { let x = upstream[u].clone(); upstream[v].merge(&x); }
+    }
+    let mut downstream = vec![super::bits::Bits::new(n); n];
+    for v in (0..n).rev() {
+        downstream[v].set(v);
+        for &u in &near[1][v] { let x = downstream[u].clone(); downstream[v].merge(&x); }
+    }
     let mut moving = Vec::new();
     let mut current = best.clone();
     let mut seen = vec![0_u32; n];
     let mut stamp = 0;
     while !stop() && n > 0 {
-        let start = 0.002 * 25.0_f64.powf(random.unit());
+        let start = 0.002 * std::env::var("RT").map_or(25.0, |v| v.parse::<f64>().unwrap()).powf(random.unit());
         if random.below(4) > 0 {
             current = best.clone();
         }
-        let n_moves = 20_000;
+        let n_moves = std::env::var("NM").map_or(20000, |v| v.parse::<i32>().unwrap());
         let mut loads = Loads::new(&shape, &current.device);
         let mut energy = current.latency;
         let mut temperature = start;
@@ -159,6 +177,58 @@ pub fn search(
                 _ if neighbours[v].is_empty() => k,
                 _ => loads.device(neighbours[v][random.below(neighbours[v].len())]) as u32,
             };
+            if random.below(3) == 0 {
+                // A region between two clusters, to whichever device.
+                let mut w = v;
+                for _ in 0..1 << random.below(7) {
+                    if near[1][w].is_empty() {
+                        break;
+                    }
+                    w = near[1][w][random.below(near[1][w].len())];
+                }
+                moving.clear();
+                for u in downstream[v].common(&upstream[w]).iter() {
+                    moving.push(u);
+                }
+                let to = match random.below(4) {
+                    0 => k,
+                    1 => loads.device(w) as u32,
+                    2 => loads.device(v) as u32,
+                    _ => (0..k).find(|&d| loads.load(d as usize) < 1e-9 && loads.bytes(d as usize) < 1.0).unwrap_or(k),
+                };
+                if to < k && moving.iter().any(|&u| !shape.time(u, to as usize).is_finite()) {
+                    continue;
+                }
+                let old: Vec<u32> = moving.iter().map(|&u| loads.device(u) as u32).collect();
+                if old.iter().all(|&d| d == to) { continue; }
+                for &u in &moving {
+                    if loads.device(u) as u32 != to {
+                        let change = loads.change(u, to as usize);
+                        loads.apply(u, to as usize, change);
+                    }
+                }
+                let after = timeline.latency(&loads, &mut scratch).map_or(f64::INFINITY, |l| {
+                    let excess: f64 =
+                        (0..k as usize).map(|d| (loads.bytes(d) - shape.memory).max(0.0) / shape.memory).sum();
+                    l * (1.0 + 4.0 * excess)
+                });
+                let relative = (after / energy - 1.0) / temperature;
+                if relative <= 0.0 || (relative < 20.0 && random.unit() < (-relative).exp()) {
+                    energy = after;
+                    if after < best.latency * (1.0 - 1e-12) && loads.fits() {
+                        best = Blocks { latency: after, device: loads.assignment().to_vec() };
+                        better(&best);
+                    }
+                } else {
+                    for (&u, &d) in moving.iter().zip(&old) {
+                        if d != to {
+                            let change = loads.change(u, d as usize);
+                            loads.apply(u, d as usize, change);
+                        }
+                    }
+                }
+                continue;
+            }
             // What lies between v and the border on this side goes along.
             moving.clear();
             moving.push(v);
