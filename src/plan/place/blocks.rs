@@ -1,10 +1,11 @@
 //! Search for blocks with a short latency.
 
 use super::lattice::{Downsets, Lattice};
-use super::latency::{Scratch, Timeline};
+use super::timeline::{Scratch, Timeline};
 use super::loads::Loads;
 use super::problem::adjacency;
 use super::random::Random;
+use super::stages::{Effort, Unfinished};
 
 /// Downsets that a seed is built on.
 const SEED_CUTS: usize = 3000;
@@ -24,13 +25,12 @@ pub fn serial(timeline: &Timeline, beside: bool, stop: &mut dyn FnMut() -> bool)
         edges.dedup();
         let lattice = Lattice::new(timeline.clusters(), &edges);
         let all = [(f64::NEG_INFINITY, f64::INFINITY)];
-        if let Some(downsets) = lattice.downsets(&all, |_| true, SEED_CUTS, stop) {
-            return chain(timeline, &downsets, beside);
+        let mut effort = Effort { n_downsets: SEED_CUTS, n_steps: u64::MAX };
+        match lattice.downsets(&all, |_| true, &mut effort, stop) {
+            Ok(downsets) => return chain(timeline, &downsets, beside),
+            Err(Unfinished::TooMany) if width > 1 => width /= 2,
+            Err(_) => return None,
         }
-        if width == 1 {
-            return None;
-        }
-        width /= 2;
     }
 }
 

@@ -3,6 +3,7 @@
 use super::bits::{Bits, within, words};
 use super::clusters::Clusters;
 use super::problem::adjacency;
+use super::stages::{Effort, Unfinished};
 
 /// A stream prepared for enumeration: clusters numbered downstream.
 #[derive(Clone, Debug)]
@@ -14,6 +15,9 @@ pub struct Lattice<'a> {
     /// Every cluster with all that is downstream of it.
     downstream: Vec<Bits>,
 }
+
+/// Steps that a downset costs, in looks at a pair.
+const WALK: u64 = 16;
 
 /// What lies upstream of a cut, in sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -91,6 +95,11 @@ impl<'a> Lattice<'a> {
         sums
     }
 
+    /// All transfers.
+    pub fn transfers(&self) -> f64 {
+        self.clusters.nets.iter().map(|(cost, _)| cost).sum()
+    }
+
     /// Most accelerator time that a host takes over per unit of its own time.
     pub fn advantage(&self) -> f64 {
         let of = |v: usize| match (self.clusters.accelerator[v], self.clusters.host[v]) {
@@ -100,19 +109,22 @@ impl<'a> Lattice<'a> {
         (0..self.len()).map(of).fold(0.0, f64::max)
     }
 
-    /// Every downset that `keep` wants, each once; `None` when there are more than `limit` or `stop` says so.
+    /// Every downset that `keep` wants, each once.
     ///
     /// Only downsets whose accelerator time is in one of `ranges` (sorted, apart) are shown to `keep`, and parts of the
     /// lattice that cannot reach a range are not walked.
     ///
     /// A downset is reached from the one without its last cluster, so that none is met twice.
+    ///
+    /// # Errors
+    /// [`Unfinished`] when the effort is spent, or when `stop` says so.
     pub fn downsets(
         &self,
         ranges: &[(f64, f64)],
         keep: impl Fn(&Upstream) -> bool,
-        limit: usize,
+        effort: &mut Effort,
         stop: &mut dyn FnMut() -> bool,
-    ) -> Option<Downsets> {
+    ) -> Result<Downsets, Unfinished> {
         let n = self.clusters.len();
         let time = |v: usize| if self.clusters.accelerator[v].is_finite() { self.clusters.accelerator[v] } else { 0.0 };
         let mut out = Downsets {
@@ -127,6 +139,7 @@ impl<'a> Lattice<'a> {
         let mut open = Bits::new(self.clusters.nets.len());
         let in_range = |x: f64| ranges.iter().any(|&(low, high)| low <= x && x <= high);
         let reaches = |from: f64, to: f64| ranges.iter().any(|&(low, high)| low <= to && from <= high);
+        let most = effort.n_downsets;
         let mut emit = |sums: &Upstream, members: &Bits, open: &Bits, held: &[u32]| {
             if in_range(sums.accelerator) && keep(sums) {
                 out.members.extend_from_slice(members.words());
@@ -134,19 +147,15 @@ impl<'a> Lattice<'a> {
                 out.nets_begin.push(out.nets.len());
                 out.sums.push(*sums);
             }
-            out.sums.len() <= limit
+            out.sums.len() <= most
         };
         let all: f64 = (0..n).map(time).sum();
         let slack = 1e-9 * all;
         let mut levels =
             vec![Level { sums: Upstream::default(), added: 0, next: 0, barred: Bits::new(n), reach: all }];
         emit(&levels[0].sums, &members, &open, &held);
-        let mut steps = 0_u64;
         while let Some(level) = levels.last_mut() {
-            steps += 1;
-            if steps.is_multiple_of(4096) && stop() {
-                return None;
-            }
+            effort.spend(WALK, stop)?;
             // A cluster passed over is out for good, with everything downstream.
             while level.next < n && waits[level.next] > 0 {
                 level.bar(&self.downstream[level.next], time);
@@ -188,12 +197,12 @@ impl<'a> Lattice<'a> {
             let below = Level { sums, added: v, next: v + 1, barred: level.barred.clone(), reach: level.reach };
             level.bar(&self.downstream[v], time);
             if !emit(&below.sums, &members, &open, &held) {
-                return None;
+                return Err(Unfinished::TooMany);
             }
             levels.push(below);
         }
         out.sort();
-        Some(out)
+        Ok(out)
     }
 }
 

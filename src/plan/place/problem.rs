@@ -26,6 +26,17 @@ pub struct Devices {
     pub memory: f64,
 }
 
+impl Devices {
+    /// More devices than clusters are of no use.
+    pub(super) fn at_most(self, n_clusters: usize) -> Self {
+        Self {
+            n_accelerators: self.n_accelerators.min(n_clusters),
+            n_hosts: self.n_hosts.min(n_clusters),
+            ..self
+        }
+    }
+}
+
 /// A checked problem: finite numbers, edges between ops that exist, no cycle.
 ///
 /// # Units

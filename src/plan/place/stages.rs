@@ -9,6 +9,8 @@ struct Limits {
     limit: f64,
     devices: Devices,
     total: Upstream,
+    /// Rounding of sums, in time and in bytes: nothing is ruled out for that.
+    slack: (f64, f64),
     /// Most accelerator time per unit of host time.
     advantage: f64,
 }
@@ -31,13 +33,10 @@ impl Limits {
 
     /// Accelerator time upstream of a cut that has `hosts` and `accelerators` behind it.
     fn range(&self, hosts: usize, accelerators: usize) -> (f64, f64) {
-        let slack = 1e-9 * self.total.accelerator;
+        let slack = self.slack.0;
         let rest = (self.devices.n_accelerators - accelerators) as f64 * self.limit
             + self.relief(self.devices.n_hosts - hosts);
-        (
-            self.total.accelerator - rest - slack,
-            accelerators as f64 * self.limit + self.relief(hosts) + slack,
-        )
+        (self.total.accelerator - rest - slack, accelerators as f64 * self.limit + self.relief(hosts) + slack)
     }
 
     /// Whether some stages within the limit may end here.
@@ -46,14 +45,14 @@ impl Limits {
         if !(low <= up.accelerator && up.accelerator <= high) {
             return false;
         }
-        let slack = 1.0 + 1e-9;
+        let slack = self.slack;
         let side = |hosts: usize, accelerators: usize, n_bound: u32, accelerator: f64, host: f64, bytes: f64| {
             let n = accelerators as f64;
             let only_accelerators = hosts > 0
                 || n_bound == 0
-                    && accelerator + up.crossing <= n * self.limit * slack
-                    && bytes <= n * self.devices.memory;
-            let only_hosts = accelerators > 0 || host <= hosts as f64 * self.limit * slack;
+                    && accelerator + up.crossing <= n * self.limit + slack.0
+                    && bytes <= n * self.devices.memory + slack.1;
+            let only_hosts = accelerators > 0 || host <= hosts as f64 * self.limit + slack.0;
             only_accelerators && only_hosts
         };
         let (all, left) = (&self.total, &self.devices);
@@ -66,6 +65,19 @@ impl Limits {
                 all.host - up.host,
                 all.bytes - up.bytes,
             )
+    }
+}
+
+impl Effort {
+    /// Asks `stop` now and then.
+    pub(super) fn spend(&mut self, n: u64, stop: &mut dyn FnMut() -> bool) -> Result<(), Unfinished> {
+        const ASK: u64 = 1 << 20;
+        if n > self.n_steps {
+            return Err(Unfinished::TooMany);
+        }
+        let before = self.n_steps / ASK;
+        self.n_steps -= n;
+        if self.n_steps / ASK != before && stop() { Err(Unfinished::Stopped) } else { Ok(()) }
     }
 }
 
@@ -96,10 +108,18 @@ pub enum Unfinished {
     Stopped,
 }
 
+/// What a search may spend.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    pub n_downsets: usize,
+    /// Downsets walked past and pairs of downsets looked at.
+    pub n_steps: u64,
+}
+
 /// The chain of stages with the smallest load below `limit`; `None` when there is none.
 ///
 /// # Errors
-/// [`Unfinished`] with more than `most` downsets, or when `stop` says so.
+/// [`Unfinished`] when the effort is spent, or when `stop` says so.
 /// # Complexity
 /// O(pairs of downsets that may bound a stage · (crossing nets + devices of a state)). The closer `limit` is to what all
 /// devices can carry together, the fewer cuts leave enough room on both sides.
@@ -107,11 +127,13 @@ pub fn best_chain(
     lattice: &Lattice<'_>,
     devices: Devices,
     limit: f64,
-    most: usize,
+    effort: &mut Effort,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Chain>, Unfinished> {
     let total = lattice.total();
-    let limits = Limits { limit, devices, total, advantage: lattice.advantage() };
+    let devices = Devices { memory: devices.memory.min(total.bytes), ..devices };
+    let slack = (1e-9 * (total.accelerator + total.host + lattice.transfers()), 1e-9 * total.bytes);
+    let limits = Limits { limit, devices, total, slack, advantage: lattice.advantage() };
     let states: Vec<(usize, usize)> =
         (0..=devices.n_hosts).flat_map(|h| (0..=devices.n_accelerators).map(move |a| (h, a))).collect();
     let mut ranges: Vec<(f64, f64)> = states.iter().map(|&(h, a)| limits.range(h, a)).collect();
@@ -124,13 +146,10 @@ pub fn best_chain(
         joined
     });
     let keep = |up: &Upstream| states.iter().any(|&(h, a)| limits.admits(h, a, up));
-    let Some(downsets) = lattice.downsets(&ranges, keep, most, stop) else {
-        return Err(if stop() { Unfinished::Stopped } else { Unfinished::TooMany });
-    };
+    let downsets = lattice.downsets(&ranges, keep, effort, stop)?;
 
     let mut windows: Vec<Window> = Vec::with_capacity(states.len());
     let per_host = devices.n_accelerators + 1;
-    let mut steps = 0_u64;
     for (state, &(h, a)) in states.iter().enumerate() {
         let cuts: Vec<u32> =
             (0..downsets.len()).filter(|&i| limits.admits(h, a, &downsets.sums[i])).map(|i| i as u32).collect();
@@ -143,26 +162,24 @@ pub fn best_chain(
         let before = [(a > 0, true, 1), (h > 0, false, per_host)];
         for (_, accelerated, back) in before.into_iter().filter(|b| b.0) {
             let previous = &windows[state - back];
-            if extend(&downsets, &limits, previous, &mut window, accelerated, &mut steps, stop) {
-                return Err(Unfinished::Stopped);
-            }
+            extend(&downsets, &limits, previous, &mut window, accelerated, effort, stop)?;
         }
         windows.push(window);
     }
     Ok(trace(&downsets, &windows, lattice.len(), per_host))
 }
 
-/// Adds one device after `previous`. True when `stop` says so.
+/// Adds one device after `previous`.
 fn extend(
     downsets: &Downsets,
     limits: &Limits,
     previous: &Window,
     window: &mut Window,
     accelerated: bool,
-    steps: &mut u64,
+    effort: &mut Effort,
     stop: &mut dyn FnMut() -> bool,
-) -> bool {
-    let slack = 1e-9 * limits.total.accelerator;
+) -> Result<(), Unfinished> {
+    let slack = limits.slack.0;
     let widest = |load: f64| if accelerated { load + slack } else { load * limits.advantage + slack };
     // Cuts of the previous window up to the present one.
     let mut end = 0;
@@ -172,7 +189,9 @@ fn extend(
             end += 1;
         }
         let (mut best, mut from) = (window.load[at], window.from[at]);
+        let mut n_seen = 0;
         for i in (0..end).rev() {
+            n_seen += 1;
             let start = previous.cuts[i] as usize;
             let down = &downsets.sums[start];
             if up.accelerator - down.accelerator >= widest(best) {
@@ -200,15 +219,9 @@ fn extend(
             }
         }
         (window.load[at], window.from[at]) = (best, from);
-        *steps += end as u64;
-        if *steps > 1 << 22 {
-            *steps = 0;
-            if stop() {
-                return true;
-            }
-        }
+        effort.spend(n_seen, stop)?;
     }
-    false
+    Ok(())
 }
 
 /// The stages of the best chain that ends with everything upstream.
