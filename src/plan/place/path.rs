@@ -87,6 +87,8 @@ fn longest(problem: &Problem, weight: &dyn Fn(usize) -> f64) -> (f64, Vec<usize>
     (end.map_or(0.0, |e| length[e]), path)
 }
 
+pub static ROUNDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+pub static FLOWS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 /// One stretch of the path in one block.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
@@ -129,7 +131,7 @@ fn along(
     // The cheapest set around a stretch is a minimum cut. It is worked out for the stretches of the best way only, until
     // the best way has no other.
     loop {
-        let (time, way) = best_way(path, &stretches, k);
+        let (time, way) = best_way(path, &stretches, k); ROUNDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut settled = true;
         for &(last, i) in &way {
             let stretch = &mut stretches[last][i];
@@ -142,7 +144,7 @@ fn along(
             let (inside, outside) = stream.sides(path, stretch.first, stretch.last);
             let (inside, outside): (Vec<usize>, Vec<usize>) = (inside.iter().collect(), outside.iter().collect());
             stretch.time = stretch.time.max(network.cheapest(&inside, &outside, f64::MAX).load);
-            stretch.exact = true;
+            stretch.exact = true; FLOWS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             settled = false;
         }
         if settled {
