@@ -117,16 +117,51 @@ impl<'f> Search<'f> {
         let end = self.work + work;
         let mut slots = [(Move::Along, 1), (Move::Kick, 1), (Move::Dive, 1), (Move::Near, 1)];
         while self.work < end && !stop() {
+            let before = self.cost();
             for (kind, size) in &mut slots {
                 let before = self.cost();
-                let end = self.work + (SLOT * *size * self.field.tables.len() as u64).max(100_000);
-                while self.work < end && !stop() {
-                    self.make(*kind, stop);
-                }
+                self.slot(*kind, *size, stop);
                 // What has paid gets more.
                 *size = if self.cost() < before { 2 } else { 1 };
             }
+            if self.cost() == before && self.best.is_some() && !stop() {
+                self.afresh(stop);
+            }
         }
+    }
+
+    fn slot(&mut self, kind: Move, size: u64, stop: &mut dyn FnMut() -> bool) {
+        let end = self.work + (SLOT * size * self.field.tables.len() as u64).max(100_000);
+        while self.work < end && !stop() {
+            self.make(kind, stop);
+        }
+    }
+
+    /// Begins again as if nothing were known, and then brings both together.
+    fn afresh(&mut self, stop: &mut dyn FnMut() -> bool) {
+        let known = self.best.take();
+        let (share, noise) = (self.random.scale(0.03, 0.3), self.noise());
+        let dive = Dive { decided: &[], open: &self.hubs, share, noise };
+        self.walk = self.relaxation.dive(self.field, dive, &mut self.random);
+        self.descend(&[], 16, 0.0, stop);
+        loop {
+            let before = self.cost();
+            self.slot(Move::Near, 1, stop);
+            self.slot(Move::Along, 1, stop);
+            let gained = before - self.cost();
+            if stop() || gained.is_nan() || gained < 0.01 * self.grain * self.field.n() as f64 {
+                break;
+            }
+        }
+        let (Some(mut known), Some(mut found)) = (known.clone(), self.best.take()) else {
+            self.best = known;
+            return;
+        };
+        if found.cost < known.cost {
+            std::mem::swap(&mut known, &mut found);
+        }
+        known.improve(self.field, &found.values, &self.everything, &mut self.random);
+        self.best = Some(known);
     }
 
     fn cost(&self) -> f64 {
