@@ -5,6 +5,7 @@
 // Core: sync, deterministic; no clock, environment, files, `unsafe` or Kubernetes.
 pub mod units;
 
+pub mod forecast;
 pub mod graph;
 pub mod topology;
 

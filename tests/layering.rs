@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Rooms by layer. Rooms of one layer do not know each other.
 const LAYERS: &[&[&str]] = &[
     &["units"],
-    &["graph", "topology"],
+    &["forecast", "graph", "topology"],
     &["cost"],
     &["plan"],
     &["api", "wire"],
@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Rooms without clock, environment, files, threads or `unsafe`.
-const CORE: &[&str] = &["units", "graph", "topology", "cost", "plan"];
+const CORE: &[&str] = &["units", "forecast", "graph", "topology", "cost", "plan"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[

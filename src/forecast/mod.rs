@@ -1,0 +1,281 @@
+//! What a measured quantity will do next: point forecasts with intervals, by the method that has been right so far.
+//!
+//! ```text
+//! samples --Series::resample--> Series --forecast--> Forecast
+//!                                        season::detect   which rhythms repeat, if any
+//!                                        change::last     which levels belong to the past
+//!                                        backtest         every method forecasts what is known already
+//!                                        conformal        its errors there are the interval here
+//! ```
+//!
+//! `forecast` knows nothing of workers, plans or where the measurements come from: it sees evenly spaced numbers.
+
+pub mod backtest;
+pub mod change;
+pub mod conformal;
+pub mod mstl;
+pub mod naive;
+pub mod outlook;
+pub mod robust;
+pub mod season;
+pub mod series;
+pub mod smoothing;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use outlook::{Band, Extreme, Forecast};
+pub use robust::Robust;
+pub use series::{Gap, Series, SeriesError};
+
+use backtest::Backtest;
+
+/// Older values than this are not looked at: cost is bounded, and what is older says little.
+pub const MAX_VALUES: usize = 2048;
+/// Longest horizon, in intervals of the series.
+pub const MAX_HORIZON: usize = 512;
+
+/// Part of a series that a method learns from.
+#[derive(Clone, Copy, Debug)]
+pub struct History<'a> {
+    pub values: &'a [f64],
+    /// Position of `values[0]` in the whole series: a method with covariates looks up its rows by it.
+    pub first: usize,
+}
+
+/// A way to forecast that has not seen data yet.
+///
+/// A learned model with covariates (batch traits, model traits) enters here: it owns the covariates' rows for the whole
+/// series and its horizon, and is offered to [`choose`] beside [`candidates`].
+pub trait Fit {
+    fn method(&self) -> Method;
+
+    /// Values it needs at least.
+    fn needs(&self) -> usize;
+
+    /// Learns from at least [`needs`](Fit::needs) values; `None` when they say nothing to this method.
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>>;
+}
+
+/// A method that has learned.
+pub trait Predict {
+    /// Writes the expected next values.
+    fn predict(&self, out: &mut [f64]);
+
+    /// Takes one more value in; what was learned (parameters, seasonal figures) stays. This is what makes a backtest
+    /// over many origins cost about as much as one fit.
+    fn observe(&mut self, value: f64);
+}
+
+/// How a forecast was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Method {
+    /// The last value stays.
+    Naive,
+    /// What was one season ago comes again.
+    SeasonalNaive { season: usize },
+    /// The same, moved to the level of today.
+    SeasonalShift { season: usize },
+    /// Exponential smoothing.
+    Smoothing { trend: smoothing::Trend, season: Option<usize> },
+    /// Seasonal figures by repeated loess, exponential smoothing of what they leave.
+    Mstl { seasons: Vec<usize> },
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use smoothing::Trend;
+        match self {
+            Method::Naive => write!(f, "the last value"),
+            Method::SeasonalNaive { season } => write!(f, "the value {season} before"),
+            Method::SeasonalShift { season } => write!(f, "the value {season} before, and its change since"),
+            Method::Smoothing { trend, season } => {
+                let trend = match trend {
+                    Trend::None => "exponential smoothing",
+                    Trend::Linear => "exponential smoothing with a trend",
+                    Trend::Damped => "exponential smoothing with a damped trend",
+                };
+                write!(f, "{trend}")?;
+                season.map_or(Ok(()), |s| write!(f, " and a season of {s}"))
+            }
+            Method::Mstl { seasons } => write!(f, "seasonal figures of {seasons:?}"),
+        }
+    }
+}
+
+/// How forecasts are made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// Share of future values that the interval shall hold, step by step.
+    pub level: f64,
+    /// A level that moved by this share of itself, and stayed, makes older values irrelevant.
+    pub change: f64,
+    /// The quantity is never below this.
+    pub least: Option<f64>,
+    /// The quantity is never above this.
+    pub most: Option<f64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { level: 0.9, change: 0.1, least: None, most: None }
+    }
+}
+
+/// Why there is no forecast.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ForecastError {
+    #[error(transparent)]
+    Series(#[from] SeriesError),
+    #[error("a horizon of {horizon} intervals, must be 1 to {MAX_HORIZON}; choose a longer interval")]
+    Horizon { horizon: usize },
+    #[error("forecast.{field}: {value}, must be {range}")]
+    Setting { field: &'static str, value: f64, range: &'static str },
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), ForecastError> {
+        let outside = |field, value, range| Err(ForecastError::Setting { field, value, range });
+        if !(0.5..=0.99).contains(&self.level) {
+            return outside("level", self.level, "0.5 to 0.99");
+        }
+        if !(0.01..=10.0).contains(&self.change) {
+            return outside("change", self.change, "0.01 to 10");
+        }
+        if self.least.is_some_and(|least| !least.is_finite()) {
+            return outside("least", self.least.unwrap_or(f64::NAN), "a number");
+        }
+        if let Some(most) = self.most.filter(|&most| !most.is_finite() || self.least.is_some_and(|least| least > most))
+        {
+            return outside("most", most, "a number, and not below forecast.least");
+        }
+        Ok(())
+    }
+}
+
+/// Forecasts the next `horizon` values of a series.
+///
+/// Any series of at least one value has a forecast. A short one is forecast by its last value, with an interval that
+/// admits how little was seen; seasons enter once they have been seen twice.
+///
+/// # Errors
+/// [`ForecastError::Horizon`], [`ForecastError::Setting`].
+/// # Complexity
+/// Seasons are sought in O(n²) multiplications with n at most [`MAX_VALUES`]; every method is fitted twice in O(n).
+pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<Forecast, ForecastError> {
+    settings.check()?;
+    if horizon == 0 || horizon > MAX_HORIZON {
+        return Err(ForecastError::Horizon { horizon });
+    }
+    let all = series.values();
+    let recent = &all[all.len().saturating_sub(MAX_VALUES)..];
+    let (values, seasons) = relevant(recent, settings.change);
+    let first = all.len() - values.len();
+    let chosen = choose(History { values: &values, first }, &candidates(&seasons), horizon);
+    let mut forecast = Forecast {
+        method: chosen.method,
+        start: series.end(),
+        interval: series.interval(),
+        level: settings.level,
+        n_values: values.len(),
+        mase: chosen.backtest.mase(&values),
+        lower: Vec::new(),
+        mean: chosen.mean,
+        upper: Vec::new(),
+    };
+    (forecast.lower, forecast.upper) = conformal::intervals(&forecast.mean, &chosen.backtest, settings.level);
+    forecast.clamp(settings.least, settings.most);
+    Ok(forecast)
+}
+
+/// The values that still count, and their seasons.
+///
+/// Without seasons, what lies before the last change of level is dropped. With seasons it would be a pity to lose the
+/// cycles seen before: they are kept, moved to the new level.
+fn relevant(values: &[f64], change: f64) -> (Vec<f64>, Vec<usize>) {
+    let least = change * robust::median(values).abs();
+    let seasons = season::detect(values);
+    let Some(&season) = seasons.first() else {
+        let start = change::last(values, least).map_or(0, |c| c.at);
+        let values = values[start..].to_vec();
+        let seasons = if start == 0 { Vec::new() } else { season::detect(&values) };
+        return (values, seasons);
+    };
+    let flat = season::without(values, season);
+    let mut values = values.to_vec();
+    if let Some(c) = change::last(&flat, least) {
+        values[..c.at].iter_mut().for_each(|v| *v += c.after - c.before);
+    }
+    (values, seasons)
+}
+
+/// The methods worth trying on a series with these seasons, simplest first.
+pub fn candidates(seasons: &[usize]) -> Vec<Box<dyn Fit>> {
+    use smoothing::{Smoothing, Trend};
+    let mut out: Vec<Box<dyn Fit>> =
+        vec![Box::new(naive::Naive), Box::new(Smoothing { trend: Trend::None, season: None })];
+    for &season in seasons {
+        out.push(Box::new(naive::SeasonalNaive { season }));
+        out.push(Box::new(naive::SeasonalShift { season }));
+    }
+    out.push(Box::new(Smoothing { trend: Trend::Damped, season: None }));
+    out.push(Box::new(Smoothing { trend: Trend::Linear, season: None }));
+    for &season in seasons {
+        out.push(Box::new(Smoothing { trend: Trend::None, season: Some(season) }));
+    }
+    if !seasons.is_empty() {
+        out.push(Box::new(mstl::Mstl { seasons: seasons.to_vec() }));
+    }
+    out
+}
+
+/// The method of least error in the backtest, and what it expects.
+pub struct Choice {
+    pub method: Method,
+    pub mean: Vec<f64>,
+    pub backtest: Backtest,
+}
+
+/// Lets every method forecast the second half of the history and takes the best.
+///
+/// # Guarantees
+/// A method that comes later in `methods` has to be better than the best earlier one by [`MARGIN`], and no worse over
+/// the later half of the origins: neither chance nor a rhythm that has stopped makes a forecast complicated.
+/// # Source
+/// Rolling-origin evaluation: Tashman, International Journal of Forecasting 16 (2000). The score is the mean absolute
+/// error over all origins and steps, which the median of the future minimises; reported as MASE (Hyndman and Koehler,
+/// International Journal of Forecasting 22, 2006).
+pub fn choose(history: History<'_>, methods: &[Box<dyn Fit>], horizon: usize) -> Choice {
+    let values = history.values;
+    let origins = backtest::origins(values.len());
+    let mut best: Option<(Method, Box<dyn Predict>, Backtest)> = None;
+    for method in methods {
+        let Some(test) = backtest::run(method.as_ref(), history, &origins, horizon) else { continue };
+        let better = |(_, _, b): &(_, _, Backtest)| test.error < b.error * (1.0 - MARGIN) && test.late <= b.late;
+        if best.as_ref().is_none_or(better)
+            && let Some(fitted) = method.fit(history)
+        {
+            best = Some((method.method(), fitted, test));
+        }
+    }
+    let mut mean = vec![0.0; horizon];
+    match best {
+        Some((method, fitted, backtest)) => {
+            fitted.predict(&mut mean);
+            Choice { method, mean, backtest }
+        }
+        None => {
+            mean.fill(values.last().copied().unwrap_or(0.0));
+            Choice { method: Method::Naive, mean, backtest: Backtest::default() }
+        }
+    }
+}
+
+/// By how much a more complicated method has to be better.
+const MARGIN: f64 = 0.03;
+
+#[cfg(test)]
+mod tests;

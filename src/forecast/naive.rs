@@ -1,0 +1,152 @@
+//! The forecasts to beat.
+
+use super::smoothing::{Smoothing, State, Trend};
+use super::{Fit, History, Method, Predict};
+
+/// The last value stays.
+pub struct Naive;
+
+impl Fit for Naive {
+    fn method(&self) -> Method {
+        Method::Naive
+    }
+
+    fn needs(&self) -> usize {
+        1
+    }
+
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
+        history.values.last().map(|&last| Box::new(Last(last)) as Box<dyn Predict>)
+    }
+}
+
+struct Last(f64);
+
+impl Predict for Last {
+    fn predict(&self, out: &mut [f64]) {
+        out.fill(self.0);
+    }
+
+    fn observe(&mut self, value: f64) {
+        self.0 = value;
+    }
+}
+
+/// What was one season ago comes again.
+pub struct SeasonalNaive {
+    pub season: usize,
+}
+
+impl Fit for SeasonalNaive {
+    fn method(&self) -> Method {
+        Method::SeasonalNaive { season: self.season }
+    }
+
+    fn needs(&self) -> usize {
+        self.season
+    }
+
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
+        Some(Box::new(Cycle::last_of(history.values, self.season)))
+    }
+}
+
+/// The last season as a ring.
+struct Cycle {
+    values: Vec<f64>,
+    /// Place of the oldest value: the next one is expected to be like it.
+    next: usize,
+}
+
+impl Cycle {
+    fn last_of(values: &[f64], season: usize) -> Self {
+        Self { values: values[values.len() - season..].to_vec(), next: 0 }
+    }
+}
+
+impl Predict for Cycle {
+    fn predict(&self, out: &mut [f64]) {
+        let n = self.values.len();
+        out.iter_mut().enumerate().for_each(|(i, v)| *v = self.values[(self.next + i) % n]);
+    }
+
+    fn observe(&mut self, value: f64) {
+        self.values[self.next] = value;
+        self.next = (self.next + 1) % self.values.len();
+    }
+}
+
+/// What was one season ago comes again, moved by how much the last season differs from the one before: exponential
+/// smoothing over the changes from season to season. Follows a level that moves under a rhythm that stays.
+pub struct SeasonalShift {
+    pub season: usize,
+}
+
+impl Fit for SeasonalShift {
+    fn method(&self) -> Method {
+        Method::SeasonalShift { season: self.season }
+    }
+
+    fn needs(&self) -> usize {
+        self.season + 4
+    }
+
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
+        let values = history.values;
+        let changes: Vec<f64> = values[self.season..].iter().zip(values).map(|(b, a)| b - a).collect();
+        let cycle = Cycle::last_of(values, self.season);
+        let change = Smoothing { trend: Trend::None, season: None }.learn(&changes);
+        Some(Box::new(Shifted { cycle, change }))
+    }
+}
+
+struct Shifted {
+    cycle: Cycle,
+    change: State,
+}
+
+impl Predict for Shifted {
+    fn predict(&self, out: &mut [f64]) {
+        let mut change = [0.0];
+        self.change.predict(&mut change);
+        self.cycle.predict(out);
+        out.iter_mut().for_each(|v| *v += change[0]);
+    }
+
+    fn observe(&mut self, value: f64) {
+        self.change.observe(value - self.cycle.values[self.cycle.next]);
+        self.cycle.observe(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(method: &dyn Fit, values: &[f64]) -> [f64; 4] {
+        let mut fitted = method.fit(History { values, first: 0 }).unwrap();
+        fitted.observe(8.0);
+        let mut out = [0.0; 4];
+        fitted.predict(&mut out);
+        out
+    }
+
+    #[test]
+    fn the_last_value_or_the_last_season_comes_again() {
+        assert_eq!(after(&Naive, &[1.0, 2.0, 3.0]), [8.0; 4]);
+        assert_eq!(after(&SeasonalNaive { season: 3 }, &[0.0, 1.0, 2.0, 3.0]), [2.0, 3.0, 8.0, 2.0]);
+    }
+
+    #[test]
+    fn a_season_on_a_new_level_is_moved_there() {
+        let values: Vec<f64> = (0..30).map(|i| f64::from(i % 3) + if i < 18 { 0.0 } else { 7.0 }).collect();
+        let method = SeasonalShift { season: 3 };
+        let mut fitted = method.fit(History { values: &values[..20], first: 0 }).unwrap();
+        let mut out = [0.0; 3];
+        fitted.predict(&mut out);
+        assert!((out[0] - 9.0).abs() < 1.0, "{out:?}");
+        values[20..].iter().for_each(|&v| fitted.observe(v));
+        fitted.predict(&mut out);
+        assert!((out[0] - 7.0).abs() < 1.0 && (out[2] - 9.0).abs() < 1.0, "{out:?}");
+    }
+}

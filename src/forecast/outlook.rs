@@ -1,0 +1,109 @@
+//! A forecast, and the questions it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::Method;
+use crate::units::Seconds;
+
+/// The next values of a series, with an interval around each.
+///
+/// # Guarantees
+/// `lower`, `mean` and `upper` have one finite value per step; `lower <= mean <= upper`.
+/// # Caveats
+/// The interval holds `level` of the values of one step, not of whole paths, and as far as the future resembles the
+/// backtest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forecast {
+    pub method: Method,
+    /// When the first forecast value will be measured.
+    pub start: Seconds,
+    pub interval: Seconds,
+    pub level: f64,
+    /// Measured values it was made from.
+    pub n_values: usize,
+    /// Error of the method in the backtest, in units of the mean change from one value to the next; 0 for a series that
+    /// never changes.
+    pub mase: f64,
+    pub lower: Vec<f64>,
+    pub mean: Vec<f64>,
+    pub upper: Vec<f64>,
+}
+
+/// One forecast value, or several summed up.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Band {
+    pub lower: f64,
+    pub mean: f64,
+    pub upper: f64,
+}
+
+/// The largest or smallest expected value, and how far ahead it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Extreme {
+    /// Steps ahead: 0 is the next value.
+    pub step: usize,
+    pub band: Band,
+}
+
+impl Forecast {
+    /// Steps ahead.
+    pub fn horizon(&self) -> usize {
+        self.mean.len()
+    }
+
+    pub fn at(&self, step: usize) -> Band {
+        Band { lower: self.lower[step], mean: self.mean[step], upper: self.upper[step] }
+    }
+
+    /// Time of a step.
+    pub fn time(&self, step: usize) -> Seconds {
+        self.start + self.interval * step as f64
+    }
+
+    /// The largest expected value over the horizon; the first of equals.
+    pub fn max(&self) -> Extreme {
+        self.extreme(|candidate, best| candidate > best)
+    }
+
+    /// The smallest expected value over the horizon; the first of equals.
+    pub fn min(&self) -> Extreme {
+        self.extreme(|candidate, best| candidate < best)
+    }
+
+    fn extreme(&self, better: impl Fn(f64, f64) -> bool) -> Extreme {
+        let best = |best: usize, step: usize| if better(self.mean[step], self.mean[best]) { step } else { best };
+        let step = (0..self.horizon()).fold(0, best);
+        Extreme { step, band: self.at(step) }
+    }
+
+    /// Mean over the horizon, of the expected values and of both bounds.
+    pub fn average(&self) -> Band {
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        Band { lower: mean(&self.lower), mean: mean(&self.mean), upper: mean(&self.upper) }
+    }
+
+    /// The first step that may lie above `limit`.
+    pub fn may_exceed(&self, limit: f64) -> Option<usize> {
+        self.upper.iter().position(|&u| u > limit)
+    }
+
+    /// The first step that may lie below `limit`.
+    pub fn may_undercut(&self, limit: f64) -> Option<usize> {
+        self.lower.iter().position(|&l| l < limit)
+    }
+
+    /// Forgets steps beyond `horizon`.
+    pub fn truncate(&mut self, horizon: usize) {
+        self.lower.truncate(horizon);
+        self.mean.truncate(horizon);
+        self.upper.truncate(horizon);
+    }
+
+    pub(super) fn clamp(&mut self, least: Option<f64>, most: Option<f64>) {
+        let (least, most) = (least.unwrap_or(f64::MIN), most.unwrap_or(f64::MAX));
+        for values in [&mut self.lower, &mut self.mean, &mut self.upper] {
+            values.iter_mut().for_each(|v| *v = v.clamp(least, most));
+        }
+    }
+}
