@@ -11,6 +11,7 @@ pub mod topology;
 
 pub mod cost;
 pub mod plan;
+pub mod transition;
 
 // Contract: data only.
 pub mod api;

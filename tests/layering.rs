@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["forecast", "graph", "topology"],
     &["cost"],
     &["plan"],
+    &["transition"],
     &["api", "wire"],
     &["telemetry", "device"],
     &["runtime", "trainer"],
@@ -18,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Rooms without clock, environment, files, threads or `unsafe`.
-const CORE: &[&str] = &["units", "forecast", "graph", "topology", "cost", "plan"];
+const CORE: &[&str] = &["units", "forecast", "graph", "topology", "cost", "plan", "transition"];
 
 /// Words that no core room has a use for.
 const OUTSIDE: &[&str] = &[

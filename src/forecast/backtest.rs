@@ -8,20 +8,61 @@ const MAX_ORIGINS: usize = 96;
 /// Errors of one method.
 #[derive(Clone, Debug, Default)]
 pub struct Backtest {
-    /// Mean absolute error over all origins and steps.
-    pub error: f64,
-    /// The same over the later half of the origins.
-    pub late: f64,
-    /// Measured minus forecast, by step ahead: `residuals[0]` one step after the origin. Later steps have fewer.
+    /// Measured minus forecast, by step ahead: `residuals[0]` one step after each origin. Later steps have fewer:
+    /// the last origins have no values so far ahead to compare with.
     pub residuals: Vec<Vec<f64>>,
 }
 
 impl Backtest {
+    /// Mean squared error over all origins and steps, and over those of the later half of the origins. Errors beyond
+    /// `cap` count as `cap`.
+    pub fn loss(&self, cap: f64) -> (f64, f64) {
+        let n_origins = self.residuals.first().map_or(0, Vec::len);
+        let (mut all, mut late) = (Sum::default(), Sum::default());
+        for residuals in &self.residuals {
+            for (origin, residual) in residuals.iter().enumerate() {
+                let square = residual.abs().min(cap).powi(2);
+                all.add(square);
+                if 2 * origin >= n_origins {
+                    late.add(square);
+                }
+            }
+        }
+        (all.mean(), late.mean())
+    }
+
+    /// An absolute error that all but a few are below: larger ones are accidents.
+    pub fn usual(&self) -> f64 {
+        const FEW: f64 = 0.05;
+        let mut errors: Vec<f64> = self.residuals.iter().flatten().map(|r| r.abs()).collect();
+        errors.sort_unstable_by(f64::total_cmp);
+        errors.get(((1.0 - FEW) * errors.len() as f64) as usize).copied().unwrap_or(0.0)
+    }
+
     /// Mean absolute error in units of the mean change from one value to the next.
     pub fn mase(&self, values: &[f64]) -> f64 {
-        let change: f64 =
-            values.windows(2).map(|w| (w[1] - w[0]).abs()).sum::<f64>() / (values.len() - 1).max(1) as f64;
-        if change > 0.0 { self.error / change } else { 0.0 }
+        let (mut error, mut change) = (Sum::default(), Sum::default());
+        self.residuals.iter().flatten().for_each(|r| error.add(r.abs()));
+        values.windows(2).for_each(|w| change.add((w[1] - w[0]).abs()));
+        if change.mean() > 0.0 { error.mean() / change.mean() } else { 0.0 }
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    sum: f64,
+    n: usize,
+}
+
+impl Sum {
+    fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.n += 1;
+    }
+
+    /// 0 of nothing.
+    fn mean(&self) -> f64 {
+        self.sum / self.n.max(1) as f64
     }
 }
 
@@ -46,11 +87,8 @@ pub fn run(method: &dyn Fit, history: History<'_>, origins: &[usize], horizon: u
     let mut fitted = method.fit(History { values: &values[..first], ..history })?;
     let mut residuals = vec![Vec::new(); horizon.min(values.len() - first)];
     let mut expected = vec![0.0; residuals.len()];
-    // Sums and counts of the earlier and the later origins.
-    let mut sums = [(0.0, 0usize); 2];
     let mut known = first;
-    for (i, &origin) in origins.iter().enumerate() {
-        let sum = &mut sums[usize::from(2 * i >= origins.len())];
+    for &origin in origins {
         values[known..origin].iter().for_each(|&v| fitted.observe(v));
         known = origin;
         let actual = &values[origin..values.len().min(origin + expected.len())];
@@ -58,12 +96,9 @@ pub fn run(method: &dyn Fit, history: History<'_>, origins: &[usize], horizon: u
         fitted.predict(expected);
         for ((a, e), residuals) in actual.iter().zip(expected.iter()).zip(&mut residuals) {
             residuals.push(a - e);
-            *sum = (sum.0 + (a - e).abs(), sum.1 + 1);
         }
     }
-    let [early, late] = sums;
-    let error = (early.0 + late.0) / (early.1 + late.1) as f64;
-    error.is_finite().then_some(Backtest { error, late: late.0 / late.1 as f64, residuals })
+    residuals.iter().flatten().all(|r| r.is_finite()).then_some(Backtest { residuals })
 }
 
 #[cfg(test)]
@@ -87,7 +122,9 @@ mod tests {
         let test = run(&Naive, history, &origins(4), 3).unwrap();
         // From 2: knows 0, 1 and says 1, 1; from 3: knows 3 and says 3.
         assert_eq!(test.residuals, [vec![2.0, 3.0], vec![5.0]]);
-        assert_eq!(test.error, 10.0 / 3.0);
+        assert_eq!(test.loss(f64::INFINITY), ((4.0 + 9.0 + 25.0) / 3.0, 9.0));
+        assert_eq!(test.loss(2.0), (4.0, 4.0));
+        assert_eq!(test.usual(), 5.0);
         assert!((test.mase(&values) - 10.0 / 3.0 / 2.0).abs() < 1e-12);
     }
 
@@ -95,7 +132,7 @@ mod tests {
     fn what_repeats_is_foreseen_without_error() {
         let values: Vec<f64> = (0..50).map(|i| f64::from(i % 7)).collect();
         let history = History { values: &values, first: 0 };
-        assert_eq!(run(&SeasonalNaive { season: 7 }, history, &origins(50), 20).unwrap().error, 0.0);
+        assert_eq!(run(&SeasonalNaive { season: 7 }, history, &origins(50), 20).unwrap().usual(), 0.0);
         assert!(run(&SeasonalNaive { season: 26 }, history, &origins(50), 20).is_none());
     }
 }

@@ -10,8 +10,8 @@ const ROUNDING: f64 = 1e-9;
 /// Bounds around each expected value.
 ///
 /// Residuals are kept apart by step and by sign: step times are skewed, and far steps are less certain. A step with too
-/// few residuals for `level` borrows those of its neighbours, and is then at least as uncertain as every nearer step.
-/// Where the whole backtest has too few, the widest error seen is stretched, and doubt that fades with every residual
+/// few residuals for `level` borrows those of its neighbours, and is then at least as uncertain as every nearer step;
+/// beyond the last step that was tested, uncertainty grows as that of a random walk does. Where the whole backtest has too few, the widest error seen is stretched, and doubt that fades with every residual
 /// is added.
 ///
 /// # Source
@@ -32,6 +32,8 @@ pub fn intervals(mean: &[f64], backtest: &Backtest, level: f64) -> (Vec<f64>, Ve
             (below, above) = (below.max(widest_below), above.max(widest_above));
         }
         (widest_below, widest_above) = (widest_below.max(below), widest_above.max(above));
+        let untested = ((step + 1) as f64 / backtest.residuals.len().clamp(1, step + 1) as f64).sqrt();
+        let (below, above) = (below * untested, above * untested);
         lower.push(expected - below);
         upper.push(expected + above);
     }
@@ -79,7 +81,7 @@ mod tests {
     use super::*;
 
     fn of(residuals: Vec<Vec<f64>>) -> Backtest {
-        Backtest { error: 1.0, late: 1.0, residuals }
+        Backtest { residuals }
     }
 
     #[test]

@@ -60,6 +60,10 @@ impl Predict for Fitted {
         out.iter_mut().enumerate().for_each(|(i, v)| *v += self.figure(i));
     }
 
+    fn memory(&self) -> f64 {
+        self.rest.memory()
+    }
+
     fn observe(&mut self, value: f64) {
         self.rest.observe(value - self.figure(0));
         self.n_since += 1;

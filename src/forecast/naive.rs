@@ -1,10 +1,13 @@
 //! The forecasts to beat.
 
 use super::smoothing::{Smoothing, State, Trend};
-use super::{Fit, History, Method, Predict};
+use super::{Fit, History, Method, Predict, robust};
 
-/// The last value stays.
+/// The last value stays, if it is one to be believed: a wild one waits for the next one to confirm it.
 pub struct Naive;
+
+/// Changes beyond this many times the usual one are wild.
+const WILD: f64 = 5.0;
 
 impl Fit for Naive {
     fn method(&self) -> Method {
@@ -15,20 +18,81 @@ impl Fit for Naive {
         1
     }
 
+    /// All the noise of one value goes into it.
+    fn margin(&self, _: &Method) -> f64 {
+        0.1
+    }
+
     fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
-        history.values.last().map(|&last| Box::new(Last(last)) as Box<dyn Predict>)
+        let (&first, rest) = history.values.split_first()?;
+        let mut last = Last { value: first, usual: WILD * robust::noise(history.values), wild: None };
+        rest.iter().for_each(|&v| last.observe(v));
+        Some(Box::new(last))
     }
 }
 
-struct Last(f64);
+struct Last {
+    value: f64,
+    /// The largest change that is believed at once.
+    usual: f64,
+    /// Whether the value after was a wild one, and above.
+    wild: Option<bool>,
+}
 
 impl Predict for Last {
     fn predict(&self, out: &mut [f64]) {
-        out.fill(self.0);
+        out.fill(self.value);
+    }
+
+    fn memory(&self) -> f64 {
+        1.0
     }
 
     fn observe(&mut self, value: f64) {
-        self.0 = value;
+        let above = value > self.value;
+        if (value - self.value).abs() <= self.usual || self.wild == Some(above) {
+            (self.value, self.wild) = (value, None);
+        } else {
+            self.wild = Some(above);
+        }
+    }
+}
+
+/// The mean of all values stays: the best guess about a load that comes and goes.
+pub struct Mean;
+
+impl Fit for Mean {
+    fn method(&self) -> Method {
+        Method::Mean
+    }
+
+    fn needs(&self) -> usize {
+        3
+    }
+
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
+        let n = history.values.len();
+        Some(Box::new(Average { mean: history.values.iter().sum::<f64>() / n as f64, n }))
+    }
+}
+
+struct Average {
+    mean: f64,
+    n: usize,
+}
+
+impl Predict for Average {
+    fn predict(&self, out: &mut [f64]) {
+        out.fill(self.mean);
+    }
+
+    fn memory(&self) -> f64 {
+        self.n as f64
+    }
+
+    fn observe(&mut self, value: f64) {
+        self.n += 1;
+        self.mean += (value - self.mean) / self.n as f64;
     }
 }
 
@@ -68,6 +132,10 @@ impl Predict for Cycle {
     fn predict(&self, out: &mut [f64]) {
         let n = self.values.len();
         out.iter_mut().enumerate().for_each(|(i, v)| *v = self.values[(self.next + i) % n]);
+    }
+
+    fn memory(&self) -> f64 {
+        self.values.len() as f64
     }
 
     fn observe(&mut self, value: f64) {
@@ -113,6 +181,10 @@ impl Predict for Shifted {
         out.iter_mut().for_each(|v| *v += change[0]);
     }
 
+    fn memory(&self) -> f64 {
+        self.cycle.memory().min(self.change.memory())
+    }
+
     fn observe(&mut self, value: f64) {
         self.change.observe(value - self.cycle.values[self.cycle.next]);
         self.cycle.observe(value);
@@ -133,8 +205,17 @@ mod tests {
 
     #[test]
     fn the_last_value_or_the_last_season_comes_again() {
-        assert_eq!(after(&Naive, &[1.0, 2.0, 3.0]), [8.0; 4]);
+        assert_eq!(after(&Naive, &[1.0, 3.0, 2.0]), [8.0; 4]);
+        assert_eq!(after(&Mean, &[1.0, 2.0, 1.0]), [3.0; 4]);
         assert_eq!(after(&SeasonalNaive { season: 3 }, &[0.0, 1.0, 2.0, 3.0]), [2.0, 3.0, 8.0, 2.0]);
+    }
+
+    #[test]
+    fn a_wild_value_has_to_be_confirmed() {
+        let calm = [1.0, 1.1, 1.0, 0.9, 1.0, 1.1, 1.0];
+        assert_eq!(after(&Naive, &calm), [1.0; 4]);
+        assert_eq!(after(&Naive, &[&calm[..], &[7.0]].concat()), [8.0; 4]);
+        assert_eq!(after(&Naive, &[&calm[..], &[-7.0]].concat()), [1.0; 4]);
     }
 
     #[test]

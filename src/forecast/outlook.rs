@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Method;
+use super::{Method, Robust, change};
 use crate::units::Seconds;
 
 /// The next values of a series, with an interval around each.
@@ -25,6 +25,10 @@ pub struct Forecast {
     /// Error of the method in the backtest, in units of the mean change from one value to the next; 0 for a series that
     /// never changes.
     pub mase: f64,
+    /// Eight of ten of these values lay between.
+    pub known: (f64, f64),
+    /// By how much the level may be off for noise and for lack of values, should it stay as it is: a standard error.
+    pub doubt: f64,
     pub lower: Vec<f64>,
     pub mean: Vec<f64>,
     pub upper: Vec<f64>,
@@ -91,6 +95,27 @@ impl Forecast {
     /// The first step that may lie below `limit`.
     pub fn may_undercut(&self, limit: f64) -> Option<usize> {
         self.lower.iter().position(|&l| l < limit)
+    }
+
+    /// Starts from where the quantity is now, should that be a level it has not known: the latest measurements are finer than
+    /// the intervals of a series, and a forecast learns of a new level only after some of these.
+    ///
+    /// `now`: the level of late; `least`: what counts as another level, as a share of the expected one. A forecast with a season stays as it is: it knows when the quantity comes and goes.
+    pub fn anchor(&mut self, now: &Robust, least: f64) {
+        let Some(first) = (self.horizon() > 0).then(|| self.at(0)) else { return };
+        let (low, high) = self.known;
+        let known = (low..=high).contains(&now.centre);
+        let expected = Robust { centre: first.mean, spread: 0.0, n: u64::MAX };
+        let least = least * first.mean.abs();
+        if known || self.method.has_season() || change::shift(&expected, now, least).is_none() {
+            return;
+        }
+        let away = now.centre - first.mean;
+        self.doubt += now.error();
+        for values in [&mut self.lower, &mut self.mean, &mut self.upper] {
+            values.iter_mut().for_each(|v| *v += away);
+        }
+        self.known = (low.min(now.centre), high.max(now.centre));
     }
 
     /// Forgets steps beyond `horizon`.

@@ -23,6 +23,15 @@ fn median_in_place(values: &mut [f64]) -> f64 {
     lower + (upper - lower) / 2.0
 }
 
+/// The value that this share of `values` is below; 0 when there are none.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    let rank = (share * (values.len() - 1) as f64).round() as usize;
+    *values.to_vec().select_nth_unstable_by(rank, f64::total_cmp).1
+}
+
 /// Standard deviation as the median absolute deviation tells it.
 pub fn sigma(values: &[f64], centre: f64) -> f64 {
     let mut off: Vec<f64> = values.iter().map(|v| (v - centre).abs()).collect();
@@ -75,6 +84,7 @@ mod tests {
         assert_eq!(median(&[3.0]), 3.0);
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&[f64::MAX, f64::MAX]), f64::MAX);
+        assert_eq!([0.0, 0.1, 0.5, 1.0].map(|share| quantile(&[5.0, 3.0, 1.0, 2.0, 4.0], share)), [1.0, 1.0, 3.0, 5.0]);
     }
 
     #[test]

@@ -43,8 +43,8 @@ fn strongest(values: &[f64]) -> Option<usize> {
         return None;
     }
     let calm = drawn_in(values);
-    let with_line = correlations(&calm, longest + 1);
-    let without_line = correlations(&without_line(&calm)?, longest + 1);
+    let with_line = correlations(&calm, longest + 2);
+    let without_line = correlations(&without_line(&calm)?, longest + 2);
     // One step minus a line looks like two teeth of a saw; it does not resemble itself with its line.
     let correlation: Vec<f64> = with_line.iter().zip(&without_line).map(|(a, b)| a.min(*b)).collect();
     let mut lowest = 1.0f64;
@@ -98,7 +98,7 @@ fn correlations(values: &[f64], n_lags: usize) -> Vec<f64> {
         let whole = sums[n].1 / n as f64 * m;
         if scale > 1e-6 * whole { (covariance / scale).clamp(-1.0, 1.0) } else { 0.0 }
     };
-    (0..n_lags.min(n - 1)).map(of).collect()
+    (0..n_lags.min(n)).map(of).collect()
 }
 
 /// Values minus the straight line through them, by least squares; `None` when nothing but rounding is left.

@@ -15,8 +15,9 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gap {
     Refuse,
-    /// Draw a straight line over at most this many intervals in a row.
-    Bridge(usize),
+    /// Repeat the value before over at most this many intervals in a row. No line is drawn to the value after: one slow step
+    /// that spans three intervals would look like a slope, or like three slow ones.
+    Hold(usize),
 }
 
 /// Why measurements are no series.
@@ -30,7 +31,7 @@ pub enum SeriesError {
     NotFinite { index: usize, value: f64 },
     #[error("sample {index} of a series, at {time}, comes after one at {before}; sort samples by time")]
     Unordered { index: usize, time: Seconds, before: Seconds },
-    #[error("nothing was measured from {from} to {to}: {n} intervals, {at_most} may be bridged")]
+    #[error("nothing was measured from {from} to {to}: {n} intervals, {at_most} may be filled")]
     Gap { from: Seconds, to: Seconds, n: usize, at_most: usize },
 }
 
@@ -71,7 +72,7 @@ impl Series {
         let kept = &samples[samples.partition_point(|&(time, _)| number(time) < oldest)..];
         let at_most = match gap {
             Gap::Refuse => 0,
-            Gap::Bridge(n) => n,
+            Gap::Hold(n) => n,
         };
         let mut values: Vec<f64> = Vec::new();
         let mut before = number(kept[0].0);
@@ -85,8 +86,7 @@ impl Series {
                     let (from, to) = (Seconds((before + 1.0) * interval.0), Seconds(at * interval.0));
                     return Err(SeriesError::Gap { from, to, n, at_most });
                 }
-                let step = (value - last) / (n + 1) as f64;
-                values.extend((1..=n).map(|i| last + step * i as f64));
+                values.extend(std::iter::repeat_n(last, n));
             }
             values.push(value);
             before = at;
@@ -117,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_median_of_each_interval_and_bridges_what_it_may() {
+    fn takes_the_median_of_each_interval_and_fills_what_it_may() {
         let uneven = samples(&[(10.1, 1.0), (10.5, 9.0), (10.9, 2.0), (13.0, 8.0), (14.2, 4.0), (14.3, 6.0)]);
-        let series = Series::resample(&uneven, Seconds(1.0), Gap::Bridge(2)).unwrap();
-        assert_eq!(series.values(), [2.0, 4.0, 6.0, 8.0, 5.0]);
+        let series = Series::resample(&uneven, Seconds(1.0), Gap::Hold(2)).unwrap();
+        assert_eq!(series.values(), [2.0, 2.0, 2.0, 8.0, 5.0]);
         assert_eq!(series.end(), Seconds(15.0));
-        let refused = Series::resample(&uneven, Seconds(1.0), Gap::Bridge(1)).unwrap_err();
+        let refused = Series::resample(&uneven, Seconds(1.0), Gap::Hold(1)).unwrap_err();
         assert_eq!(refused, SeriesError::Gap { from: Seconds(11.0), to: Seconds(13.0), n: 2, at_most: 1 });
     }
 

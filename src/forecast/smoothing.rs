@@ -48,7 +48,16 @@ impl Fit for Smoothing {
         match (self.season, self.trend) {
             (Some(season), _) => season + season.div_ceil(4).max(4),
             (None, Trend::None) => 3,
-            (None, _) => 6,
+            (None, _) => 12,
+        }
+    }
+
+    /// Any noise has a slope somewhere, and a slope carried far is far off.
+    fn margin(&self, simpler: &Method) -> f64 {
+        match (self.trend, self.season) {
+            (Trend::None, None) => 0.05,
+            (Trend::None, Some(_)) if simpler.has_season() => 0.05,
+            _ => 0.3,
         }
     }
 
@@ -208,6 +217,11 @@ impl Predict for State {
                 *v += self.figures[(self.next + i) % self.figures.len()];
             }
         }
+    }
+
+    /// The weights of exponential smoothing spread noise as so many equal ones do.
+    fn memory(&self) -> f64 {
+        (2.0 - self.rates.level) / self.rates.level
     }
 
     fn observe(&mut self, value: f64) {

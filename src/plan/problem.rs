@@ -1,5 +1,7 @@
 //! What is asked of the planner, and why it may say no.
 
+use serde::{Deserialize, Serialize};
+
 use super::ScheduleKind;
 use crate::graph::{GradGraph, Model};
 use crate::topology::Topology;
@@ -19,7 +21,8 @@ pub struct Problem<'a> {
 }
 
 /// A problem without a plan: which limit it meets, and the way out.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Infeasible {
     #[error("a plan needs at least one shard and one replica, found {n_shards} and {n_replicas}")]
     Nothing { n_shards: u32, n_replicas: u32 },

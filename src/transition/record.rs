@@ -1,0 +1,56 @@
+//! Decisions as they are written down: one JSON object per line.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Snapshot};
+
+/// What was seen, and what was decided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Changes when older records can no longer be read.
+    format: u32,
+    pub snapshot: Snapshot,
+    pub decision: Decision,
+}
+
+const FORMAT: u32 = 1;
+
+/// A line that is no record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The writer was stopped in the middle of a line, or the file was copied before it was whole.
+    #[error("the record is cut short")]
+    CutShort,
+    #[error("record format {found}, this version reads {FORMAT}; use the version of Foreshard that wrote it")]
+    Format { found: u32 },
+    #[error("not a record of decisions: {0}")]
+    Malformed(#[source] serde_json::Error),
+}
+
+impl Record {
+    pub fn new(snapshot: Snapshot, decision: Decision) -> Self {
+        Self { format: FORMAT, snapshot, decision }
+    }
+
+    /// The record as a line, without its end.
+    ///
+    /// # Errors
+    /// None in practice: numbers that JSON does not have are written as null, and are refused when they are read.
+    pub fn to_line(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    /// Reads one line.
+    pub fn parse(line: &str) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let problem = |e: serde_json::Error| if e.is_eof() { RecordError::CutShort } else { RecordError::Malformed(e) };
+        let head: Head = serde_json::from_str(line).map_err(problem)?;
+        if head.format != FORMAT {
+            return Err(RecordError::Format { found: head.format });
+        }
+        serde_json::from_str(line).map_err(problem)
+    }
+}

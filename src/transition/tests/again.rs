@@ -1,0 +1,79 @@
+//! Recordings: written, read, cut short, replayed.
+
+use super::world::*;
+use crate::transition::*;
+
+/// A slow-down that is answered, with every decision.
+fn recording() -> Vec<Record> {
+    let speed = |w: usize, t: f64| if w == 1 && t >= 150.0 { 0.6 } else { 1.0 };
+    let world = World { keep_all: true, ..World::new(0.5, 3, speed) };
+    let story = world.run(220.0, 1);
+    assert_eq!(story.adopted().len(), 1, "{}", story.told());
+    story.records
+}
+
+fn adopted(replayed: &[Replayed]) -> Vec<u64> {
+    replayed.iter().filter(|r| matches!(r.decision, Decision::Adopt { .. })).map(|r| r.step).collect()
+}
+
+#[test]
+fn a_record_survives_its_line_and_a_cut_line_is_recognised() {
+    let records = recording();
+    let adopted = records.iter().find(|r| r.decision.label() == "adopt").unwrap();
+    let line = adopted.to_line().unwrap();
+    assert!(!line.contains('\n'));
+    assert_eq!(&Record::parse(&line).unwrap(), adopted);
+    for end in (0..line.len()).step_by(97) {
+        let error = Record::parse(&line[..end]).unwrap_err();
+        assert!(matches!(error, RecordError::CutShort), "after {end} bytes: {error}");
+    }
+    let newer = line.replacen("\"format\":1", "\"format\":7", 1);
+    assert!(matches!(Record::parse(&newer), Err(RecordError::Format { found: 7 })));
+    assert!(matches!(Record::parse("{\"format\":1}"), Err(RecordError::Malformed(_))));
+}
+
+#[test]
+fn without_a_change_every_decision_is_the_recorded_one() {
+    let lines: Vec<String> = recording().iter().map(|r| r.to_line().unwrap()).collect();
+    let read = lines.iter().map(|line| Record::parse(line).unwrap());
+    for r in replay(read, |_| ()) {
+        assert_eq!(r.decision, r.recorded, "step {}", r.step);
+        assert_eq!(r.ground, Ground::Seen);
+    }
+}
+
+#[test]
+fn a_setting_that_would_not_have_moved_leaves_the_rest_supposed() {
+    let records = recording();
+    let step = records.iter().find(|r| r.decision.label() == "adopt").unwrap().snapshot.step;
+    let replayed: Vec<Replayed> = replay(records, |s| s.threshold = 5.0).collect();
+    assert!(adopted(&replayed).is_empty());
+    for r in &replayed {
+        let ground = if r.step <= step { Ground::Seen } else { Ground::Supposed { since_step: step } };
+        assert_eq!(r.ground, ground, "step {}", r.step);
+    }
+}
+
+#[test]
+fn a_longer_dwell_time_moves_later_with_the_recorded_answer() {
+    let records = recording();
+    let step = records.iter().find(|r| r.decision.label() == "adopt").unwrap().snapshot.step;
+    // The recording ends with the adopted plan; seen before that is only what happened until then.
+    let replayed: Vec<Replayed> = replay(records, |s| s.dwell = crate::units::Seconds(60.0)).collect();
+    assert!(adopted(&replayed).is_empty());
+    assert!(replayed.iter().any(|r| r.ground == Ground::Supposed { since_step: step }));
+}
+
+#[test]
+fn a_plan_nobody_asked_for_is_not_made_up() {
+    // Recorded with a threshold that nothing reached.
+    let speed = |w: usize, t: f64| if w == 1 && t >= 150.0 { 0.6 } else { 1.0 };
+    let mut world = World { keep_all: true, ..World::new(0.5, 3, speed) };
+    world.settings.threshold = 5.0;
+    let records = world.run(220.0, 1).records;
+    let replayed: Vec<Replayed> = replay(records, |s| s.threshold = 0.15).collect();
+    let first = replayed.iter().find(|r| r.decision.label() == "wait/unsolved").expect("it would have asked");
+    assert_eq!(first.ground, Ground::Seen);
+    assert!(adopted(&replayed).is_empty());
+    assert_eq!(replayed.last().unwrap().ground, Ground::Supposed { since_step: first.step });
+}
