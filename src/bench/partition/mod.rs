@@ -5,6 +5,7 @@
 
 mod generic;
 mod pipedream;
+mod piper;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -65,7 +66,7 @@ pub struct Family {
 }
 
 /// All families, in the order in which they run.
-pub const FAMILIES: &[Family] = &[generic::FAMILY, pipedream::FAMILY];
+pub const FAMILIES: &[Family] = &[generic::FAMILY, pipedream::FAMILY, piper::FAMILY];
 
 /// Runs `solve` and tells how long it took and how much memory the process held meanwhile.
 pub fn measured<T>(solve: impl FnOnce() -> T) -> (T, f64, u64) {

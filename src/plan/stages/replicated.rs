@@ -1,7 +1,7 @@
 //! Stages with data-parallel replicas, on machines with fast links inside and slow links between them.
 
 use super::dag::{Chains, Dag};
-use super::ideals::{Ideals, border};
+use super::ideals::Ideals;
 use super::positions::{Move, Positions};
 
 /// Ideals of each size in a first, quick search.
@@ -88,7 +88,7 @@ pub enum BadProblem {
 pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> Result<Pipeline, BadProblem> {
     check(dag, costs, network)?;
     // Few ideals first: they give a bottleneck that all of them need not better by much.
-    let few = lightest(dag, costs.output, FEW);
+    let few = Ideals::lightest(dag, costs.output, FEW);
     let mut pipeline = improve(dag, costs, network, &few, None);
     if few.complete {
         return Ok(pipeline);
@@ -103,7 +103,7 @@ pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> 
     let output: Vec<f64> = chains.nodes.iter().map(|c| c.last().map_or(0.0, |&v| costs.output[v])).collect();
     let (compute, params) = (sum(costs.compute), sum(costs.params));
     let coarse_costs = Costs { compute: &compute, params: &params, output: &output };
-    let light = lightest(coarse, &output, width(coarse));
+    let light = Ideals::lightest(coarse, &output, width(coarse));
     let mut found = improve(coarse, &coarse_costs, network, &light, None);
     if found.seconds < pipeline.seconds {
         for stage in &mut found.stages {
@@ -112,31 +112,9 @@ pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> 
         }
         pipeline = found;
     }
-    let near = nearest(dag, costs.output, &pipeline, width(dag));
+    let stages: Vec<&[usize]> = pipeline.stages.iter().map(|s| &*s.nodes).collect();
+    let near = Ideals::near(dag, costs.output, &stages, width(dag));
     Ok(improve(dag, costs, network, &near, Some(pipeline)))
-}
-
-/// Ideals with the lightest borders.
-fn lightest(dag: &Dag, output: &[f64], width: usize) -> Ideals {
-    Ideals::best(dag, &|set| border(dag, set, output), width)
-}
-
-/// Ideals that differ in the fewest nodes from the borders of a pipeline.
-fn nearest(dag: &Dag, output: &[f64], pipeline: &Pipeline, width: usize) -> Ideals {
-    let mut borders = Vec::new();
-    let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
-    for stage in &pipeline.stages {
-        for &v in &stage.nodes {
-            set[v / 64] |= 1 << (v % 64);
-        }
-        borders.push(set.clone());
-    }
-    let total: f64 = output.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-    let rank = |set: &[u64]| {
-        let differ = |other: &Vec<u64>| set.iter().zip(other).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
-        f64::from(borders.iter().map(differ).min().unwrap_or(0)) + border(dag, set, output) / total
-    };
-    Ideals::best(dag, &rank, width)
 }
 
 /// The fastest pipeline between these ideals, or the one given.
