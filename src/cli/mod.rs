@@ -7,6 +7,7 @@ mod graph;
 mod local;
 mod plan;
 mod plugin;
+mod replay;
 mod worker;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ enum Command {
     Plan(plan::Args),
     Devices(devices::Args),
     Graph(graph::Args),
+    Replay(replay::Args),
     /// Measure the planner against published results.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Plan(a) => plan::run(a),
         Command::Devices(a) => devices::run(a),
         Command::Graph(a) => graph::run(a),
+        Command::Replay(a) => replay::run(a),
         Command::Bench(c) => bench::run(c),
         Command::Crd(a) => crd::run(a),
         Command::Worker(a) => return worker::run(a),

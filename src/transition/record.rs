@@ -46,7 +46,11 @@ impl Record {
         struct Head {
             format: u32,
         }
-        let problem = |e: serde_json::Error| if e.is_eof() { RecordError::CutShort } else { RecordError::Malformed(e) };
+        let whole = line.trim_end().ends_with('}');
+        let problem = |e: serde_json::Error| match e.is_eof() || !whole {
+            true => RecordError::CutShort,
+            false => RecordError::Malformed(e),
+        };
         let head: Head = serde_json::from_str(line).map_err(problem)?;
         if head.format != FORMAT {
             return Err(RecordError::Format { found: head.format });

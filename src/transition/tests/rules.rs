@@ -218,7 +218,7 @@ fn a_person_has_to_agree_where_plans_are_only_recommended() {
     assert_eq!(decide(&s).label(), "wait/approval", "another revision was approved");
     s.approved = Some(2);
     assert!(matches!(decide(&s), Decision::Adopt { trigger: Trigger::Approved { revision: 2 }, .. }));
-    s.workers[0].memory.used = Bytes(8 * GIB);
+    s.workers[0].memory.used = Bytes(8 * GIB + 1);
     assert_eq!(decide(&s).label(), "refuse/does-not-fit", "approval makes no room");
 }
 

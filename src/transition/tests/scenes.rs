@@ -60,7 +60,7 @@ fn load_that_comes_and_goes_at_random_does_not_flap_plans() {
         let slow = |t: f64| edges.partition_point(|&e| e <= t) % 2 == 0;
         let story = World::new(0.5, 2, |w, t| if w == 1 && slow(t) { 0.6 } else { 1.0 }).run(1800.0, seed);
         let n = story.adopted().len();
-        assert!(n <= 6, "{n} moves, the load changed {} times: {}", edges.len(), story.told());
+        assert!(3 * n <= edges.len(), "{n} moves, the load changed {} times: {}", edges.len(), story.told());
         assert!(story.saved > -0.03, "length {length} lost {}: {}", -story.saved, story.told());
     }
 }
