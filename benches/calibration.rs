@@ -32,7 +32,8 @@ fn read(model: &Model, argument: &str) -> Run {
     let text = |name: &str| std::fs::read_to_string(Path::new(directory).join(name)).expect("a run directory");
     let plan: Plan = serde_json::from_str(&text("plan.json")).expect("a plan");
     let topology = parse_devices(devices).expect("devices");
-    let lines: Vec<Value> = text("log.jsonl").lines().map(|l| serde_json::from_str(l).expect("a log")).collect();
+    let mut lines: Vec<Value> = text("log.jsonl").lines().map(|l| serde_json::from_str(l).expect("a log")).collect();
+    lines.retain(|l| l["revision"] == plan.revision);
     let floats = |v: &Value| v.as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32).collect();
     let workers = |l: &Value| l["workers"].as_array().unwrap().iter().map(|w| floats(&w["segments_s"])).collect();
     Run {
@@ -70,6 +71,31 @@ impl Run {
             let estimate = self.priced.estimate(&self.variant, calibration, &speed, None).expect("known");
             calibration.observe_step(1, estimate.step, Seconds(*seconds));
         }
+    }
+
+    /// As in the loop: every step of the second half is predicted by what was learned up to then.
+    fn online(&self, mut calibration: Calibration) {
+        let (half, nominal) = (self.steps.len() / 2, Calibration::default());
+        let mut errors = [const { Vec::new() }; 4];
+        for step in half..self.steps.len() {
+            let speed = |device| calibration.speed(device);
+            let online = self.priced.estimate(&self.variant, &calibration, &speed, None).expect("known");
+            let before = self.priced.estimate(&self.variant, &nominal, &|_| 1.0, None).expect("known");
+            let off = |predicted: f64, measured: f64| (predicted / measured - 1.0).abs();
+            errors[0].push(off(before.step.0, self.seconds[step]));
+            errors[1].push(off(online.step.0, self.seconds[step]));
+            for (rank, seconds) in self.steps[step].iter().enumerate() {
+                let busy = seconds.iter().map(|s| f64::from(*s)).sum();
+                errors[2].push(off(before.workers[rank].busy.0, busy));
+                errors[3].push(off(online.workers[rank].busy.0, busy));
+            }
+            self.learn(&mut calibration, step..step + 1);
+        }
+        let [a, b, c, d] = errors.map(|e| median(e) * 100.0);
+        println!(
+            "{}: median error of steps {a:.0} % nominal, {b:.0} % online; of workers' busy time {c:.0} %, {d:.0} %",
+            self.name
+        );
     }
 
     /// One line per segment, then the step.
@@ -160,6 +186,9 @@ fn main() {
     first.learn(&mut calibration, 0..first.steps.len() / 2);
     for run in &runs {
         run.compare(&calibration);
+    }
+    for run in &runs {
+        run.online(calibration.clone());
     }
     first.learn(&mut calibration, first.steps.len() / 2..first.steps.len());
     for w in calibration.summary() {

@@ -66,6 +66,9 @@ impl Workers {
             .arg(crumb_path(run_dir, worker))
             .env(token_variable, token)
             .env("XLA_FLAGS", format!("{xla_flags} {CPU_KERNELS}").trim())
+            // Tensors are made by the threads that receive them and freed by the one that computes: with an arena for
+            // each, glibc keeps what it was given in all of them.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log file")?)
             .stderr(log)

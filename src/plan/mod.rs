@@ -15,6 +15,7 @@ pub mod problem;
 pub mod schedule;
 pub mod segment;
 pub mod solve;
+pub mod stages;
 pub mod strategy;
 pub mod table;
 

@@ -5,6 +5,7 @@
 
 mod generic;
 pub mod iopddl;
+mod pipedream;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -66,7 +67,7 @@ pub struct Family {
 
 /// All families, in the order in which they run.
 pub const FAMILIES: &[Family] =
-    &[generic::FAMILY, Family { name: iopddl::NAME, about: iopddl::ABOUT, run: iopddl::run }];
+    &[generic::FAMILY, pipedream::FAMILY, Family { name: iopddl::NAME, about: iopddl::ABOUT, run: iopddl::run }];
 
 /// Runs `solve` and tells how long it took and how much memory the process held meanwhile.
 pub fn measured<T>(solve: impl FnOnce() -> T) -> (T, f64, u64) {

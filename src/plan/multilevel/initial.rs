@@ -85,7 +85,7 @@ fn bisect(graph: &Weighted, limits: [i64; 2], random: &mut Random) -> Vec<u32> {
         let mut blocks = Blocks::new(&current, grow(&current, limits, random), limits.to_vec());
         let mut search = Search::new(&blocks);
         search.rebalance(&mut blocks);
-        while search.beside_border(&mut blocks, 40, random) > 0 {}
+        while search.improve_border(&mut blocks, 40, random) > 0 {}
         let key = (blocks.excess(), blocks.cut());
         if best.as_ref().is_none_or(|(b, _)| key < *b) {
             best = Some((key, blocks.of));
@@ -97,7 +97,7 @@ fn bisect(graph: &Weighted, limits: [i64; 2], random: &mut Random) -> Vec<u32> {
         let mut blocks = Blocks::new(&finer, fine, limits.to_vec());
         let mut search = Search::new(&blocks);
         search.rebalance(&mut blocks);
-        while search.beside_border(&mut blocks, 60, random) > 0 {}
+        while search.improve_border(&mut blocks, 60, random) > 0 {}
         of = blocks.of;
     }
     of

@@ -240,7 +240,7 @@ impl Network {
             if self.tree[u as usize] as usize != end || self.left(1 - end, arc) == 0 {
                 continue;
             }
-            if let Some(distance) = self.way_to_root(u)
+            if let Some(distance) = self.climb(u)
                 && distance < best.0
             {
                 best = (distance, arc);
@@ -277,7 +277,7 @@ impl Network {
     }
 
     /// Distance to the root, if the node is still connected to one.
-    fn way_to_root(&mut self, from: u32) -> Option<u32> {
+    fn climb(&mut self, from: u32) -> Option<u32> {
         let mut v = from;
         let mut steps = 0;
         let distance = loop {

@@ -1,0 +1,135 @@
+//! Prefixes of a computation: sets of nodes that contain whatever their members need.
+
+use super::dag::Dag;
+
+/// Order ideals of a graph, by size; the first is empty, the last has all nodes.
+#[derive(Clone, Debug)]
+pub struct Ideals {
+    n_words: usize,
+    words: Vec<u64>,
+    /// Where ideals of each size begin, and the end.
+    sizes: Vec<usize>,
+    /// Where the smaller ideals of each ideal begin, and the end.
+    starts: Vec<usize>,
+    smaller: Vec<u32>,
+    /// Whether every ideal is here.
+    pub complete: bool,
+}
+
+impl Ideals {
+    /// All ideals, if there are no more than `most`.
+    ///
+    /// # Complexity
+    /// O(ideals · n · n / 64) and a sort of each size.
+    pub fn all(dag: &Dag, most: usize) -> Option<Self> {
+        Self::grow(dag, most, &mut |_| {})
+    }
+
+    /// Those ideals that `rank` lowest, up to `width` of each size. Each of them grows from one of them.
+    pub fn best(dag: &Dag, rank: &dyn Fn(&[u64]) -> f64, width: usize) -> Self {
+        let mut complete = true;
+        let mut keep = |next: &mut Vec<Grown>| {
+            if next.len() > width.max(1) {
+                complete = false;
+                let mut ranked: Vec<(f64, Grown)> = next.drain(..).map(|g| (rank(&g.set), g)).collect();
+                ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+                next.extend(ranked.into_iter().take(width.max(1)).map(|r| r.1));
+                next.sort_unstable();
+            }
+        };
+        // Without a limit nothing is given up.
+        let ideals = Self::grow(dag, usize::MAX, &mut keep).unwrap_or_else(|| Self::empty(1));
+        Self { complete, ..ideals }
+    }
+
+    fn empty(n_words: usize) -> Self {
+        let (sizes, starts) = (vec![0, 1], vec![0, 0]);
+        Self { n_words, words: vec![0; n_words], sizes, starts, smaller: Vec::new(), complete: true }
+    }
+
+    fn grow(dag: &Dag, most: usize, keep: &mut dyn FnMut(&mut Vec<Grown>)) -> Option<Self> {
+        let n = dag.n_nodes();
+        let mut ideals = Self::empty(n.div_ceil(64).max(1));
+        for size in 0..n {
+            // Each larger ideal with one it grows from.
+            let mut grown: Vec<(Vec<u64>, u32)> = Vec::new();
+            for i in ideals.of_size(size) {
+                for v in (0..n).filter(|&v| !ideals.has(i, v)) {
+                    if dag.before(v).iter().all(|&u| ideals.has(i, u as usize)) {
+                        let mut set = ideals.set(i).to_vec();
+                        set[v / 64] |= 1 << (v % 64);
+                        grown.push((set, i as u32));
+                    }
+                }
+            }
+            grown.sort_unstable();
+            let mut next: Vec<Grown> = Vec::new();
+            for (set, from) in grown {
+                match next.last_mut() {
+                    Some(last) if last.set == set => last.from.push(from),
+                    _ => next.push(Grown { set, from: vec![from] }),
+                }
+            }
+            keep(&mut next);
+            if ideals.len() + next.len() > most {
+                return None;
+            }
+            for Grown { set, from } in next {
+                ideals.words.extend_from_slice(&set);
+                ideals.smaller.extend_from_slice(&from);
+                ideals.starts.push(ideals.smaller.len());
+            }
+            ideals.sizes.push(ideals.starts.len() - 1);
+        }
+        Some(ideals)
+    }
+
+    pub fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    pub fn of_size(&self, size: usize) -> std::ops::Range<usize> {
+        self.sizes[size]..self.sizes[size + 1]
+    }
+
+    /// Ideals with one node less that are part of this one.
+    pub fn smaller(&self, i: usize) -> &[u32] {
+        &self.smaller[self.starts[i]..self.starts[i + 1]]
+    }
+
+    pub fn set(&self, i: usize) -> &[u64] {
+        &self.words[i * self.n_words..(i + 1) * self.n_words]
+    }
+
+    pub fn has(&self, i: usize, node: usize) -> bool {
+        self.set(i)[node / 64] >> (node % 64) & 1 == 1
+    }
+
+    /// Sum of a weight over the nodes of each ideal.
+    pub fn sums(&self, weight: &[f64]) -> Vec<f64> {
+        let sum = |i| weight.iter().enumerate().filter(|&(v, _)| self.has(i, v)).map(|(_, w)| w).sum();
+        (0..self.len()).map(sum).collect()
+    }
+
+    /// Weight of the nodes of each ideal that are needed outside it.
+    pub fn borders(&self, dag: &Dag, weight: &[f64]) -> Vec<f64> {
+        (0..self.len()).map(|i| border(dag, self.set(i), weight)).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Grown {
+    set: Vec<u64>,
+    from: Vec<u32>,
+}
+
+/// Weight of the nodes inside that are needed outside.
+pub fn border(dag: &Dag, set: &[u64], weight: &[f64]) -> f64 {
+    let inside = |v: usize| set[v / 64] >> (v % 64) & 1 == 1;
+    let needed = |v: usize| dag.after(v).iter().any(|&u| !inside(u as usize));
+    (0..dag.n_nodes()).filter(|&v| inside(v) && needed(v)).map(|v| weight[v]).sum()
+}

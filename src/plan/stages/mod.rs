@@ -1,0 +1,9 @@
+//! Splits a computation into pipeline stages: prefixes of its graph, one stage between each prefix and the next.
+
+pub mod dag;
+pub mod ideals;
+mod positions;
+pub mod replicated;
+
+#[cfg(test)]
+mod tests;
