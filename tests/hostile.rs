@@ -4,6 +4,8 @@
 
 #[path = "../fuzz/src/checks.rs"]
 mod checks;
+#[path = "../fuzz/src/messages.rs"]
+mod messages;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use foreshard::graph::import::from_hlo;
 use foreshard::graph::passes::{Limits, normalise};
 use foreshard::graph::proto::{Writer, computation, instruction, module};
 use foreshard::graph::verify::verify;
-use foreshard::graph::{ArrayShape, DType, Graph, Manifest, Shape};
+use foreshard::graph::{ArrayShape, DType, Graph, Manifest, Model, Shape};
 
 /// An instruction in the making; its id is its position in its computation.
 struct Instruction {
@@ -276,6 +278,10 @@ fn what_fuzzing_found_holds() {
     assert!(replay("tests/data", ".hlo.pb", checks::import) > 4);
     assert!(replay("tests/data/stack.bundle", ".hlo.pb", checks::bundle) == 3);
     assert!(replay("bundles", "manifest.json", checks::manifest) > 4);
+    let model = Model::import(&mut |file| std::fs::read(Path::new("tests/data/stack.bundle").join(file))).unwrap();
+    let frames = messages::frames(&model);
+    frames.iter().for_each(|frame| checks::wire(frame));
+    checks::wire(&frames.concat());
     replay("tests/data/fuzz/import", "", checks::import);
     replay("tests/data/fuzz/bundle", "", checks::bundle);
     replay("tests/data/fuzz/manifest", "", checks::manifest);

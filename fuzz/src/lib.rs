@@ -23,4 +23,5 @@ pub mod plan;
 pub mod wire;
 
 pub mod checks;
+pub mod messages;
 pub mod mutate;
