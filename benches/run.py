@@ -79,7 +79,6 @@ def manifest(bundle: Path, data: Path, scratch: Path, shards: int, cores: int, m
             "parallelism": {"shards": shards, "microbatch": microbatch},
             "resources": {"cores": cores},
             "checkpoint": {"everySteps": 0},
-            "checkpoint": {"everySteps": 0},
             "adaptation": {"mode": "Off"},
             **spec,
         },

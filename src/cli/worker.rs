@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::device::pjrt::{Pjrt, PluginSpec};
-use crate::device::{DeviceError, affinity};
+use crate::device::{DeviceError, affinity, heap};
 use crate::local::bundle;
 use crate::runtime::RuntimeError;
 use crate::runtime::fail::Fail;
@@ -65,6 +65,7 @@ pub fn run(args: Args) -> ExitCode {
 fn start(args: Args, token: String) -> Result<(), RuntimeError> {
     let at = |source: DeviceError| RuntimeError::Device { at: "starting the worker".to_owned(), source };
     affinity::die_with_parent(args.parent).map_err(at)?;
+    heap::keep();
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
     }

@@ -4,6 +4,7 @@ pub mod affinity;
 pub mod breadcrumb;
 pub mod cache;
 mod cuda;
+pub mod heap;
 pub mod inventory;
 pub mod pjrt;
 

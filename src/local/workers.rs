@@ -16,7 +16,8 @@ use crate::wire::control::WorkerId;
 
 /// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
 /// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
-const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce";
+const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce \
+    --xla_cpu_prefer_vector_width=512";
 
 /// How workers of a job are started.
 pub struct Launcher {
@@ -65,10 +66,7 @@ impl Workers {
             .arg("--breadcrumb")
             .arg(crumb_path(run_dir, worker))
             .env(token_variable, token)
-            .env("XLA_FLAGS", format!("{xla_flags} {CPU_KERNELS}").trim())
-            // Tensors are made by the threads that receive them and freed by the one that computes: with an arena for
-            // each, glibc keeps what it was given in all of them.
-            .env("MALLOC_ARENA_MAX", "1")
+            .env("XLA_FLAGS", format!("{CPU_KERNELS} {xla_flags}").trim_end())
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log file")?)
             .stderr(log)

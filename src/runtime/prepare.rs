@@ -14,8 +14,8 @@ use super::mailbox::Mailbox;
 use super::program::{Compiler, Programs, mirrors_of};
 use super::weights::StartWeights;
 use super::wiring::{Rank, Wiring};
-use crate::device::Device;
 use crate::device::cache::ExecutableCache;
+use crate::device::{Device, heap};
 use crate::graph::Model;
 use crate::plan::{Place, Plan};
 use crate::wire::control::{Move, Peer, Prepare, ReadyReport, Seat, WorkerId};
@@ -96,6 +96,7 @@ impl<D: Device> Workshop<'_, D> {
             }
             None => None,
         };
+        heap::trim();
         report.baseline_rss = reset_peak_rss();
         report.seconds = began.elapsed().as_secs_f64();
         let (seed, summed) = (order.seed as u32, order.summed);

@@ -18,7 +18,7 @@ use super::link::Stamp;
 use super::prepare::{Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
 use crate::device::cache::{ExecutableCache, Origin};
-use crate::device::{Device, affinity};
+use crate::device::{Device, affinity, heap};
 use crate::graph::Model;
 use crate::units::Bytes;
 use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
@@ -193,6 +193,7 @@ impl<D: Device> Worker<'_, D> {
                     }
                     true
                 });
+                heap::trim();
                 Ok(())
             }
             ToWorker::Abort { revision } => {
