@@ -94,11 +94,11 @@ fn story() -> Vec<Record> {
     }];
     let moments =
         [moment(40, 4.0, 0.1, None), moment(110, 18.0, 0.2, None), moment(120, 20.0, 0.2, better(19.0)), moving, moved];
-    moments.map(|snapshot| Record { decision: decide(&snapshot), snapshot }).into()
+    moments.map(|snapshot| Record::new(snapshot.clone(), decide(&snapshot))).into()
 }
 
 fn lines(records: &[Record]) -> String {
-    records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect()
+    records.iter().map(|r| r.to_line().unwrap() + "\n").collect()
 }
 
 fn step(step: u64, revision: u64, incarnation: u32) -> String {

@@ -14,6 +14,7 @@
 mod decide;
 mod decision;
 mod record;
+mod replay;
 mod settings;
 mod snapshot;
 mod track;
@@ -22,7 +23,8 @@ mod weigh;
 
 pub use decide::decide;
 pub use decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
-pub use record::Record;
+pub use record::{Record, RecordError};
+pub use replay::{Changes, Counts, Ground, Replay, Replayed};
 pub use settings::{Budget, Mode, Settings, SettingsError};
 pub use snapshot::{
     Candidate, Considered, Measured, Memory, Move, Observed, Proposal, Running, Snapshot, Window, Worker,
@@ -30,3 +32,6 @@ pub use snapshot::{
 pub use track::{Ledger, Tracker};
 pub use trigger::trigger;
 pub use weigh::{Weighed, weigh};
+
+#[cfg(test)]
+mod tests;

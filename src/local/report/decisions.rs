@@ -5,8 +5,7 @@ use std::path::Path;
 
 use super::log::Log;
 use crate::forecast::Forecast;
-use crate::local::json_lines::{Reading, each};
-use crate::local::replay::check;
+use crate::local::json_lines::{Reading, each_line};
 use crate::transition::{Decision, Move, Record};
 
 /// Rows of a table: the first and the last of so many are kept.
@@ -92,16 +91,15 @@ pub struct Decisions {
 impl Decisions {
     pub fn read(path: &Path, log: &Log) -> (Self, Reading) {
         let mut all = Self::default();
-        let reading = each(path, |record: Record| {
-            check(&record)?;
-            all.take(record, log);
+        let reading = each_line(path, |line| {
+            all.take(Record::parse(line).map_err(|e| e.to_string())?, log);
             Ok(())
         });
         (all, reading)
     }
 
     fn take(&mut self, record: Record, log: &Log) {
-        let Record { snapshot, decision } = record;
+        let Record { snapshot, decision, .. } = record;
         let (step, time) = (snapshot.step, snapshot.time.0);
         self.n += 1;
         self.moments.push((step, time));

@@ -225,13 +225,12 @@ impl Adapt {
         if let Some(settled) = snapshot.settled(&decision) {
             (self.considered, self.proposal) = (Some(settled), None);
         }
-        self.write(&Record { snapshot, decision })?;
+        self.write(&Record::new(snapshot, decision))?;
         Ok(advice)
     }
 
     fn write(&mut self, record: &Record) -> anyhow::Result<()> {
-        serde_json::to_writer(&mut self.record, record)?;
-        self.record.write_all(b"\n")?;
+        writeln!(self.record, "{}", record.to_line()?)?;
         self.record.flush().context("cannot write decisions.jsonl; is the disk full?")
     }
 
