@@ -25,7 +25,7 @@ pub struct Args {
     /// Run directory.
     run_dir: PathBuf,
     /// Another value for a setting of `spec.adaptation`: mode, threshold, horizon, minGain, dwell, cooldown, hysteresis,
-    /// budget.share or budget.moves.
+    /// budget.share, budget.moves or forecast.
     #[arg(long, value_name = "SETTING=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
     /// Print every moment.
@@ -72,16 +72,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("{fault}: step {last_step}");
     }
     let c = replay.counts;
+    if c.supposed > 0 {
+        out.line(format_args!("{} are supposed: the job had already gone another way than it would have", c.supposed));
+    }
     out.line(format_args!(
         "{} decisions, {} differ, {} moves recorded, {} would have been made",
         c.decisions, c.differ, c.moves_recorded, c.moves_made
     ));
-    if c.supposed > 0 {
-        out.line(format_args!(
-            "{} of the decisions are supposed: the job had already gone another way than under these settings",
-            c.supposed
-        ));
-    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -113,7 +113,7 @@ fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
 
 /// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise.
 fn doubt(s: &Snapshot) -> f64 {
-    let forecasts = s.workers.iter().filter_map(|w| w.speed_forecast.as_ref());
+    let forecasts = s.workers.iter().filter_map(|w| w.speed_forecast.as_ref()).filter(|_| s.settings.forecast);
     let relative = forecasts.map(|f| ERRORS * f.doubt / f.average().mean.abs());
     relative.filter(|d| d.is_finite()).fold(0.0, f64::max)
 }

@@ -27,10 +27,10 @@ pub use record::{Record, RecordError};
 pub use replay::{Changes, Counts, Ground, Replay, Replayed};
 pub use settings::{Budget, Mode, Settings, SettingsError};
 pub use snapshot::{
-    Candidate, Considered, Measured, Memory, Move, Observed, Proposal, Running, Snapshot, Window, Worker,
+    Candidate, Considered, Link, Measured, Memory, Move, Observed, Proposal, Running, Snapshot, Watched, Window, Worker,
 };
 pub use track::{Ledger, Tracker};
-pub use trigger::trigger;
+pub use trigger::{LINK_LIMIT, trigger};
 pub use weigh::{Weighed, weigh};
 
 #[cfg(test)]

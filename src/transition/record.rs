@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, SettingsError, Snapshot};
+use super::{Decision, SettingsError, Snapshot, Worker};
 use crate::forecast::Forecast;
 
 /// What was seen, and what was decided.
@@ -30,6 +30,8 @@ pub enum RecordError {
     Settings(#[from] SettingsError),
     #[error("the forecast for worker {rank} is not whole")]
     Forecast { rank: u32 },
+    #[error("the forecast of step times is not whole")]
+    StepTimes,
     #[error("snapshot.time is no number")]
     Time,
 }
@@ -71,8 +73,15 @@ impl Record {
     fn check(&self) -> Result<(), RecordError> {
         let s = &self.snapshot;
         s.settings.check()?;
-        if let Some(w) = s.workers.iter().find(|w| !w.speed_forecast.iter().chain(&w.memory.forecast).all(is_whole)) {
+        let all = |w: &Worker| {
+            let of = [&w.speed_forecast, &w.memory.forecast, &w.cpu.forecast, &w.link.bandwidth.forecast];
+            of.into_iter().flatten().all(is_whole)
+        };
+        if let Some(w) = s.workers.iter().find(|w| !all(w)) {
             return Err(RecordError::Forecast { rank: w.rank });
+        }
+        if !s.running.forecast.iter().all(is_whole) {
+            return Err(RecordError::StepTimes);
         }
         if s.time.0.is_finite() { Ok(()) } else { Err(RecordError::Time) }
     }

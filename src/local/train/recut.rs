@@ -10,7 +10,7 @@ use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
 use crate::plan::{Infeasible, Plan, check};
-use crate::topology::Topology;
+use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{ReadyReport, Switched, WorkerId};
 
@@ -24,6 +24,8 @@ pub struct Recut {
     why: String,
     /// Who asked, if somebody did.
     answer: Option<Sender<Answer>>,
+    /// It will be called off when it is ready: only its executables are wanted.
+    rehearsal: bool,
 }
 
 enum Phase {
@@ -44,7 +46,11 @@ enum Phase {
 impl Recut {
     fn new(phase: Phase, why: String, answer: Option<Sender<Answer>>) -> Self {
         let began = Instant::now();
-        Self { phase, began, last_sign: began, why, answer }
+        Self { phase, began, last_sign: began, why, answer, rehearsal: false }
+    }
+
+    pub fn is_rehearsal(&self) -> bool {
+        self.rehearsal
     }
 
     /// The plan on its way; 0 while it is being looked for.
@@ -70,14 +76,15 @@ impl Training<'_> {
             return;
         };
         let refused = match (&self.recut, self.fed >= self.steps) {
-            (Some(_), _) => Some("another recut is under way; try again when it is done"),
-            (None, true) => Some("the job is about to end"),
+            (Some(recut), _) if !recut.rehearsal => Some("another recut is under way; try again when it is done"),
+            (_, true) => Some("the job is about to end"),
             _ => None,
         };
         if let Some(why) = refused {
             let _ = answer.send(Err(why.to_owned()));
             return;
         }
+        self.call_off_rehearsal();
         let why = "asked for by hand".to_owned();
         match plan {
             Some(plan) => match self.fits(&plan) {
@@ -97,8 +104,32 @@ impl Training<'_> {
         }
     }
 
+    /// Has a plan compiled for later.
+    pub(super) fn begin_rehearsal(&mut self, plan: Plan) {
+        let mut recut = Recut::new(Phase::Gathering(plan), "for later".to_owned(), None);
+        recut.rehearsal = true;
+        self.recut = Some(recut);
+    }
+
+    fn call_off_rehearsal(&mut self) {
+        if self.recut.take_if(|r| r.rehearsal).is_some() {
+            self.end_rehearsal(None);
+        }
+    }
+
+    fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds)>) {
+        self.session.abort();
+        if let Some((plan, prepared)) = &plan {
+            self.event("rehearsal", json!({"plan": plan.revision, "prepare_seconds": prepared.0}));
+        }
+        if let Some(adapt) = &mut self.adapt {
+            adapt.rehearsed(plan);
+        }
+    }
+
     /// Sets out for a plan.
     pub(super) fn begin_recut(&mut self, plan: Plan, why: String, answer: Option<Sender<Answer>>) {
+        self.call_off_rehearsal();
         self.recut = Some(Recut::new(Phase::Gathering(plan.clone()), why, answer));
         self.gather_for(plan);
     }
@@ -187,9 +218,15 @@ impl Training<'_> {
 
     /// All workers are ready; what their compilers say about memory must fit.
     pub(super) fn recut_ready(&mut self, reports: &[(WorkerId, ReadyReport)]) -> Result<(), Fault> {
-        let Some(Recut { phase, began, .. }) = &mut self.recut else { return Ok(()) };
+        let Some(Recut { phase, began, rehearsal, .. }) = &mut self.recut else { return Ok(()) };
         let Phase::Preparing(plan) = phase else { return Ok(()) };
         let plan = plan.clone();
+        if *rehearsal {
+            let prepared = Seconds(began.elapsed().as_secs_f64());
+            self.recut = None;
+            self.end_rehearsal(Some((plan, prepared)));
+            return Ok(());
+        }
         *phase = Phase::Ready(plan.clone(), Seconds(began.elapsed().as_secs_f64()));
         let topology = self.topology(&plan);
         for (worker, r) in reports {
@@ -227,8 +264,13 @@ impl Training<'_> {
             return Ok(());
         };
         let Phase::Committed { plan, prepared, .. } = recut.phase else { return Ok(()) };
+        let before = self.cores(&self.record.plan);
+        let mut repinned = Vec::new();
         for (worker, cores) in self.cores(&plan).iter().enumerate() {
             self.workers.repin(worker as WorkerId, cores);
+            if before.get(worker).is_some_and(|b| b != cores) {
+                repinned.push(DeviceId(worker as u32));
+            }
         }
         let (revision, moved, pause) = (plan.revision, Bytes(switched.moved_bytes), Seconds(switched.pause_s));
         self.record.plan = plan.clone();
@@ -236,6 +278,7 @@ impl Training<'_> {
         self.show(&plan);
         let (now, base) = (self.now(), self.topology(&plan));
         if let Some(adapt) = &mut self.adapt {
+            adapt.replaced(repinned.into_iter());
             adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared))?;
         }
         let text = format!(
@@ -259,6 +302,7 @@ impl Training<'_> {
 
     /// What was under way is no more; what runs goes on.
     pub(super) fn call_off_recut(&mut self, why: &str) {
+        self.call_off_rehearsal();
         let Some(recut) = self.recut.take() else { return };
         self.session.abort();
         if let Some(adapt) = &mut self.adapt {

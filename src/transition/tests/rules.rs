@@ -28,6 +28,8 @@ fn calm() -> Snapshot {
         speed: 1.0,
         speed_forecast: None,
         memory: Memory { planned: Bytes(2 * GIB), used: Bytes(3 * GIB), limit: Bytes(8 * GIB), forecast: None },
+        cpu: Watched::default(),
+        link: Link::default(),
     };
     Snapshot {
         step: 600,
@@ -40,6 +42,7 @@ fn calm() -> Snapshot {
             since: Seconds(0.0),
             predicted: Seconds(1.0),
             observed: level(1.0),
+            forecast: None,
         },
         workers: vec![worker(0), worker(1)],
         proposal: None,
@@ -331,6 +334,32 @@ fn memory_that_will_not_suffice_moves_whatever_it_costs_and_only_where_it_helps(
     let refused = decide(&offered(s, candidate(&[1.0], &[0.5])));
     assert_eq!(refused.label(), "refuse/out-of-memory", "{refused}");
     assert!(refused.to_string().contains("more memory"));
+}
+
+#[test]
+fn a_link_that_will_hold_steps_up_asks_for_a_plan_once() {
+    let mut s = calm();
+    // 100 MB of each step of a second.
+    s.workers[1].link.per_step = Bytes(100_000_000);
+    let fading: Vec<f64> = (0..60).map(|i| 1e9 - 1.5e7 * f64::from(i)).collect();
+    s.workers[1].link.bandwidth.forecast =
+        Some(Forecast { lower: fading.clone(), upper: fading.clone(), mean: fading, ..foreseen(0, 1.0) });
+    let wanted = decide(&s);
+    let Decision::Wait { reason: Wait::Unsolved, trigger: Some(Trigger::Link { rank: 1, at, takes, .. }) } = wanted
+    else {
+        panic!("{wanted}")
+    };
+    // 200 MB/s are left after 53.3 intervals.
+    assert_eq!(at, Seconds(600.0 + 54.0 * 5.0));
+    assert!((takes.0 - 100.0 / 190.0).abs() < 1e-9, "{takes}");
+
+    s.proposal = Some(Proposal::Same);
+    s.considered = s.settled(&decide(&s));
+    s.proposal = None;
+    assert_eq!(decide(&s), Decision::Keep { reason: Keep::Steady });
+    s.considered = None;
+    s.settings.forecast = false;
+    assert_eq!(decide(&s), Decision::Keep { reason: Keep::Steady });
 }
 
 #[test]

@@ -297,6 +297,8 @@ impl<'w, 'a> Job<'w, 'a> {
             speed: w.now,
             speed_forecast: w.forecast.clone(),
             memory: memory.clone(),
+            cpu: crate::transition::Watched::default(),
+            link: Link::default(),
         };
         Snapshot {
             step: self.step,
@@ -309,6 +311,7 @@ impl<'w, 'a> Job<'w, 'a> {
                 since: Seconds(self.since.1),
                 predicted: Seconds(self.predicted),
                 observed: self.step_times.observed(),
+                forecast: None,
             },
             workers: self.workers.iter().enumerate().map(worker).collect(),
             proposal: self.proposal.as_ref().map(|p| p.0.clone()),
