@@ -89,6 +89,8 @@ pub enum Method {
     Naive,
     /// The mean of all values that still count.
     Mean,
+    /// What is away from the mean comes back to it.
+    Reverting,
     /// What was one season ago comes again.
     SeasonalNaive { season: usize },
     /// The same, moved to the level of today.
@@ -101,7 +103,7 @@ pub enum Method {
 
 impl Method {
     pub fn has_season(&self) -> bool {
-        !matches!(self, Method::Naive | Method::Mean | Method::Smoothing { season: None, .. })
+        !matches!(self, Method::Naive | Method::Mean | Method::Reverting | Method::Smoothing { season: None, .. })
     }
 }
 
@@ -111,6 +113,7 @@ impl fmt::Display for Method {
         match self {
             Method::Naive => write!(f, "the last value"),
             Method::Mean => write!(f, "the mean"),
+            Method::Reverting => write!(f, "a return to the mean"),
             Method::SeasonalNaive { season } => write!(f, "the value {season} before"),
             Method::SeasonalShift { season } => write!(f, "the value {season} before, and its change since"),
             Method::Smoothing { trend, season } => {
@@ -265,8 +268,12 @@ fn is_new(values: &[f64], change: &Change) -> bool {
 /// The methods worth trying on a series with these seasons, simplest first.
 pub fn candidates(seasons: &[usize]) -> Vec<Box<dyn Fit>> {
     use smoothing::{Smoothing, Trend};
-    let mut out: Vec<Box<dyn Fit>> =
-        vec![Box::new(naive::Mean), Box::new(naive::Naive), Box::new(Smoothing { trend: Trend::None, season: None })];
+    let mut out: Vec<Box<dyn Fit>> = vec![
+        Box::new(naive::Mean),
+        Box::new(naive::Naive),
+        Box::new(naive::Reverting),
+        Box::new(Smoothing { trend: Trend::None, season: None }),
+    ];
     for &season in seasons {
         out.push(Box::new(naive::SeasonalNaive { season }));
         out.push(Box::new(naive::SeasonalShift { season }));

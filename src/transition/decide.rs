@@ -2,7 +2,7 @@
 
 use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
-use super::snapshot::{Candidate, Move, Proposal, Snapshot};
+use super::snapshot::{Candidate, Move, Proposal, Snapshot, Worker};
 use super::trigger::{considered, trigger};
 use super::weigh::{Weighed, weigh};
 use crate::units::{Bytes, Seconds};
@@ -111,11 +111,16 @@ fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
     (balance.saved < balance.cost * (1.0 + hysteresis)).then_some(Keep::CostsMore { revision, balance, hysteresis })
 }
 
-/// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise.
+/// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise. What its forecast
+/// says of that or what its latest computing times do, whichever knows better.
 fn doubt(s: &Snapshot) -> f64 {
-    let forecasts = s.workers.iter().filter_map(|w| w.speed_forecast.as_ref()).filter(|_| s.settings.forecast);
-    let relative = forecasts.map(|f| ERRORS * f.doubt / f.average().mean.abs());
-    relative.filter(|d| d.is_finite()).fold(0.0, f64::max)
+    let relative = |w: &Worker| {
+        let forecast = w.speed_forecast.as_ref().filter(|_| s.settings.forecast)?;
+        let foreseen = forecast.doubt / forecast.average().mean.abs();
+        let seen = w.busy.levels(s.settings.dwell).next().map_or(f64::INFINITY, |l| l.error() / l.centre);
+        Some(ERRORS * foreseen.min(seen)).filter(|d| d.is_finite())
+    };
+    s.workers.iter().filter_map(relative).fold(0.0, f64::max)
 }
 
 /// Why a candidate does not fit. What a worker uses beyond its plan (the process itself, buffers) it will use again.

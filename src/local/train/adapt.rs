@@ -23,8 +23,8 @@ use crate::profile::{BatchProfile, Calibration, CalibrationError, Report};
 use crate::runtime::StepReport;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::{
-    Candidate, Considered, Decision, Keep, LINK_LIMIT, Ledger, Link, Measured, Memory, Mode, Move, Proposal, Record,
-    Running, Settings, Snapshot, Tracker, Wait, Worker, decide,
+    Candidate, Considered, Decision, LINK_LIMIT, Ledger, Link, Measured, Memory, Mode, Move, Proposal, Record, Running,
+    Settings, Snapshot, Tracker, Wait, Worker, decide,
 };
 use crate::units::{Bytes, BytesPerSec, Seconds};
 
@@ -190,12 +190,16 @@ impl Adapt {
         in_flight: Option<u64>,
         revision: &mut dyn FnMut() -> u64,
     ) -> anyhow::Result<Advice> {
-        if self.settings.mode == Mode::Off || self.predicted.is_none() || now < self.next_decision {
+        if self.settings.mode == Mode::Off || self.predicted.is_none() {
+            return Ok(Advice::Nothing);
+        }
+        // An answer of the planner is not kept waiting.
+        let answered = self.take_proposal(revision);
+        if now < self.next_decision && !answered {
             return Ok(Advice::Nothing);
         }
         self.next_decision = now + EVERY;
         self.watch.turn(now, self.step_times.observed().now(), &self.settings)?;
-        self.take_proposal(revision);
         let step_time = self.step_times.observed().now().unwrap_or(0.0);
         let snapshot = self.snapshot(step, steps_left, now, in_flight);
         let decision = decide(&snapshot);
@@ -227,8 +231,8 @@ impl Adapt {
                 }
             }
             // Nothing else is to be done: a good moment to compile for what may come.
-            Decision::Keep { reason: Keep::Steady }
-                if steps_left as f64 * step_time > self.settings.horizon.0 * LONG =>
+            Decision::Keep { .. }
+                if self.is_quiet() && steps_left as f64 * step_time > self.settings.horizon.0 * LONG =>
             {
                 if let Some(plan) = self.rehearsals.next(inputs, &self.running, &self.base)? {
                     advice = Advice::Rehearse(Box::new(Plan { revision: revision(), ..plan }));
@@ -252,6 +256,12 @@ impl Adapt {
         let Some(Proposal::Plans(candidates)) = &self.proposal else { return None };
         let candidate = candidates.iter().find(|c| c.revision == revision)?.clone();
         Some((self.plans.get(&revision)?.clone(), candidate))
+    }
+
+    /// Whether no device has much else to do than to train.
+    fn is_quiet(&self) -> bool {
+        const QUIET: f64 = 0.85;
+        self.priced.seats().all(|(d, _)| self.calibration.speed(d) > QUIET)
     }
 
     /// What is foreseen of the slowest link, if it is to hold steps up.
@@ -284,14 +294,15 @@ impl Adapt {
         Ok(())
     }
 
-    fn take_proposal(&mut self, revision: &mut dyn FnMut() -> u64) {
-        let Some(solving) = &self.solving else { return };
+    /// Whether the planner has answered.
+    fn take_proposal(&mut self, revision: &mut dyn FnMut() -> u64) -> bool {
+        let Some(solving) = &self.solving else { return false };
         let proposed = match solving.try_recv() {
             Ok(proposed) => proposed,
-            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Empty) => return false,
             Err(TryRecvError::Disconnected) => {
                 self.solving = None;
-                return;
+                return false;
             }
         };
         self.solving = None;
@@ -312,6 +323,7 @@ impl Adapt {
                 Proposal::Plans(candidates)
             }
         });
+        true
     }
 
     fn snapshot(&self, step: u64, steps_left: u64, now: Seconds, in_flight: Option<u64>) -> Snapshot {
@@ -383,7 +395,7 @@ impl Adapt {
         base: Topology,
         step: u64,
         now: Seconds,
-        (pause, prepare): (Seconds, Seconds),
+        (pause, prepare, compiled): (Seconds, Seconds, u32),
     ) -> anyhow::Result<()> {
         let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
         let until = self.promised.take().unwrap_or(now + self.settings.horizon);
@@ -400,7 +412,7 @@ impl Adapt {
             let cost = Preparing::cost(pause, prepare);
             (last.pause.measured, last.prepare.measured) = (Some(cost), Some(prepare));
         }
-        self.preparing.took(self.rehearsals.knows(plan), prepare);
+        self.preparing.took(prepare, compiled);
         self.rehearsals.add(plan.clone());
         (self.running, self.base) = (plan.clone(), base);
         self.since = (step, now);
@@ -415,10 +427,10 @@ impl Adapt {
     }
 
     /// A plan was prepared for later, or could not be.
-    pub fn rehearsed(&mut self, plan: Option<(Plan, Seconds)>) {
+    pub fn rehearsed(&mut self, plan: Option<(Plan, Seconds, u32)>) {
         self.rehearsals.over();
-        if let Some((plan, prepare)) = plan {
-            self.preparing.took(self.rehearsals.knows(&plan), prepare);
+        if let Some((plan, prepare, compiled)) = plan {
+            self.preparing.took(prepare, compiled);
             self.rehearsals.add(plan);
         }
     }

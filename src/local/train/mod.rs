@@ -27,6 +27,7 @@ use super::progress::Progress;
 use super::run::{Ending, Options, Problem, input};
 use super::run_dir::{RunDir, Traits};
 use super::workers::{Used, Workers};
+use crate::device::affinity;
 use crate::plan::{Plan, picture, table};
 use crate::profile::BatchProfile;
 use crate::runtime::{Notice, RuntimeError, Session, StepReport};
@@ -392,7 +393,9 @@ impl<'a> Training<'a> {
         self.progress.step(&report);
         self.reported += 1;
         let now = self.now();
-        let learned = self.adapt.as_mut().filter(|_| report.switch.is_none()).map(|a| a.observe(&report, seconds, now));
+        // Steps beside the compiler say nothing about the devices.
+        let disturbed = report.switch.is_some() || self.recut.as_ref().is_some_and(Recut::is_rehearsal);
+        let learned = self.adapt.as_mut().filter(|_| !disturbed).map(|a| a.observe(&report, seconds, now));
         if let Some(Err(e)) = learned {
             self.event("report not understood", json!({"why": e.to_string()}));
             self.progress.say(&format!("nothing is learned from step {}: {e}", report.step));
@@ -525,7 +528,11 @@ fn background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<std::sync::mpsc::Receiver<T>> {
     let (done, result) = std::sync::mpsc::channel();
-    let run = move || drop(done.send(work()));
+    let run = move || {
+        // On one machine workers compute on all cores.
+        affinity::yield_to_others();
+        drop(done.send(work()));
+    };
     std::thread::Builder::new().name(name.to_owned()).spawn(run).context("cannot start a thread")?;
     Ok(result)
 }

@@ -56,8 +56,9 @@ impl Default for Preparing {
 }
 
 impl Preparing {
-    pub fn took(&mut self, known: bool, prepare: Seconds) {
-        if known { self.warm = prepare } else { self.cold = prepare }
+    /// `compiled`: executables that were not on disk.
+    pub fn took(&mut self, prepare: Seconds, compiled: u32) {
+        if compiled == 0 { self.warm = prepare } else { self.cold = prepare }
     }
 
     fn takes(&self, known: bool) -> Seconds {

@@ -34,12 +34,14 @@ enum Phase {
     /// Workers that join are on their way.
     Gathering(Plan),
     Preparing(Plan),
-    Ready(Plan, Seconds),
+    /// With what that took, and how much had to be compiled.
+    Ready(Plan, Seconds, u32),
     /// It takes over in this step.
     Committed {
         plan: Plan,
         step: u64,
         prepared: Seconds,
+        compiled: u32,
     },
 }
 
@@ -57,7 +59,7 @@ impl Recut {
     pub fn revision(&self) -> u64 {
         match &self.phase {
             Phase::Solving(_) => 0,
-            Phase::Gathering(plan) | Phase::Preparing(plan) | Phase::Ready(plan, _) => plan.revision,
+            Phase::Gathering(plan) | Phase::Preparing(plan) | Phase::Ready(plan, ..) => plan.revision,
             Phase::Committed { plan, .. } => plan.revision,
         }
     }
@@ -117,10 +119,11 @@ impl Training<'_> {
         }
     }
 
-    fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds)>) {
+    fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds, u32)>) {
         self.session.abort();
-        if let Some((plan, prepared)) = &plan {
-            self.event("rehearsal", json!({"plan": plan.revision, "prepare_seconds": prepared.0}));
+        if let Some((plan, prepared, compiled)) = &plan {
+            let facts = json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled});
+            self.event("rehearsal", facts);
         }
         if let Some(adapt) = &mut self.adapt {
             adapt.rehearsed(plan);
@@ -221,13 +224,14 @@ impl Training<'_> {
         let Some(Recut { phase, began, rehearsal, .. }) = &mut self.recut else { return Ok(()) };
         let Phase::Preparing(plan) = phase else { return Ok(()) };
         let plan = plan.clone();
+        let prepared = Seconds(began.elapsed().as_secs_f64());
+        let compiled = reports.iter().map(|(_, r)| r.compiled).sum();
         if *rehearsal {
-            let prepared = Seconds(began.elapsed().as_secs_f64());
             self.recut = None;
-            self.end_rehearsal(Some((plan, prepared)));
+            self.end_rehearsal(Some((plan, prepared, compiled)));
             return Ok(());
         }
-        *phase = Phase::Ready(plan.clone(), Seconds(began.elapsed().as_secs_f64()));
+        *phase = Phase::Ready(plan.clone(), prepared, compiled);
         let topology = self.topology(&plan);
         for (worker, r) in reports {
             let needs = r.state_bytes + r.gradient_bytes + r.residual_bytes + r.temporary_bytes;
@@ -250,9 +254,9 @@ impl Training<'_> {
             return;
         }
         let Some(Recut { phase, .. }) = &mut self.recut else { return };
-        if let Phase::Ready(plan, prepared) = phase {
+        if let Phase::Ready(plan, prepared, compiled) = phase {
             let step = self.fed;
-            *phase = Phase::Committed { plan: plan.clone(), step, prepared: *prepared };
+            *phase = Phase::Committed { plan: plan.clone(), step, prepared: *prepared, compiled: *compiled };
             self.session.commit(step);
         }
     }
@@ -263,7 +267,7 @@ impl Training<'_> {
         else {
             return Ok(());
         };
-        let Phase::Committed { plan, prepared, .. } = recut.phase else { return Ok(()) };
+        let Phase::Committed { plan, prepared, compiled, .. } = recut.phase else { return Ok(()) };
         let before = self.cores(&self.record.plan);
         let mut repinned = Vec::new();
         for (worker, cores) in self.cores(&plan).iter().enumerate() {
@@ -279,7 +283,7 @@ impl Training<'_> {
         let (now, base) = (self.now(), self.topology(&plan));
         if let Some(adapt) = &mut self.adapt {
             adapt.replaced(repinned.into_iter());
-            adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared))?;
+            adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared, compiled))?;
         }
         let text = format!(
             "revision {revision} runs from step {}: {} shards, {moved} moved, {pause} pause, prepared in {prepared}",
@@ -291,7 +295,7 @@ impl Training<'_> {
             "cutover",
             json!({
                 "at": step + 1, "why": recut.why, "moved_bytes": moved.0, "pause_seconds": pause.0,
-                "prepare_seconds": prepared.0, "predicted_step_seconds": plan.step_time.0,
+                "prepare_seconds": prepared.0, "compiled": compiled, "predicted_step_seconds": plan.step_time.0,
             }),
         );
         if let Some(answer) = recut.answer {

@@ -42,10 +42,6 @@ impl Rehearsals {
         &self.known
     }
 
-    pub fn knows(&self, plan: &Plan) -> bool {
-        self.known.iter().any(|k| same(k, plan))
-    }
-
     /// This plan has been prepared.
     pub fn add(&mut self, plan: Plan) {
         self.known.retain(|k| !same(k, &plan));

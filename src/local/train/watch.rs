@@ -18,6 +18,8 @@ const MEMORY: f64 = 8.0;
 const LEAST_SPEED: f64 = 0.01;
 /// Intervals of speeds in one of any other series: plans are priced by speeds, the others only have to show where they go.
 const COARSE: f64 = 4.0;
+/// Least time from one round of forecasts to the next.
+const EVERY: Seconds = Seconds(1.0);
 /// Gaps that are filled, in intervals: pauses of training, at cutovers and restarts.
 const GAPS: Gap = Gap::Hold(64);
 
@@ -133,7 +135,7 @@ impl Watch {
         }
         let Some(step) = step.filter(|_| self.forecasting.is_none() && now >= self.next) else { return Ok(()) };
         let fine = forecast::interval(settings.horizon, Seconds(step));
-        self.next = now + fine;
+        self.next = now + fine.max(EVERY);
         let horizon = settings.horizon;
         let samples: Vec<(What, Vec<(Seconds, f64)>)> =
             self.series.iter().map(|(&what, s)| (what, s.samples.iter().copied().collect())).collect();
