@@ -7,7 +7,7 @@ Four arms see the same days, one after another:
     static     the plan of the start stays
     threshold  moves answer what has happened
     forecast   moves answer what is foreseen
-    oracle     knows the recording: it asks for the best plan just before each change
+    oracle     knows the recording: it asks for the plans that are best with all moves counted, each just in time
 
     benches/contention.py [--arms static threshold forecast oracle] [--day 24] [--days 5] [--binary target/release/foreshard]
 """
@@ -29,8 +29,9 @@ ARMS = ["static", "threshold", "forecast", "oracle"]
 DEPTH = 0.6
 # Shares of all work that the oracle's plans give worker 1's core: finer ones gain less than a move costs.
 SHARES = [0.30, 0.36, 0.42, 0.46, 0.50, 0.54, 0.58, 0.64, 0.70]
-# What the oracle gives a move to be prepared in.
+# What the oracle gives a move to be prepared in, and the training time that it takes a move to cost.
 AHEAD = 1.0
+MOVE_COSTS = 0.25
 PERIOD_US = 10_000
 
 
@@ -209,6 +210,25 @@ class Run:
             self.process.wait()
 
 
+def schedule(trace: Trace) -> list[int]:
+    """The plans that train most over the whole recording, moves counted: by dynamic programming from its end."""
+    plans = range(len(SHARES))
+    move = MOVE_COSTS / trace.step
+    to_come, choices = [0.0] * len(SHARES), []
+    for a, b in reversed(trace.values):
+        rate = lambda i: min(a / (1 - SHARES[i]), b / SHARES[i]) / 2
+        # What comes of each plan in force before: it stays, or another one costs a part of its own time.
+        value = [[(rate(j) * (1 if j == i else 1 - move) + to_come[j], j == i, j) for j in plans] for i in plans]
+        best = [max(v) for v in value]
+        to_come = [v for v, _, _ in best]
+        choices.append([j for _, _, j in best])
+    chosen, out = SHARES.index(0.5), []
+    for choice in reversed(choices):
+        chosen = choice[chosen]
+        out.append(chosen)
+    return out
+
+
 class Oracle:
     """Plans by the share of worker 1's core in both, and when they are wanted."""
 
@@ -223,10 +243,10 @@ class Oracle:
             subprocess.run(list(map(str, line)), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             self.plans.append(first if share == 0.5 else json.loads(path.read_text()))
 
+        self.schedule = schedule(trace)
+
     def best(self, t: float) -> int:
-        speeds = [self.trace.at(t + dt) for dt in (0.0, 0.5, 1.0, 1.5, 2.0)]
-        share = sum(b / (a + b) for a, b in speeds) / len(speeds)
-        return min(range(len(SHARES)), key=lambda i: abs(SHARES[i] - share))
+        return self.schedule[min(max(int(t / self.trace.step), 0), len(self.schedule) - 1)]
 
     def rehearse(self) -> None:
         """Every plan once, so that its executables are on disk."""
