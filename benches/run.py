@@ -2,7 +2,7 @@
 
 Every number is printed raw and as a ratio; nothing here passes or fails. Run it on a quiet machine.
 
-    benches/run.py [--only single pipeline memory planner cutover overhead] [--steps 24]
+    benches/run.py [--only single pipeline memory planner cutover overhead contention] [--steps 24]
 """
 
 import argparse
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from contention import contention as contended
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = ROOT / "target/release/foreshard"
@@ -223,17 +225,21 @@ def planner(*_: object) -> None:
     subprocess.run([str(BINARY), "bench", "growth"], cwd=ROOT, check=True)
 
 
+def contention(*_: object) -> None:
+    contended(BINARY)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = {"single": single, "pipeline": pipeline, "memory": memory, "planner": planner, "cutover": cutover,
-                "overhead": overhead}  # fmt: skip
+                "overhead": overhead, "contention": contention}  # fmt: skip
     parser.add_argument("--only", nargs="*", choices=sections, default=list(sections))
     parser.add_argument("--steps", type=int, default=24)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         bundle, data = scratch / "gpt.bundle", scratch / "batches.safetensors"
-        if set(args.only) - {"planner"}:
+        if set(args.only) - {"planner", "contention"}:
             export(bundle)
             batches(data, args.steps)
         for name in args.only:

@@ -2,8 +2,8 @@
 
 use foreshard::plan::ShardId;
 use foreshard::transition::{
-    Candidate, Decision, Keep, Memory, Mode, Observed, Proposal, Running, Settings, Snapshot, Tracker, Wait, Worker,
-    decide, trigger,
+    Candidate, Decision, Keep, Link, Memory, Mode, Observed, Proposal, Running, Settings, Snapshot, Tracker, Wait,
+    Watched, Worker, decide, trigger,
 };
 use foreshard::units::{Bytes, Seconds};
 use proptest::prelude::*;
@@ -21,6 +21,8 @@ fn snapshot(step: u64, time: f64, steps: &Tracker, busy: &[Tracker; 2]) -> Snaps
         speed: busy.observed().now().map_or(1.0, |b| BUSY / b),
         speed_forecast: None,
         memory: Memory { planned: Bytes(1 << 20), used: Bytes(1 << 20), limit: Bytes(1 << 30), forecast: None },
+        cpu: Watched::default(),
+        link: Link::default(),
     };
     let (since_step, since) = (0, Seconds(0.0));
     Snapshot {
@@ -28,7 +30,14 @@ fn snapshot(step: u64, time: f64, steps: &Tracker, busy: &[Tracker; 2]) -> Snaps
         time: Seconds(time),
         steps_left: None,
         settings: Settings::default(),
-        running: Running { revision: 1, since_step, since, predicted: Seconds(STEP), observed: steps.observed() },
+        running: Running {
+            revision: 1,
+            since_step,
+            since,
+            predicted: Seconds(STEP),
+            observed: steps.observed(),
+            forecast: None,
+        },
         workers: (0..).zip(busy).map(worker).collect(),
         proposal: None,
         moves: Vec::new(),

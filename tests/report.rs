@@ -41,6 +41,8 @@ fn moment(step: u64, time: f64, step_time: f64, proposal: Option<Proposal>) -> S
         speed: 0.09 / step_time / 0.9,
         speed_forecast: Some(forecast(time)),
         memory: Memory { planned: Bytes(100), used: Bytes(100), limit: Bytes(1000), forecast: None },
+        cpu: Watched { now: Some(0.75), forecast: Some(forecast(time)) },
+        link: Link { per_step: Bytes(4096), bandwidth: Watched { now: Some(2e8), forecast: None } },
     };
     Snapshot {
         step,
@@ -53,6 +55,7 @@ fn moment(step: u64, time: f64, step_time: f64, proposal: Option<Proposal>) -> S
             since: Seconds(0.0),
             predicted: Seconds(0.1),
             observed: observed(step_time),
+            forecast: None,
         },
         workers: vec![worker(0), worker(1)],
         proposal,
@@ -94,11 +97,11 @@ fn story() -> Vec<Record> {
     }];
     let moments =
         [moment(40, 4.0, 0.1, None), moment(110, 18.0, 0.2, None), moment(120, 20.0, 0.2, better(19.0)), moving, moved];
-    moments.map(|snapshot| Record { decision: decide(&snapshot), snapshot }).into()
+    moments.map(|snapshot| Record::new(snapshot.clone(), decide(&snapshot))).into()
 }
 
 fn lines(records: &[Record]) -> String {
-    records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect()
+    records.iter().map(|r| r.to_line().unwrap() + "\n").collect()
 }
 
 fn step(step: u64, revision: u64, incarnation: u32) -> String {
@@ -150,8 +153,17 @@ fn report(run: &Path) -> String {
 fn a_page_has_every_section_and_every_decision() {
     let run = run();
     let page = report(run.path());
-    let sections =
-        ["Loss", "Throughput", "Load, predicted", "Speed of each device", "Moves", "Plans", "Decisions", "Incidents"];
+    let sections = [
+        "Loss",
+        "Throughput",
+        "Load, predicted",
+        "Speed of each device",
+        "Step time, CPU",
+        "Moves",
+        "Plans",
+        "Decisions",
+        "Incidents",
+    ];
     for section in sections {
         assert!(page.contains(&format!("<h2>{section}")), "{section} is missing");
     }
@@ -176,13 +188,15 @@ fn a_page_has_every_section_and_every_decision() {
         "Revision 2, from step 140",
         "the mean from 40 values",
         "device of worker 1",
+        "CPU of worker 1, cores",
+        "link of worker 0, MB/s",
         "the last after step 100",
     ] {
         assert!(page.contains(text), "{text} is missing");
     }
     assert_eq!(
         page.matches("class=\"mark cutover\"").count() - 1,
-        1 + 2 + 2,
+        1 + 2 + 2 + 7,
         "the move is marked in every chart over time"
     );
     assert_eq!(page.matches("class=\"plan\"").count(), 1);

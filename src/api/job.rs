@@ -75,6 +75,8 @@ pub struct Adaptation {
     #[schemars(range(min = 0.0, max = 100.0))]
     pub hysteresis: f64,
     pub budget: Budget,
+    /// Whether load is foreseen; if not, moves answer only what has happened.
+    pub forecast: bool,
 }
 
 /// Whether plans change.
@@ -103,7 +105,7 @@ pub struct Budget {
 
 impl Default for Adaptation {
     fn default() -> Self {
-        let Settings { threshold, horizon, min_gain, dwell, cooldown, hysteresis, .. } = Settings::default();
+        let Settings { threshold, horizon, min_gain, dwell, cooldown, hysteresis, forecast, .. } = Settings::default();
         Self {
             mode: Mode::default(),
             threshold,
@@ -113,6 +115,7 @@ impl Default for Adaptation {
             cooldown: cooldown.0,
             hysteresis,
             budget: Budget::default(),
+            forecast,
         }
     }
 }
@@ -139,6 +142,7 @@ impl From<Adaptation> for Settings {
             cooldown: Seconds(a.cooldown),
             hysteresis: a.hysteresis,
             budget: transition::Budget { share: a.budget.share, moves: a.budget.moves },
+            forecast: a.forecast,
         }
     }
 }

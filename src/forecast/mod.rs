@@ -32,6 +32,7 @@ pub use robust::Robust;
 pub use series::{Gap, Series, SeriesError};
 
 use backtest::Backtest;
+use change::Change;
 
 /// Older values than this are not looked at: cost is bounded, and what is older says little.
 pub const MAX_VALUES: usize = 2048;
@@ -88,6 +89,8 @@ pub enum Method {
     Naive,
     /// The mean of all values that still count.
     Mean,
+    /// What is away from the mean comes back to it.
+    Reverting,
     /// What was one season ago comes again.
     SeasonalNaive { season: usize },
     /// The same, moved to the level of today.
@@ -100,7 +103,7 @@ pub enum Method {
 
 impl Method {
     pub fn has_season(&self) -> bool {
-        !matches!(self, Method::Naive | Method::Mean | Method::Smoothing { season: None, .. })
+        !matches!(self, Method::Naive | Method::Mean | Method::Reverting | Method::Smoothing { season: None, .. })
     }
 }
 
@@ -110,6 +113,7 @@ impl fmt::Display for Method {
         match self {
             Method::Naive => write!(f, "the last value"),
             Method::Mean => write!(f, "the mean"),
+            Method::Reverting => write!(f, "a return to the mean"),
             Method::SeasonalNaive { season } => write!(f, "the value {season} before"),
             Method::SeasonalShift { season } => write!(f, "the value {season} before, and its change since"),
             Method::Smoothing { trend, season } => {
@@ -212,7 +216,7 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
         level: settings.level,
         n_values: values.len(),
         mase: chosen.backtest.mase(&values),
-        known: (robust::quantile(&values, 0.1), robust::quantile(&values, 0.9)),
+        known: (robust::quantile(&values, 0.02), robust::quantile(&values, 0.98)),
         doubt: doubt(&chosen, recent),
         method: chosen.method,
         lower,
@@ -226,13 +230,13 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
 /// The values that still count, and their seasons.
 ///
 /// Without seasons, what lies before the last change of level is dropped, if the level is a new one: one that was there
-/// before may go again as it went. With a season that explains most of the values it would be a pity to lose the cycles
+/// before may go again as it went, after as long. With a season that explains most of the values it would be a pity to lose the cycles
 /// seen before: they are kept, moved to the new level.
 fn relevant(values: &[f64], change: f64) -> (Vec<f64>, Vec<usize>) {
     let least = change * robust::median(values).abs();
     let seasons = season::detect(values);
     let Some(&season) = seasons.first() else {
-        let start = change::last(values, least).filter(|c| is_new(&values[..c.at], c.after)).map_or(0, |c| c.at);
+        let start = change::last(values, least).filter(|c| is_new(values, c)).map_or(0, |c| c.at);
         let values = values[start..].to_vec();
         let seasons = if start == 0 { Vec::new() } else { season::detect(&values) };
         return (values, seasons);
@@ -240,7 +244,7 @@ fn relevant(values: &[f64], change: f64) -> (Vec<f64>, Vec<usize>) {
     let flat = season::without(values, season);
     let mut values = values.to_vec();
     let repeats = mean_distance(&values[season..], &values) < 0.5 * mean_distance(&values, &[robust::median(&values)]);
-    if let Some(c) = change::last(&flat, least).filter(|c| repeats && is_new(&flat[..c.at], c.after)) {
+    if let Some(c) = change::last(&flat, least).filter(|c| repeats && is_new(&flat, c)) {
         values[..c.at].iter_mut().for_each(|v| *v += c.after - c.before);
     }
     (values, seasons)
@@ -253,17 +257,23 @@ fn mean_distance(values: &[f64], others: &[f64]) -> f64 {
     values.iter().zip(others).map(|(a, b)| (a - b).abs()).sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Whether nine of ten values lie on one side of `level`.
-fn is_new(before: &[f64], level: f64) -> bool {
-    let share = before.iter().filter(|&&v| v < level).count() as f64 / before.len() as f64;
-    !(0.1..=0.9).contains(&share)
+/// Whether the level since a change has stayed longer than ever before.
+fn is_new(values: &[f64], change: &Change) -> bool {
+    let near = (change.after - change.before).abs() / 2.0;
+    let visits = values[..change.at].split(|v| (v - change.after).abs() > near);
+    let longest = visits.map(<[f64]>::len).max().unwrap_or(0);
+    values.len() - change.at > longest
 }
 
 /// The methods worth trying on a series with these seasons, simplest first.
 pub fn candidates(seasons: &[usize]) -> Vec<Box<dyn Fit>> {
     use smoothing::{Smoothing, Trend};
-    let mut out: Vec<Box<dyn Fit>> =
-        vec![Box::new(naive::Mean), Box::new(naive::Naive), Box::new(Smoothing { trend: Trend::None, season: None })];
+    let mut out: Vec<Box<dyn Fit>> = vec![
+        Box::new(naive::Mean),
+        Box::new(naive::Naive),
+        Box::new(naive::Reverting),
+        Box::new(Smoothing { trend: Trend::None, season: None }),
+    ];
     for &season in seasons {
         out.push(Box::new(naive::SeasonalNaive { season }));
         out.push(Box::new(naive::SeasonalShift { season }));

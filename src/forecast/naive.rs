@@ -96,6 +96,72 @@ impl Predict for Average {
     }
 }
 
+/// What is away from the mean comes back to it, as fast as it did so far: load that stays for a while.
+///
+/// # Source
+/// A first-order autoregression seen through noise: autocovariances at two lags tell how fast the load forgets, which
+/// the one at lag 0, with the noise in it, would not (Box and Jenkins, Time Series Analysis, 1970, chapter 3).
+pub struct Reverting;
+
+/// Values whose median is the level that the load comes back from.
+const LATEST: usize = 3;
+/// The shorter lag, in values; the longer one is twice that.
+const LAG: usize = 4;
+
+impl Fit for Reverting {
+    fn method(&self) -> Method {
+        Method::Reverting
+    }
+
+    fn needs(&self) -> usize {
+        6 * LAG
+    }
+
+    fn fit(&self, history: History<'_>) -> Option<Box<dyn Predict>> {
+        let values = history.values;
+        let n = values.len();
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let covariance = |lag: usize| -> f64 {
+            values.iter().zip(&values[lag..]).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>() / n as f64
+        };
+        let (short, long) = (covariance(LAG), covariance(2 * LAG));
+        if short <= 0.0 || long <= 0.0 {
+            return None;
+        }
+        let keeps = (long / short).powf(1.0 / LAG as f64).min(0.999);
+        let latest = values[n - LATEST..].to_vec();
+        Some(Box::new(Decay { average: Average { mean, n }, keeps, latest }))
+    }
+}
+
+struct Decay {
+    average: Average,
+    /// Share of the distance to the mean that is left after one value.
+    keeps: f64,
+    latest: Vec<f64>,
+}
+
+impl Predict for Decay {
+    fn predict(&self, out: &mut [f64]) {
+        let mean = self.average.mean;
+        let mut away = robust::median(&self.latest) - mean;
+        for value in out {
+            away *= self.keeps;
+            *value = mean + away;
+        }
+    }
+
+    fn memory(&self) -> f64 {
+        LATEST as f64
+    }
+
+    fn observe(&mut self, value: f64) {
+        self.average.observe(value);
+        self.latest.remove(0);
+        self.latest.push(value);
+    }
+}
+
 /// What was one season ago comes again.
 pub struct SeasonalNaive {
     pub season: usize,

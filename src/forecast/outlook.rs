@@ -25,7 +25,7 @@ pub struct Forecast {
     /// Error of the method in the backtest, in units of the mean change from one value to the next; 0 for a series that
     /// never changes.
     pub mase: f64,
-    /// Eight of ten of these values lay between.
+    /// All but a few of these values lay between.
     pub known: (f64, f64),
     /// By how much the level may be off for noise and for lack of values, should it stay as it is: a standard error.
     pub doubt: f64,

@@ -45,6 +45,14 @@ impl Reading {
 
 /// Hands every line that can be read to `take`, which refuses what makes no sense.
 pub fn each<T: DeserializeOwned>(path: &Path, mut take: impl FnMut(T) -> Result<(), String>) -> Reading {
+    each_line(path, |line| {
+        let value = serde_json::from_slice(line);
+        take(value.map_err(|e| e.to_string().replace(" at line 1 column ", " at column "))?)
+    })
+}
+
+/// The same, without reading anything into the lines.
+pub fn each_line(path: &Path, mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Reading {
     let mut reading = Reading::default();
     let mut file = match File::open(path) {
         Ok(file) => BufReader::new(file),
@@ -71,10 +79,7 @@ pub fn each<T: DeserializeOwned>(path: &Path, mut take: impl FnMut(T) -> Result<
         if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice(&line)
-            .map_err(|e| e.to_string().replace(" at line 1 column ", " at column "))
-            .and_then(&mut take)
-        {
+        match take(&line) {
             Ok(()) => {
                 reading.n_good += 1;
                 (reading.last_good, reading.cut_short) = (n, false);

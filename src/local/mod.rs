@@ -7,7 +7,6 @@ pub mod control;
 mod inputs;
 pub mod json_lines;
 mod progress;
-pub mod replay;
 pub mod report;
 pub mod run;
 mod run_dir;

@@ -102,7 +102,7 @@ impl RunDir {
                 json!({
                     "predicted_busy_s": predicted,
                     "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
-                    "received_bytes": w.received_bytes, "peak_rss": w.peak_rss, "segments_s": w.segments_s,
+                    "received_bytes": w.received_bytes, "received_s": w.received_s, "peak_rss": w.peak_rss, "segments_s": w.segments_s,
                 })
             })
             .collect();

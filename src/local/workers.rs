@@ -12,6 +12,7 @@ use anyhow::Context;
 use super::run_dir::write_beside;
 use crate::device::{affinity, breadcrumb};
 use crate::runtime::RuntimeError;
+use crate::units::{Bytes, Seconds};
 use crate::wire::control::WorkerId;
 
 /// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
@@ -33,6 +34,32 @@ pub struct Launcher {
     pub cache: Option<(PathBuf, String)>,
     /// Workers that fail on purpose, the first time they run.
     pub fail: BTreeMap<WorkerId, String>,
+}
+
+/// What a process has used since it started, or in some time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Used {
+    /// Of all cores together.
+    pub cpu: Seconds,
+    /// Resident now.
+    pub memory: Bytes,
+}
+
+impl Used {
+    /// `None` where the kernel does not say.
+    fn of(pid: u32) -> Option<Self> {
+        // Linux counts in hundredths of a second for programs, whatever it does itself.
+        const TICK: f64 = 0.01;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name of the program, in brackets, may hold anything.
+        let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace().skip(11);
+        let mut ticks = || fields.next()?.parse::<f64>().ok();
+        let cpu = Seconds((ticks()? + ticks()?) * TICK);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+        Some(Self { cpu, memory: Bytes(kib * 1024) })
+    }
 }
 
 /// Worker processes; killed when dropped.
@@ -109,6 +136,11 @@ impl Workers {
     /// Workers that have a process.
     pub fn all(&self) -> Vec<WorkerId> {
         self.children.keys().copied().collect()
+    }
+
+    /// What a worker has used so far.
+    pub fn used(&self, worker: WorkerId) -> Option<Used> {
+        Used::of(self.children.get(&worker)?.id())
     }
 
     /// Gives a running worker other cores.
@@ -203,4 +235,21 @@ fn log_path(run_dir: &Path, worker: WorkerId) -> PathBuf {
 
 fn crumb_path(run_dir: &Path, worker: WorkerId) -> PathBuf {
     run_dir.join(format!(".worker-{worker}.compiling"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_what_it_uses() {
+        let before = Used::of(std::process::id()).unwrap();
+        let mut block = vec![1u8; 64 << 20];
+        while Used::of(std::process::id()).unwrap().cpu < before.cpu + Seconds(0.02) {
+            block.iter_mut().for_each(|b| *b = b.wrapping_mul(3));
+        }
+        let after = Used::of(std::process::id()).unwrap();
+        assert!(after.memory > Bytes(32 << 20) && block[7] > 0, "{after:?}");
+        assert_eq!(Used::of(u32::MAX), None);
+    }
 }

@@ -514,14 +514,21 @@ fn coarsen(work: &[f64], crossing: &[Bytes], n_shards: usize) -> Vec<u32> {
     begins
 }
 
+/// Devices whose measured figures differ by no more than this share are taken for equals: it is less than they vary by.
+const ALIKE: f64 = 0.03;
+
 /// Orders of a replica's devices worth trying.
 pub(super) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
     let n = problem.n_shards as usize;
     let devices: &[Device] = &problem.topology.devices[..n];
     let identity: Vec<usize> = (0..n).collect();
+    let near = |a: f64, b: f64| (a - b).abs() <= ALIKE * a.abs().max(b.abs());
     let alike = |a: &Device, b: &Device| {
-        Device { name: String::new(), node: String::new(), ..a.clone() }
-            == Device { name: String::new(), node: String::new(), ..b.clone() }
+        let (m, n) = (a.measured.unwrap_or_default(), b.measured.unwrap_or_default());
+        a.kind == b.kind
+            && a.memory == b.memory
+            && near((a.flops * a.speed).0 / m.product, (b.flops * b.speed).0 / n.product)
+            && near(a.bandwidth.0 * a.speed / m.memory, b.bandwidth.0 * b.speed / n.memory)
     };
     if devices.iter().all(|d| alike(d, &devices[0])) {
         return vec![identity];

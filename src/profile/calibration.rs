@@ -6,8 +6,9 @@
 //!   fitted ([`Measured`]); plans for other cuts use them.
 //! - **The step is more than its segments** (also constant): transfers, queues and the work between two executables.
 //!   One factor for the whole step, [`Calibration::stretch`].
-//! - **The device has changed** (all its segments at once, compared with themselves): [`Calibration::speed`]. No
-//!   prediction takes part in it, so a wrong model is no slow device.
+//! - **The device has changed** (all its segments at once, compared with themselves, or with themselves on a device of
+//!   the same kind when all are new to it): [`Calibration::speed`]. No prediction of a segment takes part in it, so a
+//!   wrong model is no slow device.
 //! - **Noise**: medians everywhere.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -142,15 +143,28 @@ impl Calibration {
         for report in reports {
             check(report)?;
         }
-        let observed = reports
-            .iter()
-            .map(|report| {
-                let fresh = || Worker::new(report.kind, self.kinds.get(report.kind));
-                self.workers.entry(report.device).or_insert_with(fresh).observe(report)
-            })
-            .collect();
+        let mut observed = Vec::with_capacity(reports.len());
+        for report in reports {
+            let known = self.workers.remove(&report.device);
+            let mut worker = known.unwrap_or_else(|| Worker::new(report.kind, self.kinds.get(report.kind)));
+            let mine = worker.measured;
+            let elsewhere = |key: &Key| self.elsewhere(report.kind, key, &mine);
+            observed.push(worker.observe(report, &elsewhere));
+            self.workers.insert(report.device, worker);
+        }
         self.refit();
         Ok(observed)
+    }
+
+    /// What a segment that is known from another device of a kind takes on one with these factors: a cut that moves takes
+    /// segments along, and how fast a device is shall not be forgotten over it.
+    fn elsewhere(&self, kind: &str, key: &Key, mine: &Measured) -> Option<f64> {
+        let of = |worker: &Worker| {
+            let level = worker.segments.get(key).filter(|l| l.is_established())?.seconds()?;
+            let timed = Timed { terms: Terms::from_array(key.0.map(|b| Seconds(f64::from_bits(b)))), runs: 1 };
+            Some(level * (timed.time(mine) / timed.time(&worker.measured)))
+        };
+        self.workers.values().filter(|w| w.kind == kind).find_map(of)
     }
 
     /// Learns how a whole step relates to what [`crate::plan::Priced::estimate`] said of it, at the speeds seen then.
@@ -264,7 +278,8 @@ impl Worker {
         }
     }
 
-    fn observe(&mut self, report: &Report<'_>) -> Observed {
+    /// `elsewhere`: what a segment takes on devices like this one.
+    fn observe(&mut self, report: &Report<'_>, elsewhere: &dyn Fn(&Key) -> Option<f64>) -> Observed {
         let runs = keyed(report);
         let before = self.speed().value;
         let measured: f64 = report.seconds.iter().map(|s| f64::from(*s)).sum();
@@ -279,7 +294,7 @@ impl Worker {
         let error = off(&predict);
         let nominal_error = off(&|timed| timed.time(&Measured::NOMINAL).0);
 
-        // Each segment against itself.
+        // Each segment against itself; when all are new here, against themselves elsewhere.
         let mut ratios: Vec<(f64, f64)> = runs
             .iter()
             .filter_map(|(key, run)| {
@@ -287,6 +302,10 @@ impl Worker {
                 Some((level / run.seconds, level * run.runs))
             })
             .collect();
+        if ratios.is_empty() {
+            let known = runs.iter().filter_map(|(key, run)| Some((elsewhere(key)?, run)));
+            ratios.extend(known.map(|(level, run)| (level / run.seconds, level * run.runs)));
+        }
         let speed = weighted_median(&mut ratios);
 
         self.segments.values_mut().for_each(Level::age);

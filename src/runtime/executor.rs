@@ -584,6 +584,7 @@ impl<B> Half<B> {
             wait_s: self.clock.wait.as_secs_f64(),
             sent_bytes: traffic.sent.swap(0, Ordering::Relaxed),
             received_bytes: traffic.received.swap(0, Ordering::Relaxed),
+            received_s: traffic.receiving.swap(0, Ordering::Relaxed) as f64 / 1e9,
             peak_rss: peak_rss(),
             spans: std::mem::take(&mut *traffic.spans.lock().unwrap_or_else(|p| p.into_inner())),
             segments_s: self.clock.segments.iter().map(Duration::as_secs_f32).collect(),

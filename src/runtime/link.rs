@@ -106,6 +106,8 @@ pub struct Shared<D: Device> {
 pub struct Traffic {
     pub sent: AtomicU64,
     pub received: AtomicU64,
+    /// Nanoseconds that receiving took.
+    pub receiving: AtomicU64,
     /// Filled while the step is traced.
     pub spans: Mutex<Vec<Span>>,
     pub traced_until: AtomicU64,
@@ -224,6 +226,7 @@ fn receive<D: Device>(shared: &Shared<D>, peer: WorkerId, stream: TcpStream) -> 
                 return Err(broken(FrameError::OutOfOrder { offset, chunk, total, expected }));
             }
         }
+        shared.traffic.receiving.fetch_add(began.1.elapsed().as_nanos() as u64, Ordering::Relaxed);
         let at = |source| RuntimeError::Device { at: format!("uploading from worker {peer}"), source };
         let buffer = shared.device.upload(&shape, &data).map_err(at)?;
         shared.traffic.received.fetch_add(first.total, Ordering::Relaxed);

@@ -2,15 +2,15 @@
 
 use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
-use super::snapshot::{Candidate, Move, Proposal, Snapshot};
+use super::snapshot::{Candidate, Move, Proposal, Snapshot, Worker};
 use super::trigger::{considered, trigger};
 use super::weigh::{Weighed, weigh};
 use crate::units::{Bytes, Seconds};
 
 /// So many standard errors are doubted: one side of 93 % of cases.
 const ERRORS: f64 = 1.5;
-/// The cooldown is doubled for each of so many last moves that did not pay.
-const MAX_DOUBLINGS: usize = 3;
+/// So many of the last moves are looked at: those that did not pay make the loop more careful.
+const LAST_MOVES: usize = 3;
 /// Candidates older than this share of the horizon are solved again.
 const STALE: f64 = 0.125;
 
@@ -99,7 +99,8 @@ pub fn decide(s: &Snapshot) -> Decision {
 }
 
 fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
-    let (min_gain, hysteresis) = (s.settings.min_gain, s.settings.hysteresis);
+    let min_gain = s.settings.min_gain * (1.0 + 0.5 * n_disappointing(s) as f64);
+    let hysteresis = s.settings.hysteresis;
     if balance.saved.0 <= 0.0 {
         return Some(Keep::NothingBetter);
     }
@@ -110,11 +111,16 @@ fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
     (balance.saved < balance.cost * (1.0 + hysteresis)).then_some(Keep::CostsMore { revision, balance, hysteresis })
 }
 
-/// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise.
+/// By how much the speed of a worker may be off, for the worst of them: as much of a gain may be noise. What its forecast
+/// says of that or what its latest computing times do, whichever knows better.
 fn doubt(s: &Snapshot) -> f64 {
-    let forecasts = s.workers.iter().filter_map(|w| w.speed_forecast.as_ref());
-    let relative = forecasts.map(|f| ERRORS * f.doubt / f.average().mean.abs());
-    relative.filter(|d| d.is_finite()).fold(0.0, f64::max)
+    let relative = |w: &Worker| {
+        let forecast = w.speed_forecast.as_ref().filter(|_| s.settings.forecast)?;
+        let foreseen = forecast.doubt / forecast.average().mean.abs();
+        let seen = w.busy.levels(s.settings.dwell).next().map_or(f64::INFINITY, |l| l.error() / l.centre);
+        Some(ERRORS * foreseen.min(seen)).filter(|d| d.is_finite())
+    };
+    s.workers.iter().filter_map(relative).fold(0.0, f64::max)
 }
 
 /// Why a candidate does not fit. What a worker uses beyond its plan (the process itself, buffers) it will use again.
@@ -137,9 +143,14 @@ fn relieves(trigger: &Trigger, s: &Snapshot, c: &Candidate) -> bool {
 /// When the next move may be, at the earliest.
 fn cooldown(s: &Snapshot) -> Option<Seconds> {
     let last = s.moves.last()?;
-    let latest = s.moves.iter().rev().take(MAX_DOUBLINGS).enumerate();
-    let disappointing = latest.filter(|&(i, m)| disappointed(m, i == 0)).count();
-    Some(last.time + s.settings.cooldown * f64::from(1u32 << disappointing))
+    let doubled = if n_disappointing(s) > 0 { 2.0 } else { 1.0 };
+    Some(last.time + s.settings.cooldown * doubled)
+}
+
+/// Of the last few moves.
+fn n_disappointing(s: &Snapshot) -> usize {
+    let latest = s.moves.iter().rev().take(LAST_MOVES).enumerate();
+    latest.filter(|&(i, m)| disappointed(m, i == 0)).count()
 }
 
 /// Whether a move brought less than half of what it should; one that was undone before anything could be measured did.

@@ -21,6 +21,8 @@ pub enum Trigger {
     Foreseen { rank: u32, at: Seconds, from: f64, to: f64 },
     /// A worker may need more memory than it has.
     Memory { rank: u32, at: Seconds, needs: Bytes, limit: Bytes },
+    /// Receiving what a step needs is foreseen to take `takes`, too much of a step.
+    Link { rank: u32, at: Seconds, takes: Seconds, step: Seconds },
     /// A person approved this revision.
     Approved { revision: u64 },
 }
@@ -194,6 +196,9 @@ impl fmt::Display for Trigger {
             }
             Trigger::Memory { rank, at, needs, limit } => {
                 write!(f, "worker {rank} may need {needs} at {at}, it has {limit}")
+            }
+            Trigger::Link { rank, at, takes, step } => {
+                write!(f, "worker {rank} is foreseen to receive for {takes} of each step of {step} at {at}")
             }
             Trigger::Approved { revision } => write!(f, "revision {revision} was approved"),
         }

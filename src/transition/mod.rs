@@ -14,6 +14,7 @@
 mod decide;
 mod decision;
 mod record;
+mod replay;
 mod settings;
 mod snapshot;
 mod track;
@@ -22,11 +23,15 @@ mod weigh;
 
 pub use decide::decide;
 pub use decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
-pub use record::Record;
+pub use record::{Record, RecordError};
+pub use replay::{Changes, Counts, Ground, Replay, Replayed};
 pub use settings::{Budget, Mode, Settings, SettingsError};
 pub use snapshot::{
-    Candidate, Considered, Measured, Memory, Move, Observed, Proposal, Running, Snapshot, Window, Worker,
+    Candidate, Considered, Link, Measured, Memory, Move, Observed, Proposal, Running, Snapshot, Watched, Window, Worker,
 };
 pub use track::{Ledger, Tracker};
-pub use trigger::trigger;
+pub use trigger::{LINK_LIMIT, trigger};
 pub use weigh::{Weighed, weigh};
+
+#[cfg(test)]
+mod tests;

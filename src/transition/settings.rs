@@ -27,15 +27,17 @@ pub struct Settings {
     pub threshold: f64,
     /// How far ahead gains are summed up and forecasts are believed.
     pub horizon: Seconds,
-    /// A new plan has to save this share of time.
+    /// A new plan has to save this share of time; half as much again for each of the last three moves that did not pay.
     pub min_gain: f64,
     /// What was observed has to stay away this long.
     pub dwell: Seconds,
-    /// Least time from one cutover to the next; doubled for each of the last three moves that did not pay.
+    /// Least time from one cutover to the next; twice that when one of the last three moves did not pay.
     pub cooldown: Seconds,
     /// A move has to save (1 + hysteresis) times what it costs.
     pub hysteresis: f64,
     pub budget: Budget,
+    /// Whether anything is foreseen; if not, all is taken to stay as it is.
+    pub forecast: bool,
 }
 
 /// What moving may cost.
@@ -60,6 +62,7 @@ impl Default for Settings {
             cooldown: Seconds(60.0),
             hysteresis: 0.5,
             budget: Budget::default(),
+            forecast: true,
         }
     }
 }
@@ -127,8 +130,18 @@ impl Settings {
 }
 
 /// What [`Settings::set`] knows.
-const FIELDS: &[&str] =
-    &["mode", "threshold", "horizon", "minGain", "dwell", "cooldown", "hysteresis", "budget.share", "budget.moves"];
+const FIELDS: &[&str] = &[
+    "mode",
+    "threshold",
+    "horizon",
+    "minGain",
+    "dwell",
+    "cooldown",
+    "hysteresis",
+    "budget.share",
+    "budget.moves",
+    "forecast",
+];
 
 #[cfg(test)]
 mod tests {
@@ -137,7 +150,7 @@ mod tests {
     #[test]
     fn sets_every_field_by_its_name() {
         let mut s = Settings::default();
-        let values = ["recommend", "0.3", "60", "0.1", "2", "0", "1.5", "0.2", "7"];
+        let values = ["recommend", "0.3", "60", "0.1", "2", "0", "1.5", "0.2", "7", "false"];
         for (field, value) in FIELDS.iter().zip(values) {
             s.set(field, value).unwrap();
         }
@@ -150,6 +163,7 @@ mod tests {
             cooldown: Seconds(0.0),
             hysteresis: 1.5,
             budget: Budget { share: 0.2, moves: Some(7) },
+            forecast: false,
         };
         assert_eq!(s, expected);
     }

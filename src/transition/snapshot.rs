@@ -45,6 +45,8 @@ pub struct Running {
     pub predicted: Seconds,
     /// Step times since then.
     pub observed: Observed,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
 }
 
 /// A measured quantity, summed up over the last 9, 18, 36, ... measurements; see [`super::Tracker`].
@@ -96,6 +98,30 @@ pub struct Worker {
     pub speed: f64,
     pub speed_forecast: Option<Forecast>,
     pub memory: Memory,
+    /// Cores' worth of time that its process gets.
+    #[serde(default)]
+    pub cpu: Watched,
+    #[serde(default)]
+    pub link: Link,
+}
+
+/// A measured quantity, and what is foreseen of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Watched {
+    pub now: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
+}
+
+/// What a worker receives from others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Link {
+    /// Of late.
+    pub per_step: Bytes,
+    /// Bytes per second while it receives.
+    pub bandwidth: Watched,
 }
 
 /// Memory of one worker.

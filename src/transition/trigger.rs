@@ -8,6 +8,8 @@ use crate::units::{Bytes, Seconds};
 
 /// A foreseen change of speed has to last so many steps of the forecast.
 const LEAST_STEPS: usize = 2;
+/// Share of a step that a worker may receive for: beyond it computing can hardly hide it.
+pub const LINK_LIMIT: f64 = 0.5;
 /// A forecast of memory counts from here: near the limit, its upper bound has to stay below.
 const NEAR_LIMIT: f64 = 0.9;
 
@@ -26,6 +28,7 @@ pub fn trigger(s: &Snapshot) -> Option<Trigger> {
     approved(s)
         .or_else(|| s.workers.iter().find_map(|w| memory(s, w)))
         .or_else(|| step_time(s))
+        .or_else(|| s.workers.iter().find_map(|w| link(s, w)))
         .or_else(|| s.workers.iter().enumerate().find_map(|(i, w)| busy(s, i, w)))
         .or_else(|| s.workers.iter().enumerate().find_map(|(i, w)| speed(s, i, w)))
 }
@@ -41,7 +44,7 @@ fn memory(s: &Snapshot, w: &Worker) -> Option<Trigger> {
     if matches!(refused, Some((_, Trigger::Memory { rank, .. })) if *rank == w.rank) {
         return None;
     }
-    let forecast = w.memory.forecast.as_ref()?;
+    let forecast = w.memory.forecast.as_ref().filter(|_| s.settings.forecast)?;
     let limit = w.memory.limit.0 as f64;
     let step = (0..forecast.horizon().min(steps_within(forecast.interval, s.settings.horizon))).find(|&i| {
         let band = forecast.at(i);
@@ -49,6 +52,16 @@ fn memory(s: &Snapshot, w: &Worker) -> Option<Trigger> {
     })?;
     let needs = Bytes(forecast.at(step).upper as u64);
     Some(Trigger::Memory { rank: w.rank, at: forecast.time(step), needs, limit: w.memory.limit })
+}
+
+/// No link may become what a step waits for. What was considered is no news.
+fn link(s: &Snapshot, w: &Worker) -> Option<Trigger> {
+    let forecast = w.link.bandwidth.forecast.as_ref().filter(|_| s.settings.forecast && considered(s).is_none())?;
+    let step = s.running.predicted;
+    let takes = |i: usize| Seconds(w.link.per_step.0 as f64 / forecast.mean[i]);
+    let n = forecast.horizon().min(steps_within(forecast.interval, s.settings.horizon));
+    let i = (0..n).find(|&i| takes(i) > step * LINK_LIMIT)?;
+    Some(Trigger::Link { rank: w.rank, at: forecast.time(i), takes: takes(i), step })
 }
 
 fn step_time(s: &Snapshot) -> Option<Trigger> {
@@ -70,7 +83,7 @@ fn busy(s: &Snapshot, index: usize, w: &Worker) -> Option<Trigger> {
 
 /// The forecast leaves its own beginning, or is no longer the one that was considered.
 fn speed(s: &Snapshot, index: usize, w: &Worker) -> Option<Trigger> {
-    let forecast = w.speed_forecast.as_ref().filter(|f| f.horizon() > 0)?;
+    let forecast = w.speed_forecast.as_ref().filter(|f| f.horizon() > 0 && s.settings.forecast)?;
     let threshold = s.settings.threshold;
     let foreseen = |step: usize, from: f64| {
         Some(Trigger::Foreseen { rank: w.rank, at: forecast.time(step), from, to: forecast.mean[step] })

@@ -2,6 +2,7 @@
 
 use super::decision::Balance;
 use super::snapshot::{Candidate, Measured, Move, Snapshot};
+use crate::forecast::robust;
 use crate::units::Seconds;
 
 /// Earlier moves that still teach something.
@@ -58,7 +59,9 @@ pub fn weigh(s: &Snapshot, c: &Candidate) -> Weighed {
             }
         }
     }
-    let (now, best) = (now.unwrap_or_default(), best.unwrap_or_default());
+    // Numbers that are none promise nothing.
+    let sound = |b: &Balance| b.saved.0.is_finite() && b.cost.0.is_finite();
+    let (now, best) = (now.filter(sound).unwrap_or_default(), best.filter(sound).unwrap_or_default());
     // To start one interval too early is better than to start too late.
     let clearly = best.begin > now.begin + rates.interval * 2.0 && best.net().0 > now.net().0 + 0.1 * best.cost.0;
     match clearly {
@@ -89,7 +92,7 @@ impl Rates {
             if rate.is_finite() { rate } else { 0.0 }
         };
         let rates: Vec<f64> = c.running.iter().zip(&c.step_times).map(rate).collect();
-        let interval = if c.interval.0 > 0.0 { c.interval } else { s.settings.horizon };
+        let interval = if c.interval.0 > 0.0 && c.interval.0.is_finite() { c.interval } else { s.settings.horizon };
         let mut sums = vec![0.0];
         rates.iter().for_each(|r| sums.push(sums[sums.len() - 1] + r * interval.0));
         Self { interval, first: c.made - s.time, sums, constant: rates.len() == 1, rates }
@@ -133,7 +136,8 @@ fn time_left(s: &Snapshot) -> Seconds {
 fn corrected(expected: Seconds, moves: &[Move], of: impl Fn(&Move) -> Measured) -> Seconds {
     let measured = moves.iter().rev().take(REMEMBERED).map(of).filter_map(|m| Some((m.expected, m.measured?)));
     let ratios: Vec<f64> = measured.map(|(e, m)| m / e).filter(|r| r.is_finite() && *r > 0.0).collect();
-    if ratios.is_empty() { expected } else { expected * crate::forecast::robust::median(&ratios) }
+    let expected = expected.max(Seconds(0.0));
+    if ratios.is_empty() { expected } else { expected * robust::median(&ratios) }
 }
 
 /// How much of an expected gain to believe: the mean of what earlier moves brought of theirs, with one imagined move that

@@ -228,6 +228,8 @@ pub struct StepDone {
     pub wait_s: f64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// What receiving took, from the head of each message to its end.
+    pub received_s: f64,
     pub peak_rss: u64,
     pub spans: Vec<Span>,
     /// What each executable took, in the order of this shard's segments: gradients (all microbatches), then update.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Run;
 use super::chart::{Axis, Chart, range, smooth};
-use super::decisions::Device;
+use super::decisions::{Quantity, Series};
 use super::headline::clock;
 use super::log::Step;
 use super::page::Page;
@@ -186,76 +186,121 @@ pub fn speeds(page: &mut Page, run: &Run) {
     }
     page.text("1 is nominal. A forecast is drawn from the moment it was made; of all earlier ones a few are shown.");
     for (worker, device) in devices.iter().take(MAX_CHARTS) {
-        speed(page, run, *worker, device);
+        page.heading(&format!("device of worker {worker}"));
+        let kind = Kind { name: "speed", axis: Axis::Plain, unit: 1.0, always: Some((0.9, 1.1)) };
+        foreseen(page, run, *worker, device, &kind);
     }
     more(page, devices.len(), "devices");
 }
 
-fn speed(page: &mut Page, run: &Run, worker: u32, device: &Device) {
-    page.heading(&format!("device of worker {worker}"));
-    let earlier = earlier(device);
-    let shown = || earlier.iter().copied().chain(&device.latest);
-    let seen = device.speeds.iter().map(|s| s.1);
+pub fn others(page: &mut Page, run: &Run) {
+    let all = &run.decisions.others;
+    if all.values().all(|s| s.latest.is_none()) {
+        return;
+    }
+    page.section("Step time, CPU, memory and links, and what was foreseen");
+    page.text(
+        "Step times: of the plan in force. CPU: cores' worth of time that a worker's process got. Memory: beyond what the \
+         process had before it made any tensor. Links: while a worker receives.",
+    );
+    for ((quantity, worker), series) in all.iter().take(2 * MAX_CHARTS) {
+        let kind = |name, axis, unit| Kind { name, axis, unit, always: None };
+        let (title, kind) = match quantity {
+            Quantity::StepTime => ("step time".to_owned(), kind("step time", Axis::Duration, 1.0)),
+            Quantity::Cpu => (format!("CPU of worker {worker}, cores"), kind("CPU", Axis::Plain, 1.0)),
+            Quantity::Memory => (format!("memory of worker {worker}, MiB"), kind("memory", Axis::Plain, 1.0 / MIB)),
+            Quantity::Link => (format!("link of worker {worker}, MB/s"), kind("bandwidth", Axis::Plain, 1e-6)),
+        };
+        page.heading(&title);
+        foreseen(page, run, *worker, series, &kind);
+    }
+}
+
+const MIB: f64 = 1048576.0;
+
+/// How a quantity is drawn.
+struct Kind {
+    name: &'static str,
+    axis: Axis,
+    /// Of the axis, per unit of the values.
+    unit: f64,
+    /// The chart reaches from below to above these.
+    always: Option<(f64, f64)>,
+}
+
+fn foreseen(page: &mut Page, run: &Run, worker: u32, series: &Series, kind: &Kind) {
+    let Kind { name, axis, unit, always } = *kind;
+    let earlier = earlier(series);
+    let shown = || earlier.iter().copied().chain(&series.latest);
+    let values: Vec<(f64, f64)> = series.values.iter().map(|&(t, v)| (t, v * unit)).collect();
+    let seen = values.iter().map(|s| s.1);
     // Intervals of forecasts from a few values are wide: they are cut off where they would dwarf everything else.
-    let surest = device.latest.iter().flat_map(|f| f.lower.iter().chain(&f.upper));
-    let foreseen = shown().flat_map(|f| &f.mean).chain(surest).copied();
+    let surest = series.latest.iter().flat_map(|f| f.lower.iter().chain(&f.upper));
+    let foreseen = shown().flat_map(|f| &f.mean).chain(surest).map(|v| v * unit);
     let Some((low, high)) = range(seen.chain(foreseen)) else {
-        return page.missing("Its speed is not known.");
+        return page.missing(&format!("Its {name} is not known."));
     };
     let (low, high) = padded((low, high));
-    let y = (low.clamp(0.0, 0.9), high.max(1.1));
+    let y = always.map_or((low.max(0.0), high), |(a, b)| (low.clamp(0.0, a), high.max(b)));
     let ends = shown().map(|f| f.time(f.horizon()).0).filter(|t| t.is_finite());
     let end = ends.fold(run.end(), f64::max);
-    let begin = device.speeds.first().map_or(0.0, |s| s.0);
-    let mut chart = Chart::new((begin, end), y, 220.0, (Axis::Time, Axis::Plain));
+    let begin = values.first().map_or(0.0, |s| s.0);
+    let mut chart = Chart::new((begin, end), y, 220.0, (Axis::Time, axis));
     let class = colour(worker);
     for forecast in &earlier {
-        fan(&mut chart, forecast, &format!("early {class}"));
+        fan(&mut chart, forecast, unit, &format!("early {class}"));
     }
-    if let Some(forecast) = &device.latest {
-        fan(&mut chart, forecast, &format!("dashed {class}"));
+    if let Some(forecast) = &series.latest {
+        fan(&mut chart, forecast, unit, &format!("dashed {class}"));
     }
     for e in few(run.events.of("cutover").collect()) {
         chart.mark("cutover", e.seconds, "P", &format!("revision {} at {}", e.revision, clock(e.seconds)));
     }
-    if let Some(&(last, _)) = device.speeds.last().filter(|_| device.latest.is_some()) {
+    if let Some(&(last, _)) = values.last().filter(|_| series.latest.is_some()) {
         chart.mark("now", last, "last seen", "what lies to the right was only foreseen");
     }
-    chart.line("ink", &device.speeds);
-    let level = device.latest.as_ref().map_or(0.0, |f| f.level);
+    chart.line("ink", &values);
+    let level = series.latest.as_ref().map_or(0.0, |f| f.level);
     page.legend(&[
-        ("line ink", "speed"),
+        ("line ink", name),
         (&format!("line dashed {class}"), "latest forecast"),
         (&format!("line early {class}"), "earlier ones"),
         (&format!("line band {class}"), &format!("interval for {:.0} % of values", 100.0 * level)),
     ]);
-    page.raw(&chart.finish(&format!("Speed of the device of worker {worker}, with forecasts")));
-    let Some(f) = &device.latest else { return page.text("No forecast was made.") };
+    page.raw(&chart.finish(&format!("{name} of worker {worker}, with forecasts")));
+    let Some(f) = &series.latest else { return page.text("No forecast was made.") };
     let mean = f.average();
-    let held = device.held().map_or(String::new(), |(n, share)| {
-        format!(" Of {n} speeds that came after a forecast, {:.0} % lay in its interval.", 100.0 * share)
+    let held = series.held().map_or(String::new(), |(n, share)| {
+        format!(" Of {n} values that came after a forecast, {:.0} % lay in its interval.", 100.0 * share)
     });
     page.text(&format!(
-        "Latest: {} from {} values, {:.2} on average over the next {}; in the backtest it erred by {:.2} times the usual change from one value to the next.{held}",
+        "Latest: {} from {} values, {} on average over the next {}; in the backtest it erred by {:.2} times the usual change from one value to the next.{held}",
         f.method,
         f.n_values,
-        mean.mean,
+        number(mean.mean * unit),
         Seconds(f.interval.0 * f.horizon() as f64),
         f.mase
     ));
 }
 
+/// Three digits that count.
+fn number(value: f64) -> String {
+    let digits = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 6.0) as usize;
+    format!("{value:.digits$}")
+}
+
 /// Some of the earlier forecasts, evenly over the run.
-fn earlier(device: &Device) -> Vec<&Forecast> {
-    let latest = device.latest.as_ref().map(|f| f.start);
-    let all: Vec<&Forecast> = device.forecasts.iter().filter(|f| Some(f.start) != latest).collect();
+fn earlier(series: &Series) -> Vec<&Forecast> {
+    let latest = series.latest.as_ref().map(|f| f.start);
+    let all: Vec<&Forecast> = series.forecasts.iter().filter(|f| Some(f.start) != latest).collect();
     let n = all.len().min(N_EARLIER);
     (0..n).map(|i| all[(2 * i + 1) * all.len() / (2 * n)]).collect()
 }
 
-fn fan(chart: &mut Chart, f: &Forecast, class: &str) {
+fn fan(chart: &mut Chart, f: &Forecast, unit: f64, class: &str) {
     let time = |i: usize| f.time(i).0 + 0.5 * f.interval.0;
-    let band: Vec<(f64, f64, f64)> = (0..f.horizon()).map(|i| (time(i), f.lower[i], f.upper[i])).collect();
+    let band: Vec<(f64, f64, f64)> =
+        (0..f.horizon()).map(|i| (time(i), f.lower[i] * unit, f.upper[i] * unit)).collect();
     chart.band(class, &band);
-    chart.line(class, &(0..f.horizon()).map(|i| (time(i), f.mean[i])).collect::<Vec<_>>());
+    chart.line(class, &(0..f.horizon()).map(|i| (time(i), f.mean[i] * unit)).collect::<Vec<_>>());
 }

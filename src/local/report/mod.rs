@@ -121,6 +121,7 @@ fn render(run: &Run) -> String {
     curves::throughput(&mut page, run);
     curves::loads(&mut page, run);
     curves::speeds(&mut page, run);
+    curves::others(&mut page, run);
     tables::moves(&mut page, run);
     plans::show(&mut page, run);
     tables::decisions(&mut page, run);

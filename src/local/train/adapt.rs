@@ -3,7 +3,7 @@
 //! Forecasts and plans are made on threads of their own; the training loop only hands out what was measured and takes
 //! in what has come of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -12,30 +12,29 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use anyhow::Context;
 
 use super::background;
-use super::propose::{Proposed, Question, propose};
-use crate::forecast::{self, Forecast, Gap, Series, forecast};
+use super::propose::{Preparing, Proposed, Question, propose, same};
+use super::rehearse::Rehearsals;
+use super::watch::{Watch, What};
 use crate::local::inputs::Inputs;
+use crate::local::workers::Used;
 use crate::plan::estimate::{BatchEstimate, Priced};
 use crate::plan::{Plan, ShardId};
-use crate::profile::{BatchProfile, Calibration, Report};
+use crate::profile::{BatchProfile, Calibration, CalibrationError, Report};
 use crate::runtime::StepReport;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::{
-    Candidate, Considered, Decision, Ledger, Measured, Memory, Mode, Move, Proposal, Record, Running, Settings,
-    Snapshot, Tracker, Wait, Worker, decide,
+    Candidate, Considered, Decision, LINK_LIMIT, Ledger, Link, Measured, Memory, Mode, Move, Proposal, Record, Running,
+    Settings, Snapshot, Tracker, Wait, Worker, decide,
 };
-use crate::units::{Bytes, Seconds};
+use crate::units::{Bytes, BytesPerSec, Seconds};
 
 /// Steps of a plan before anything is decided about it: calibration needs a few.
 const SETTLED: u64 = 20;
 /// Least time between two decisions.
 const EVERY: Seconds = Seconds(1.0);
-/// Horizons of measurements that forecasts are made from.
-const MEMORY: f64 = 8.0;
-/// Until one has been measured: compiling the segments of a small model.
-const FIRST_PREPARE: Seconds = Seconds(5.0);
-/// Least speed that is believed.
-const LEAST_SPEED: f64 = 0.01;
+
+/// Horizons that a job has to last for it to compile plans that it may never need.
+const LONG: f64 = 4.0;
 
 /// What the loop knows beside the steps.
 pub struct Adapt {
@@ -52,9 +51,9 @@ pub struct Adapt {
     step_times: Tracker,
     /// By rank.
     busy: Vec<Tracker>,
-    devices: BTreeMap<DeviceId, Speeds>,
-    forecasting: Option<Receiver<Vec<(DeviceId, Forecast)>>>,
-    next_forecast: Seconds,
+    /// Bytes received in the last step, by rank.
+    received: Vec<Bytes>,
+    watch: Watch,
     solving: Option<Receiver<Proposed>>,
     proposal: Option<Proposal>,
     /// Plans by revision, as far as they may still be adopted.
@@ -66,18 +65,11 @@ pub struct Adapt {
     approved: Option<u64>,
     /// Until when the move under way was said to pay.
     promised: Option<Seconds>,
-    prepare: Seconds,
+    preparing: Preparing,
+    rehearsals: Rehearsals,
     next_decision: Seconds,
     label: &'static str,
     variant: String,
-}
-
-/// Speeds seen of one device, and foreseen.
-#[derive(Default)]
-struct Speeds {
-    samples: VecDeque<(Seconds, f64)>,
-    tracker: Tracker,
-    forecast: Option<Forecast>,
 }
 
 /// What the training loop has to do.
@@ -87,6 +79,8 @@ pub enum Advice {
     Say(String),
     /// Move to this plan; the text says why.
     Adopt(Box<Plan>, String),
+    /// Have this plan compiled, and go on as before.
+    Rehearse(Box<Plan>),
 }
 
 impl Adapt {
@@ -104,9 +98,8 @@ impl Adapt {
             predicted: None,
             step_times: Tracker::default(),
             busy: vec![Tracker::default(); plan.shards.len() * plan.n_replicas as usize],
-            devices: BTreeMap::new(),
-            forecasting: None,
-            next_forecast: Seconds(0.0),
+            received: Vec::new(),
+            watch: Watch::default(),
             solving: None,
             proposal: None,
             plans: BTreeMap::new(),
@@ -115,7 +108,8 @@ impl Adapt {
             left: None,
             approved: None,
             promised: None,
-            prepare: FIRST_PREPARE,
+            preparing: Preparing::default(),
+            rehearsals: Rehearsals::default(),
             next_decision: Seconds(0.0),
             label: "keep/steady",
             variant: String::new(),
@@ -128,7 +122,10 @@ impl Adapt {
     }
 
     /// Takes in a step that began and ended under the running plan. `seconds`: from one report to the next.
-    pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) {
+    ///
+    /// # Errors
+    /// A report that does not fit the plan: speeds have not been learned from it.
+    pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) -> Result<(), CalibrationError> {
         let (duration, variant) = (Seconds(seconds), report.variant.as_str());
         let estimate = self.estimate(variant, None);
         variant.clone_into(&mut self.variant);
@@ -141,16 +138,17 @@ impl Adapt {
             .zip(&kinds)
             .map(|((w, segments), (device, kind))| Report { device: *device, kind, segments, seconds: &w.segments_s })
             .collect();
-        // A report that does not fit the plan teaches nothing.
-        for seen in self.calibration.observe(&reports).unwrap_or_default() {
-            let Some(speed) = seen.speed else { continue };
-            let device = self.devices.entry(seen.device).or_default();
-            device.samples.push_back((now, speed));
-            device.tracker.push(duration, speed);
-            let oldest = now - self.settings.horizon * MEMORY;
-            while device.samples.front().is_some_and(|(at, _)| *at < oldest) {
-                device.samples.pop_front();
+        let learned = self.calibration.observe(&reports);
+        for seen in learned.iter().flatten() {
+            if let Some(speed) = seen.speed {
+                self.watch.push(What::Speed(seen.device), now, duration, speed, &self.settings);
             }
+        }
+        self.watch.push(What::StepTime, now, duration, seconds, &self.settings);
+        self.received = report.workers.iter().map(|w| Bytes(w.received_bytes)).collect();
+        for (w, (device, _)) in report.workers.iter().zip(&kinds).filter(|(w, _)| w.received_s > 0.0) {
+            let bandwidth = w.received_bytes as f64 / w.received_s;
+            self.watch.push(What::Link(*device), now, duration, bandwidth, &self.settings);
         }
         if let Some(estimate) = &estimate {
             self.calibration.observe_step(report.revision, estimate.step, duration);
@@ -172,6 +170,13 @@ impl Adapt {
         if self.predicted.is_none() && report.step >= self.since.0 + SETTLED {
             self.predicted = self.estimate(variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         }
+        learned.map(|_| ())
+    }
+
+    /// Takes in what the process of a device has used in the `duration` before `now`.
+    pub fn used(&mut self, device: DeviceId, now: Seconds, duration: Seconds, used: &Used) {
+        self.watch.push(What::Cpu(device), now, duration, used.cpu / duration, &self.settings);
+        self.watch.push(What::Memory(device), now, duration, used.memory.0 as f64, &self.settings);
     }
 
     /// One turn of the loop: takes in what threads have found, and decides. `in_flight`: the revision on its way in;
@@ -185,12 +190,17 @@ impl Adapt {
         in_flight: Option<u64>,
         revision: &mut dyn FnMut() -> u64,
     ) -> anyhow::Result<Advice> {
-        if self.settings.mode == Mode::Off || self.predicted.is_none() || now < self.next_decision {
+        if self.settings.mode == Mode::Off || self.predicted.is_none() {
+            return Ok(Advice::Nothing);
+        }
+        // An answer of the planner is not kept waiting.
+        let answered = self.take_proposal(revision);
+        if now < self.next_decision && !answered {
             return Ok(Advice::Nothing);
         }
         self.next_decision = now + EVERY;
-        self.forecast(now)?;
-        self.take_proposal(revision);
+        self.watch.turn(now, self.step_times.observed().now(), &self.settings)?;
+        let step_time = self.step_times.observed().now().unwrap_or(0.0);
         let snapshot = self.snapshot(step, steps_left, now, in_flight);
         let decision = decide(&snapshot);
         let mut advice = Advice::Nothing;
@@ -220,18 +230,25 @@ impl Adapt {
                     self.plans.clear();
                 }
             }
+            // Nothing else is to be done: a good moment to compile for what may come.
+            Decision::Keep { .. }
+                if self.is_quiet() && steps_left as f64 * step_time > self.settings.horizon.0 * LONG =>
+            {
+                if let Some(plan) = self.rehearsals.next(inputs, &self.running, &self.base)? {
+                    advice = Advice::Rehearse(Box::new(Plan { revision: revision(), ..plan }));
+                }
+            }
             _ => {}
         }
         if let Some(settled) = snapshot.settled(&decision) {
             (self.considered, self.proposal) = (Some(settled), None);
         }
-        self.write(&Record { snapshot, decision })?;
+        self.write(&Record::new(snapshot, decision))?;
         Ok(advice)
     }
 
     fn write(&mut self, record: &Record) -> anyhow::Result<()> {
-        serde_json::to_writer(&mut self.record, record)?;
-        self.record.write_all(b"\n")?;
+        writeln!(self.record, "{}", record.to_line()?)?;
         self.record.flush().context("cannot write decisions.jsonl; is the disk full?")
     }
 
@@ -241,48 +258,20 @@ impl Adapt {
         Some((self.plans.get(&revision)?.clone(), candidate))
     }
 
-    /// Refreshes forecasts now and then.
-    fn forecast(&mut self, now: Seconds) -> anyhow::Result<()> {
-        if let Some(forecasting) = &self.forecasting {
-            match forecasting.try_recv() {
-                Ok(forecasts) => {
-                    for (device, found) in forecasts {
-                        if let Some(speeds) = self.devices.get_mut(&device) {
-                            speeds.forecast = Some(found);
-                        }
-                    }
-                    self.forecasting = None;
-                }
-                Err(TryRecvError::Disconnected) => self.forecasting = None,
-                Err(TryRecvError::Empty) => {}
-            }
-        }
-        for speeds in self.devices.values_mut() {
-            if let (Some(f), Some(level)) =
-                (&mut speeds.forecast, speeds.tracker.observed().levels(self.settings.dwell).next())
-            {
-                f.anchor(&level, self.settings.threshold);
-            }
-        }
-        if self.forecasting.is_some() || now < self.next_forecast {
-            return Ok(());
-        }
-        let Some(spacing) = self.step_times.observed().now() else { return Ok(()) };
-        let interval = forecast::interval(self.settings.horizon, Seconds(spacing));
-        self.next_forecast = now + interval;
-        let n_ahead = (self.settings.horizon / interval).ceil() as usize;
-        let samples: Vec<(DeviceId, Vec<(Seconds, f64)>)> =
-            self.devices.iter().map(|(&d, s)| (d, s.samples.iter().copied().collect())).collect();
-        self.forecasting = Some(background("forecast", move || {
-            let settings = forecast::Settings { least: Some(LEAST_SPEED), ..Default::default() };
-            let of = |samples: &[(Seconds, f64)]| {
-                // Gaps are pauses of training: cutovers, restarts.
-                let series = Series::resample(samples, interval, Gap::Hold(64)).ok()?;
-                forecast(&series, n_ahead, &settings).ok()
-            };
-            samples.iter().filter_map(|(d, s)| Some((*d, of(s)?))).collect()
-        })?);
-        Ok(())
+    /// Whether no device has much else to do than to train.
+    fn is_quiet(&self) -> bool {
+        const QUIET: f64 = 0.85;
+        self.priced.seats().all(|(d, _)| self.calibration.speed(d) > QUIET)
+    }
+
+    /// What is foreseen of the slowest link, if it is to hold steps up.
+    fn narrow_link(&self) -> Option<BytesPerSec> {
+        let step = self.predicted.as_ref()?.0;
+        let slow = |(rank, (device, _)): (usize, (DeviceId, &str))| {
+            let rate = BytesPerSec(self.watch.forecast(What::Link(device))?.min().band.mean.max(1.0));
+            (*self.received.get(rank)? / rate > step * LINK_LIMIT).then_some(rate)
+        };
+        self.priced.seats().enumerate().filter_map(slow).reduce(BytesPerSec::min)
     }
 
     /// Asks the planner.
@@ -294,23 +283,26 @@ impl Adapt {
             calibration: self.calibration.clone(),
             running: self.running.clone(),
             priced: self.priced.clone(),
-            forecasts: self.devices.iter().filter_map(|(&d, s)| Some((d, s.forecast.clone()?))).collect(),
+            forecasts: self.watch.speeds(),
+            bandwidth: self.narrow_link(),
+            known: self.rehearsals.known().to_vec(),
             variant: self.variant.clone(),
             now,
-            prepare: self.prepare,
+            preparing: self.preparing,
         };
         self.solving = Some(background("plan", move || propose(&question))?);
         Ok(())
     }
 
-    fn take_proposal(&mut self, revision: &mut dyn FnMut() -> u64) {
-        let Some(solving) = &self.solving else { return };
+    /// Whether the planner has answered.
+    fn take_proposal(&mut self, revision: &mut dyn FnMut() -> u64) -> bool {
+        let Some(solving) = &self.solving else { return false };
         let proposed = match solving.try_recv() {
             Ok(proposed) => proposed,
-            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Empty) => return false,
             Err(TryRecvError::Disconnected) => {
                 self.solving = None;
-                return;
+                return false;
             }
         };
         self.solving = None;
@@ -321,7 +313,7 @@ impl Adapt {
                 let mut known = std::mem::take(&mut self.plans);
                 let candidates = plans.into_iter().map(|(plan, candidate)| {
                     // A plan that comes out the same again keeps its number, so that an approval holds.
-                    let again = known.iter().find(|(_, k)| k.grads == plan.grads && k.owners == plan.owners);
+                    let again = known.iter().find(|(_, k)| same(k, &plan));
                     let number = again.map(|(&r, _)| r).unwrap_or_else(&mut *revision);
                     self.plans.insert(number, Plan { revision: number, ..plan });
                     Candidate { revision: number, ..candidate }
@@ -331,6 +323,7 @@ impl Adapt {
                 Proposal::Plans(candidates)
             }
         });
+        true
     }
 
     fn snapshot(&self, step: u64, steps_left: u64, now: Seconds, in_flight: Option<u64>) -> Snapshot {
@@ -339,18 +332,24 @@ impl Adapt {
         let worker = |(rank, device): (usize, DeviceId)| {
             let shard = ShardId((rank % n_shards) as u32);
             let planned = self.running.shards[shard.index()].memory;
+            let memory = self.watch.watched(What::Memory(device));
             Worker {
                 rank: rank as u32,
                 shard,
                 predicted_busy: predicted_busy.get(rank).copied().unwrap_or_default(),
                 busy: self.busy[rank].observed(),
                 speed: self.calibration.speed(device),
-                speed_forecast: self.devices.get(&device).and_then(|d| d.forecast.clone()),
+                speed_forecast: self.watch.forecast(What::Speed(device)).cloned(),
                 memory: Memory {
                     planned,
-                    used: planned,
+                    used: memory.now.map_or(planned, |used| Bytes(used as u64)),
                     limit: self.base.devices.get(device.index()).map_or(Bytes(u64::MAX), |d| d.memory),
-                    forecast: None,
+                    forecast: memory.forecast,
+                },
+                cpu: self.watch.watched(What::Cpu(device)),
+                link: Link {
+                    per_step: self.received.get(rank).copied().unwrap_or_default(),
+                    bandwidth: self.watch.watched(What::Link(device)),
                 },
             }
         };
@@ -365,6 +364,7 @@ impl Adapt {
                 since: self.since.1,
                 predicted,
                 observed: self.step_times.observed(),
+                forecast: self.watch.forecast(What::StepTime).cloned(),
             },
             workers: self.priced.seats().map(|(d, _)| d).enumerate().map(worker).collect(),
             proposal: self.proposal.clone(),
@@ -395,7 +395,7 @@ impl Adapt {
         base: Topology,
         step: u64,
         now: Seconds,
-        (pause, prepare): (Seconds, Seconds),
+        (pause, prepare, compiled): (Seconds, Seconds, u32),
     ) -> anyhow::Result<()> {
         let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
         let until = self.promised.take().unwrap_or(now + self.settings.horizon);
@@ -409,18 +409,30 @@ impl Adapt {
         }
         if let Some(last) = self.moves.last_mut() {
             (last.step, last.time) = (step, now);
-            (last.pause.measured, last.prepare.measured) = (Some(pause), Some(prepare));
+            let cost = Preparing::cost(pause, prepare);
+            (last.pause.measured, last.prepare.measured) = (Some(cost), Some(prepare));
         }
-        self.prepare = prepare;
+        self.preparing.took(prepare, compiled);
+        self.rehearsals.add(plan.clone());
         (self.running, self.base) = (plan.clone(), base);
         self.since = (step, now);
         self.busy = vec![Tracker::default(); plan.shards.len() * plan.n_replicas as usize];
         self.step_times.reset();
+        self.watch.forget_steps();
         (self.considered, self.proposal, self.solving) = (None, None, None);
         self.plans.clear();
         let variant = plan.grads.keys().next().cloned().unwrap_or_default();
         self.predicted = self.estimate(&variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         Ok(())
+    }
+
+    /// A plan was prepared for later, or could not be.
+    pub fn rehearsed(&mut self, plan: Option<(Plan, Seconds, u32)>) {
+        self.rehearsals.over();
+        if let Some((plan, prepare, compiled)) = plan {
+            self.preparing.took(prepare, compiled);
+            self.rehearsals.add(plan);
+        }
     }
 
     /// The move that was advised did not come off.
@@ -434,7 +446,7 @@ impl Adapt {
     pub fn replaced(&mut self, devices: impl Iterator<Item = DeviceId>) {
         for device in devices {
             self.calibration.replaced(device);
-            self.devices.remove(&device);
+            self.watch.forget(device);
         }
         self.step_times.reset();
         self.busy.iter_mut().for_each(Tracker::reset);

@@ -5,6 +5,8 @@ mod checkpoints;
 mod propose;
 mod recover;
 mod recut;
+mod rehearse;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,11 +26,13 @@ use super::inputs::Inputs;
 use super::progress::Progress;
 use super::run::{Ending, Options, Problem, input};
 use super::run_dir::{RunDir, Traits};
-use super::workers::Workers;
+use super::workers::{Used, Workers};
+use crate::device::affinity;
 use crate::plan::{Plan, picture, table};
 use crate::profile::BatchProfile;
 use crate::runtime::{Notice, RuntimeError, Session, StepReport};
 use crate::telemetry::JobMetrics;
+use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
 
@@ -36,6 +40,8 @@ use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
 const TICK: Duration = Duration::from_millis(50);
 /// How long preparing a plan may go on without a word: one module may take minutes to compile.
 const SILENCE: Duration = Duration::from_secs(900);
+/// How often it is looked at what workers use.
+const LOOK_EVERY: Seconds = Seconds(1.0);
 /// Steps that may be fed before the first is reported.
 const AHEAD: u64 = 2;
 
@@ -99,6 +105,8 @@ pub struct Training<'a> {
     /// The plan on its way in.
     recut: Option<Recut>,
     adapt: Option<Adapt>,
+    /// What each worker had used when that was last looked at.
+    used: BTreeMap<WorkerId, (Seconds, Used)>,
     /// Traits of the batches under way, by step.
     profiles: BTreeMap<u64, BatchProfile>,
     record: Record,
@@ -166,6 +174,7 @@ impl<'a> Training<'a> {
             checkpoints,
             recut: None,
             adapt: None,
+            used: BTreeMap::new(),
             profiles: BTreeMap::new(),
             record,
         }
@@ -384,8 +393,12 @@ impl<'a> Training<'a> {
         self.progress.step(&report);
         self.reported += 1;
         let now = self.now();
-        if let Some(adapt) = self.adapt.as_mut().filter(|_| report.switch.is_none()) {
-            adapt.observe(&report, seconds, now);
+        // Steps beside the compiler say nothing about the devices.
+        let disturbed = report.switch.is_some() || self.recut.as_ref().is_some_and(Recut::is_rehearsal);
+        let learned = self.adapt.as_mut().filter(|_| !disturbed).map(|a| a.observe(&report, seconds, now));
+        if let Some(Err(e)) = learned {
+            self.event("report not understood", json!({"why": e.to_string()}));
+            self.progress.say(&format!("nothing is learned from step {}: {e}", report.step));
         }
         match report.switch {
             Some(switched) => self.recut_done(report.step, switched),
@@ -401,7 +414,9 @@ impl<'a> Training<'a> {
     /// Lets the loop beside the steps have its turn.
     fn adapt(&mut self) -> Result<(), Fault> {
         let now = self.now();
-        let in_flight = self.recut.as_ref().map(Recut::revision);
+        self.look_at_workers(now);
+        // A rehearsal makes way for anything.
+        let in_flight = self.recut.as_ref().filter(|r| !r.is_rehearsal()).map(Recut::revision);
         let (step, left) = (self.reported, self.steps.saturating_sub(self.reported));
         let Some(adapt) = &mut self.adapt else { return Ok(()) };
         let next_revision = &mut self.next_revision;
@@ -420,8 +435,27 @@ impl<'a> Training<'a> {
                 self.event("decision", json!({"decision": why}));
                 self.begin_recut(*plan, why, None);
             }
+            Advice::Rehearse(plan) => self.begin_rehearsal(*plan),
         }
         Ok(())
+    }
+
+    /// Takes in, once in a while, what processes have used.
+    fn look_at_workers(&mut self, now: Seconds) {
+        let Some(adapt) = &mut self.adapt else { return };
+        for worker in seats(&self.record.plan) {
+            let before = self.used.get(&worker).copied();
+            if before.is_some_and(|(at, _)| now < at + LOOK_EVERY) {
+                continue;
+            }
+            let Some(used) = self.workers.used(worker) else { continue };
+            self.used.insert(worker, (now, used));
+            let baseline = self.record.workers.get(&worker).map_or(0, |seen| seen.ready.baseline_rss);
+            if let Some((at, before)) = before.filter(|(_, before)| before.cpu <= used.cpu) {
+                let memory = used.memory - Bytes(baseline);
+                adapt.used(DeviceId(worker), now, now - at, &Used { cpu: used.cpu - before.cpu, memory });
+            }
+        }
     }
 
     fn remember(&mut self, reports: &[(WorkerId, ReadyReport)]) {
@@ -494,7 +528,11 @@ fn background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<std::sync::mpsc::Receiver<T>> {
     let (done, result) = std::sync::mpsc::channel();
-    let run = move || drop(done.send(work()));
+    let run = move || {
+        // On one machine workers compute on all cores.
+        affinity::yield_to_others();
+        drop(done.send(work()));
+    };
     std::thread::Builder::new().name(name.to_owned()).spawn(run).context("cannot start a thread")?;
     Ok(result)
 }

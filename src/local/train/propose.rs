@@ -10,9 +10,9 @@ use crate::local::inputs::Ask;
 use crate::plan::estimate::Priced;
 use crate::plan::{Infeasible, Place, Plan};
 use crate::profile::Calibration;
-use crate::topology::{DeviceId, LOOPBACK, Topology};
+use crate::topology::{DeviceId, Topology};
 use crate::transition::Candidate;
-use crate::units::{Bytes, Seconds};
+use crate::units::{Bytes, BytesPerSec, Seconds};
 
 /// Intervals that predictions are made for.
 const INTERVALS: usize = 64;
@@ -32,8 +32,50 @@ pub struct Question {
     /// The variant that is trained.
     pub variant: String,
     pub now: Seconds,
-    /// What preparing a plan takes.
-    pub prepare: Seconds,
+    /// Of the slowest link, if it is foreseen to hold steps up.
+    pub bandwidth: Option<BytesPerSec>,
+    /// Plans whose executables are on disk.
+    pub known: Vec<Plan>,
+    pub preparing: Preparing,
+}
+
+/// What preparing a plan takes: the last of each kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Preparing {
+    /// With everything to be compiled.
+    cold: Seconds,
+    /// With executables on disk.
+    warm: Seconds,
+}
+
+impl Default for Preparing {
+    /// Of a small model.
+    fn default() -> Self {
+        Self { cold: Seconds(5.0), warm: Seconds(1.0) }
+    }
+}
+
+impl Preparing {
+    /// `compiled`: executables that were not on disk.
+    pub fn took(&mut self, prepare: Seconds, compiled: u32) {
+        if compiled == 0 { self.warm = prepare } else { self.cold = prepare }
+    }
+
+    fn takes(&self, known: bool) -> Seconds {
+        if known { self.warm } else { self.cold }
+    }
+
+    /// What a move costs whose preparation takes so long: the pause, and what steps lose beside the compiler.
+    pub fn cost(pause: Seconds, prepare: Seconds) -> Seconds {
+        const LOST: f64 = 0.2;
+        pause + prepare * LOST
+    }
+}
+
+/// Whether two plans are the same but for their numbers.
+pub fn same(a: &Plan, b: &Plan) -> bool {
+    let devices = |p: &Plan| -> Vec<Vec<DeviceId>> { p.shards.iter().map(|s| s.devices.clone()).collect() };
+    a.grads == b.grads && a.owners == b.owners && devices(a) == devices(b)
 }
 
 /// What the planner found.
@@ -43,9 +85,10 @@ pub enum Proposed {
     Infeasible(Infeasible),
 }
 
-/// Plans for the present, for the slowest moment foreseen and for the mean of what is foreseen, each with its step times
-/// and those of the running plan over the horizon.
+/// Plans for the present, for the slowest moment foreseen and for the mean of what is foreseen, and those that can be had
+/// at once, each with its step times and those of the running plan over the horizon.
 pub fn propose(q: &Question) -> Proposed {
+    let base = q.base();
     let now = |d: DeviceId| q.calibration.speed(d);
     let foreseen = |d: DeviceId, of: &dyn Fn(&Forecast) -> f64| q.forecasts.get(&d).map_or(now(d), of);
     let futures: [Vec<f64>; 3] = [
@@ -59,22 +102,34 @@ pub fn propose(q: &Question) -> Proposed {
         if futures[..i].contains(speeds) {
             continue;
         }
-        let mut topology = q.calibration.correct(q.base.clone());
+        let mut topology = q.calibration.correct(base.clone());
         for (device, speed) in topology.devices.iter_mut().zip(speeds) {
             device.speed *= speed;
         }
         let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: q.spec.parallelism.microbatch };
         match ask.solve(&q.spec, &q.model, &topology, Some(&q.running)) {
             Ok(plan) if plan.revision == q.running.revision => {}
-            Ok(plan) if plans.iter().any(|p| p.grads == plan.grads && p.owners == plan.owners) => {}
+            Ok(plan) if plans.iter().any(|p| same(p, &plan)) => {}
             Ok(plan) => plans.push(plan),
             Err(problem) => refusal = Some(problem),
         }
     }
-    match refusal {
-        Some(problem) if plans.is_empty() => Proposed::Infeasible(problem),
-        _ => Proposed::Plans(plans.into_iter().filter_map(|plan| q.candidate(plan)).collect()),
+    if let Some(problem) = refusal.filter(|_| plans.is_empty()) {
+        return Proposed::Infeasible(problem);
     }
+    for known in &q.known {
+        let fits = known.shards.len() == q.running.shards.len() && known.n_replicas == q.running.n_replicas;
+        if fits && !same(known, &q.running) && !plans.iter().any(|p| same(p, known)) {
+            plans.push(known.clone());
+        }
+    }
+    // Both sides are priced alike.
+    let running = match q.bandwidth {
+        Some(_) => Priced::new(&q.model, &base, &q.running).ok(),
+        None => Some(q.priced.clone()),
+    };
+    let Some(running) = running else { return Proposed::Plans(Vec::new()) };
+    Proposed::Plans(plans.into_iter().filter_map(|plan| q.candidate(plan, &running, &base)).collect())
 }
 
 impl Question {
@@ -82,9 +137,21 @@ impl Question {
         (0..self.base.devices.len() as u32).map(|d| of(DeviceId(d)).max(1e-3)).collect()
     }
 
+    /// The devices, with links as they are foreseen.
+    fn base(&self) -> Topology {
+        let mut base = self.base.clone();
+        if let Some(foreseen) = self.bandwidth {
+            for link in [&mut base.local, &mut base.remote] {
+                link.bandwidth = link.bandwidth.min(foreseen);
+            }
+        }
+        base
+    }
+
     /// A plan with what is predicted of it; `None` for one that cannot be priced.
-    fn candidate(&self, plan: Plan) -> Option<(Plan, Candidate)> {
-        let priced = Priced::new(&self.model, &self.base, &plan).ok()?;
+    fn candidate(&self, plan: Plan, running: &Priced, base: &Topology) -> Option<(Plan, Candidate)> {
+        let before = running;
+        let priced = Priced::new(&self.model, base, &plan).ok()?;
         let variant = plan.grads.keys().find(|v| **v == self.variant).or_else(|| plan.grads.keys().next())?.clone();
         let interval = self.forecasts.values().map(|f| f.interval).next().unwrap_or(Seconds(1.0));
         let horizon = self.forecasts.values().map(Forecast::horizon).min().unwrap_or(1).clamp(1, INTERVALS);
@@ -96,10 +163,11 @@ impl Question {
         };
         let (mut running, mut step_times) = (Vec::new(), Vec::new());
         for i in 0..horizon {
-            running.push(self.priced.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
+            running.push(before.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
             step_times.push(priced.estimate(&variant, &self.calibration, &speed(i), None)?.step);
         }
         let moved = self.moved(&plan);
+        let prepare = self.preparing.takes(self.known.iter().any(|k| same(k, &plan)));
         let memory = (0..plan.n_replicas).flat_map(|_| plan.shards.iter().map(|s| s.memory)).collect();
         let candidate = Candidate {
             revision: 0,
@@ -109,8 +177,8 @@ impl Question {
             step_times,
             memory,
             bytes_to_move: moved,
-            pause: LEAST_PAUSE + moved / LOOPBACK.bandwidth,
-            prepare: self.prepare,
+            pause: Preparing::cost(LEAST_PAUSE + moved / base.local.bandwidth, prepare),
+            prepare,
         };
         Some((plan, candidate))
     }

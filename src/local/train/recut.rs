@@ -10,7 +10,7 @@ use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
 use crate::plan::{Infeasible, Plan, check};
-use crate::topology::Topology;
+use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{ReadyReport, Switched, WorkerId};
 
@@ -24,6 +24,8 @@ pub struct Recut {
     why: String,
     /// Who asked, if somebody did.
     answer: Option<Sender<Answer>>,
+    /// It will be called off when it is ready: only its executables are wanted.
+    rehearsal: bool,
 }
 
 enum Phase {
@@ -32,26 +34,32 @@ enum Phase {
     /// Workers that join are on their way.
     Gathering(Plan),
     Preparing(Plan),
-    Ready(Plan, Seconds),
+    /// With what that took, and how much had to be compiled.
+    Ready(Plan, Seconds, u32),
     /// It takes over in this step.
     Committed {
         plan: Plan,
         step: u64,
         prepared: Seconds,
+        compiled: u32,
     },
 }
 
 impl Recut {
     fn new(phase: Phase, why: String, answer: Option<Sender<Answer>>) -> Self {
         let began = Instant::now();
-        Self { phase, began, last_sign: began, why, answer }
+        Self { phase, began, last_sign: began, why, answer, rehearsal: false }
+    }
+
+    pub fn is_rehearsal(&self) -> bool {
+        self.rehearsal
     }
 
     /// The plan on its way; 0 while it is being looked for.
     pub fn revision(&self) -> u64 {
         match &self.phase {
             Phase::Solving(_) => 0,
-            Phase::Gathering(plan) | Phase::Preparing(plan) | Phase::Ready(plan, _) => plan.revision,
+            Phase::Gathering(plan) | Phase::Preparing(plan) | Phase::Ready(plan, ..) => plan.revision,
             Phase::Committed { plan, .. } => plan.revision,
         }
     }
@@ -70,14 +78,15 @@ impl Training<'_> {
             return;
         };
         let refused = match (&self.recut, self.fed >= self.steps) {
-            (Some(_), _) => Some("another recut is under way; try again when it is done"),
-            (None, true) => Some("the job is about to end"),
+            (Some(recut), _) if !recut.rehearsal => Some("another recut is under way; try again when it is done"),
+            (_, true) => Some("the job is about to end"),
             _ => None,
         };
         if let Some(why) = refused {
             let _ = answer.send(Err(why.to_owned()));
             return;
         }
+        self.call_off_rehearsal();
         let why = "asked for by hand".to_owned();
         match plan {
             Some(plan) => match self.fits(&plan) {
@@ -97,8 +106,33 @@ impl Training<'_> {
         }
     }
 
+    /// Has a plan compiled for later.
+    pub(super) fn begin_rehearsal(&mut self, plan: Plan) {
+        let mut recut = Recut::new(Phase::Gathering(plan), "for later".to_owned(), None);
+        recut.rehearsal = true;
+        self.recut = Some(recut);
+    }
+
+    fn call_off_rehearsal(&mut self) {
+        if self.recut.take_if(|r| r.rehearsal).is_some() {
+            self.end_rehearsal(None);
+        }
+    }
+
+    fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds, u32)>) {
+        self.session.abort();
+        if let Some((plan, prepared, compiled)) = &plan {
+            let facts = json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled});
+            self.event("rehearsal", facts);
+        }
+        if let Some(adapt) = &mut self.adapt {
+            adapt.rehearsed(plan);
+        }
+    }
+
     /// Sets out for a plan.
     pub(super) fn begin_recut(&mut self, plan: Plan, why: String, answer: Option<Sender<Answer>>) {
+        self.call_off_rehearsal();
         self.recut = Some(Recut::new(Phase::Gathering(plan.clone()), why, answer));
         self.gather_for(plan);
     }
@@ -187,10 +221,17 @@ impl Training<'_> {
 
     /// All workers are ready; what their compilers say about memory must fit.
     pub(super) fn recut_ready(&mut self, reports: &[(WorkerId, ReadyReport)]) -> Result<(), Fault> {
-        let Some(Recut { phase, began, .. }) = &mut self.recut else { return Ok(()) };
+        let Some(Recut { phase, began, rehearsal, .. }) = &mut self.recut else { return Ok(()) };
         let Phase::Preparing(plan) = phase else { return Ok(()) };
         let plan = plan.clone();
-        *phase = Phase::Ready(plan.clone(), Seconds(began.elapsed().as_secs_f64()));
+        let prepared = Seconds(began.elapsed().as_secs_f64());
+        let compiled = reports.iter().map(|(_, r)| r.compiled).sum();
+        if *rehearsal {
+            self.recut = None;
+            self.end_rehearsal(Some((plan, prepared, compiled)));
+            return Ok(());
+        }
+        *phase = Phase::Ready(plan.clone(), prepared, compiled);
         let topology = self.topology(&plan);
         for (worker, r) in reports {
             let needs = r.state_bytes + r.gradient_bytes + r.residual_bytes + r.temporary_bytes;
@@ -213,9 +254,9 @@ impl Training<'_> {
             return;
         }
         let Some(Recut { phase, .. }) = &mut self.recut else { return };
-        if let Phase::Ready(plan, prepared) = phase {
+        if let Phase::Ready(plan, prepared, compiled) = phase {
             let step = self.fed;
-            *phase = Phase::Committed { plan: plan.clone(), step, prepared: *prepared };
+            *phase = Phase::Committed { plan: plan.clone(), step, prepared: *prepared, compiled: *compiled };
             self.session.commit(step);
         }
     }
@@ -226,9 +267,14 @@ impl Training<'_> {
         else {
             return Ok(());
         };
-        let Phase::Committed { plan, prepared, .. } = recut.phase else { return Ok(()) };
+        let Phase::Committed { plan, prepared, compiled, .. } = recut.phase else { return Ok(()) };
+        let before = self.cores(&self.record.plan);
+        let mut repinned = Vec::new();
         for (worker, cores) in self.cores(&plan).iter().enumerate() {
             self.workers.repin(worker as WorkerId, cores);
+            if before.get(worker).is_some_and(|b| b != cores) {
+                repinned.push(DeviceId(worker as u32));
+            }
         }
         let (revision, moved, pause) = (plan.revision, Bytes(switched.moved_bytes), Seconds(switched.pause_s));
         self.record.plan = plan.clone();
@@ -236,7 +282,8 @@ impl Training<'_> {
         self.show(&plan);
         let (now, base) = (self.now(), self.topology(&plan));
         if let Some(adapt) = &mut self.adapt {
-            adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared))?;
+            adapt.replaced(repinned.into_iter());
+            adapt.adopted(self.inputs, &plan, base, step, now, (pause, prepared, compiled))?;
         }
         let text = format!(
             "revision {revision} runs from step {}: {} shards, {moved} moved, {pause} pause, prepared in {prepared}",
@@ -248,7 +295,7 @@ impl Training<'_> {
             "cutover",
             json!({
                 "at": step + 1, "why": recut.why, "moved_bytes": moved.0, "pause_seconds": pause.0,
-                "prepare_seconds": prepared.0, "predicted_step_seconds": plan.step_time.0,
+                "prepare_seconds": prepared.0, "compiled": compiled, "predicted_step_seconds": plan.step_time.0,
             }),
         );
         if let Some(answer) = recut.answer {
@@ -259,6 +306,7 @@ impl Training<'_> {
 
     /// What was under way is no more; what runs goes on.
     pub(super) fn call_off_recut(&mut self, why: &str) {
+        self.call_off_rehearsal();
         let Some(recut) = self.recut.take() else { return };
         self.session.abort();
         if let Some(adapt) = &mut self.adapt {

@@ -204,3 +204,21 @@ fn a_step_takes_what_its_segments_do_not_explain() {
     }
     assert!((calibration.stretch() - 1.2).abs() < 0.02);
 }
+
+#[test]
+fn a_device_that_slows_down_while_its_segments_change_is_still_known_to_be_slow() {
+    let mut calibration = Calibration::default();
+    let (mut a, mut b) = (Device::new(0, 0), Device::new(1, 1));
+    let both = |calibration: &mut Calibration, a: &mut Device, b: &mut Device, speeds: (f64, f64), steps: usize| {
+        for _ in 0..steps {
+            let (x, y) = (a.step(speeds.0, &[]), b.step(speeds.1, &[]));
+            calibration.observe(&[a.report(&x), b.report(&y)]).unwrap();
+        }
+    };
+    both(&mut calibration, &mut a, &mut b, (1.0, 1.0), 40);
+    // They change places, and at that moment one of them becomes slow.
+    std::mem::swap(&mut a.segments, &mut b.segments);
+    both(&mut calibration, &mut a, &mut b, (1.0, 0.5), 40);
+    let (fast, slow) = (calibration.speed(DeviceId(0)), calibration.speed(DeviceId(1)));
+    assert!((fast - 1.0).abs() < 0.1 && (slow - 0.5).abs() < 0.05, "{fast} and {slow}");
+}

@@ -721,6 +721,7 @@ fn combine(step: u64, fed: &Fed, n_scalars: usize) -> StepReport {
                 wait_s: d.wait_s,
                 sent_bytes: d.sent_bytes,
                 received_bytes: d.received_bytes,
+                received_s: d.received_s,
                 peak_rss: d.peak_rss,
                 segments_s: d.segments_s.clone(),
                 spans: d.spans.clone(),
@@ -760,6 +761,8 @@ pub struct WorkerReport {
     pub wait_s: f64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// What receiving took, from the head of each message to its end.
+    pub received_s: f64,
     /// Highest resident memory of the process so far.
     pub peak_rss: u64,
     /// What each executable took: gradients, then update.

@@ -1,0 +1,99 @@
+//! Plans that may be wanted one day, compiled while nothing else is to be done: compiling is what takes long in a move,
+//! and a core that has become busy is the worst place for it.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use super::background;
+use super::propose::same;
+use crate::local::inputs::{Ask, Inputs};
+use crate::plan::Plan;
+use crate::topology::Topology;
+
+/// Speeds of a device that are prepared for, the others being as fast as ever.
+const SPEEDS: [f64; 2] = [0.5, 0.75];
+/// Plans that are prepared for at most, and those that are remembered.
+const MOST: usize = 8;
+const MOST_KNOWN: usize = 16;
+
+/// What is compiled, and what will be.
+///
+/// Rehearsed plans are made from nominal figures: they come out the same in every run, whose executables then lie on disk.
+#[derive(Default)]
+pub struct Rehearsals {
+    state: State,
+    /// Workers of the plans looked for.
+    n_workers: usize,
+    under_way: bool,
+    /// Plans whose executables are on disk, the latest last.
+    known: Vec<Plan>,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Fresh,
+    Solving(Receiver<Vec<Plan>>),
+    Waiting(VecDeque<Plan>),
+}
+
+impl Rehearsals {
+    pub fn known(&self) -> &[Plan] {
+        &self.known
+    }
+
+    /// This plan has been prepared.
+    pub fn add(&mut self, plan: Plan) {
+        self.known.retain(|k| !same(k, &plan));
+        self.known.push(plan);
+        if self.known.len() > MOST_KNOWN {
+            self.known.remove(0);
+        }
+    }
+
+    /// The one under way is over, whatever has come of it.
+    pub fn over(&mut self) {
+        self.under_way = false;
+    }
+
+    /// The next plan to prepare, if there is one and none is under way.
+    pub fn next(&mut self, inputs: &Inputs, running: &Plan, base: &Topology) -> anyhow::Result<Option<Plan>> {
+        let n_workers = running.shards.len() * running.n_replicas as usize;
+        if self.n_workers != n_workers {
+            (self.state, self.n_workers) = (State::Fresh, n_workers);
+        }
+        if self.under_way {
+            return Ok(None);
+        }
+        match &mut self.state {
+            State::Fresh => {
+                let (spec, model) = (inputs.job.spec.clone(), inputs.model.clone());
+                let (running, base) = (running.clone(), base.clone());
+                self.state = State::Solving(background("rehearse", move || {
+                    let ask = Ask { n_shards: running.shards.len() as u32, microbatch: spec.parallelism.microbatch };
+                    let slow = SPEEDS.iter().flat_map(|s| (0..base.devices.len()).map(move |d| (d, s))).take(MOST);
+                    let solve = |(device, speed): (usize, &f64)| {
+                        let mut topology = base.clone();
+                        topology.devices[device].speed *= speed;
+                        ask.solve(&spec, &model, &topology, Some(&running)).ok()
+                    };
+                    slow.filter_map(solve).collect()
+                })?);
+            }
+            State::Solving(plans) => match plans.try_recv() {
+                Ok(plans) => self.state = State::Waiting(plans.into()),
+                Err(TryRecvError::Disconnected) => self.state = State::Waiting(VecDeque::new()),
+                Err(TryRecvError::Empty) => {}
+            },
+            State::Waiting(plans) => {
+                while let Some(plan) = plans.pop_front() {
+                    if !same(&plan, running) && !self.known.iter().any(|k| same(k, &plan)) {
+                        self.under_way = true;
+                        return Ok(Some(plan));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,113 @@
+//! Forecasts and decisions on series that others recorded: `FORESHARD_TRACES` names a directory that holds them, one folder
+//! per origin (M4 hourly, Crane's CPU usage, Azure's long-lived machines, Alibaba PAI's mini-batch times), as CSV or gzipped.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
+
+use foreshard::{forecast, plan, transition, units};
+use world::{Noise, Story, World};
+
+#[path = "../src/transition/tests/world.rs"]
+#[allow(dead_code)]
+mod world;
+
+/// The text of a file below the directory of traces; `None`, with a line that says so, when there is none.
+fn trace(path: &str) -> Option<String> {
+    let Some(directory) = std::env::var_os("FORESHARD_TRACES") else {
+        eprintln!("skipped: set FORESHARD_TRACES to a directory with {path}");
+        return None;
+    };
+    let path = PathBuf::from(directory).join(path);
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut text = String::new();
+    match path.extension().is_some_and(|e| e == "gz") {
+        true => flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap(),
+        false => (&bytes[..]).read_to_string(&mut text).unwrap(),
+    };
+    Some(text)
+}
+
+/// Values of a column by the text of another.
+fn columns(text: &str, key: usize, value: usize) -> BTreeMap<String, Vec<f64>> {
+    let mut out: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        if let Some(v) = cells[value].parse::<f64>().ok().filter(|v| *v > 0.0) {
+            out.entry(cells[key].to_owned()).or_default().push(v);
+        }
+    }
+    out
+}
+
+/// Plays series as the speeds of workers, one value for `hold` seconds, and lets the loop run.
+fn play(speeds: &[Vec<f64>], hold: f64, until: f64) -> Story {
+    let speed = |w: usize, t: f64| speeds[w][((t / hold) as usize).min(speeds[w].len() - 1)];
+    let noise = Noise { sigma: 0.03, spikes: 0.0, pauses: (f64::INFINITY, 0.0) };
+    World { noise, ..World::new(0.5, speeds.len(), speed) }.run(until, 1)
+}
+
+#[test]
+fn forecasts_of_m4_hourly_are_better_than_the_season_before() {
+    let (Some(train), Some(test)) = (trace("m4_hourly/Hourly-train.csv.gz"), trace("m4_hourly/Hourly-test.csv.gz"))
+    else {
+        return;
+    };
+    let values = |line: &str| -> Vec<f64> { line.split(',').skip(1).map(|v| v.parse().unwrap()).collect() };
+    let (mut ours, mut naive, mut held, mut n) = (0.0, 0.0, 0, 0);
+    for (past, future) in train.lines().zip(test.lines()).step_by(4) {
+        let (past, future) = (values(past), values(future));
+        let scale = past[24..].iter().zip(&past).map(|(a, b)| (a - b).abs()).sum::<f64>() / (past.len() - 24) as f64;
+        let series = forecast::Series::new(units::Seconds(0.0), units::Seconds(3600.0), past.clone()).unwrap();
+        let f = forecast::forecast(&series, future.len(), &forecast::Settings::default()).unwrap();
+        for (i, v) in future.iter().enumerate() {
+            ours += (v - f.mean[i]).abs() / scale;
+            naive += (v - past[past.len() - 24 + i % 24]).abs() / scale;
+            held += usize::from((f.lower[i]..=f.upper[i]).contains(v));
+            n += 1;
+        }
+    }
+    let (ours, naive, held) = (ours / n as f64, naive / n as f64, held as f64 / n as f64);
+    println!("MASE {ours:.3}, of the season before {naive:.3}; {held:.3} of the values held, 0.9 asked for");
+    assert!(ours < 0.9 * naive, "MASE {ours}, of the season before {naive}");
+    assert!((0.8..0.97).contains(&held), "{held} of the values held");
+}
+
+#[test]
+fn machines_as_they_drift_by_themselves_move_nothing() {
+    for what in ["mlc_read_bandwidth_mib_per_s", "sysbench_cpu_events_per_s"] {
+        let Some(text) = trace(&format!("azure_vmnoise2024/{what}_westus2.csv.gz")) else { return };
+        let relative = |v: &Vec<f64>| v.iter().map(|x| x / forecast::robust::median(v)).collect();
+        let speeds: Vec<Vec<f64>> = columns(&text, 3, 0).values().take(3).map(relative).collect();
+        let story = play(&speeds, 30.0, 3600.0);
+        assert!(story.adopted().is_empty(), "{what}: {}", story.told());
+    }
+}
+
+#[test]
+fn neighbours_with_a_daily_rhythm_are_worked_around() {
+    for i in [0, 8, 14] {
+        let Some(text) = trace(&format!("crane_dsp/input{i}.csv.gz")) else { return };
+        let usage: Vec<f64> = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap().parse().unwrap()).collect();
+        let most = usage.iter().copied().fold(0.0, f64::max);
+        // A neighbour takes up to 60 % of one worker; a day lasts 12 minutes.
+        let slowed: Vec<f64> = usage.iter().map(|u| 1.0 - 0.6 * u / most).collect();
+        let free = vec![1.0; slowed.len()];
+        let story = play(&[free.clone(), slowed, free], 0.5, 3600.0);
+        println!("input{i}: {} moves saved {:.3}", story.adopted().len(), story.saved);
+        assert!(story.saved > 0.03, "input{i}: saved {}: {}", story.saved, story.told());
+    }
+}
+
+#[test]
+fn stragglers_of_real_jobs_cost_little() {
+    for job in [1, 2, 4] {
+        let Some(text) = trace(&format!("alibaba_pai_minibatch2020/job_{job}_norm.csv.gz")) else { return };
+        let speeds = |v: &Vec<f64>| v.iter().map(|x| forecast::robust::median(v) / x).collect();
+        let speeds: Vec<Vec<f64>> = columns(&text, 0, 3).values().take(3).map(speeds).collect();
+        let story = play(&speeds, 0.5, 600.0);
+        println!("job {job}: {} moves saved {:.3}", story.adopted().len(), story.saved);
+        // Job 4 is slow for its first seconds: the loop answers that, and is careful from then on.
+        assert!(story.saved > -0.06, "job {job}: saved {}: {}", story.saved, story.told());
+    }
+}
