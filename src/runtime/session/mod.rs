@@ -23,10 +23,9 @@ use crate::plan::Plan;
 use crate::wire::control::{FailureClass, Move, Prepare, ReadyReport, Seat, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::{Batch, Tensor};
 
+pub use self::hall::Listen;
 pub use crate::wire::control::Span;
 
-/// How long workers may take to dial in; loading a plug-in comes after.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a worker that lost a peer is doubted: the peer's own story is better.
 const DOUBT: Duration = Duration::from_secs(2);
 /// How often `alive` is called while waiting.
@@ -119,6 +118,7 @@ struct Fed {
 pub struct Session {
     job: Job,
     hall: Hall,
+    patience: Duration,
     events: Receiver<Tagged>,
     to_session: Sender<Tagged>,
     workers: BTreeMap<WorkerId, Outbox>,
@@ -135,11 +135,12 @@ pub struct Session {
 
 impl Session {
     /// Listens for workers that are about to start.
-    pub fn open(job: Job) -> Result<Self, RuntimeError> {
+    pub fn open(job: Job, listen: &Listen) -> Result<Self, RuntimeError> {
         let (to_session, events) = channel();
         Ok(Self {
             job,
-            hall: Hall::open(to_session.clone())?,
+            hall: Hall::open(listen, to_session.clone())?,
+            patience: listen.patience,
             events,
             to_session,
             workers: BTreeMap::new(),
@@ -200,10 +201,10 @@ impl Session {
         workers: &[WorkerId],
         alive: &mut dyn FnMut() -> Result<(), RuntimeError>,
     ) -> Result<(), RuntimeError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while let Some(&worker) = workers.iter().find(|w| self.workers.get(w).is_none_or(|o| o.closed)) {
             if Instant::now() > deadline {
-                return Err(RuntimeError::NoShow { rank: worker, seconds: PATIENCE.as_secs() });
+                return Err(RuntimeError::NoShow { rank: worker, seconds: self.patience.as_secs() });
             }
             match self.events.recv_timeout(TICK) {
                 Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, stream, listen)?,
