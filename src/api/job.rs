@@ -23,6 +23,8 @@ use crate::units::Seconds;
     shortname = "tj",
     category = "foreshard",
     status = "TrainingJobStatus",
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')")
+        .message("metadata.name: services and pods are named after the job: at most 50 lower-case letters, digits and '-', beginning with a letter"),
     printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.conditions[?(@.type==\"Training\")].reason"}"#,
     printcolumn = r#"{"name":"Plan","type":"string","jsonPath":".status.plan"}"#,
     printcolumn = r#"{"name":"Step","type":"integer","jsonPath":".status.step"}"#,

@@ -25,6 +25,9 @@ pub struct Args {
     /// Namespace the operator runs in: it alone may ask heads how far they are.
     #[arg(long, env = "POD_NAMESPACE", hide_env_values = true, default_value = "foreshard-system")]
     namespace: String,
+    /// Name of this operator among those of its cluster: one of them works, the others stand by.
+    #[arg(long, value_name = "NAME", env = "POD_NAME", hide_env_values = true, default_value = "foreshard-operator")]
+    identity: String,
     /// Only jobs of this namespace; all when absent.
     #[arg(long, value_name = "NAMESPACE")]
     watch_namespace: Option<String>,
@@ -53,6 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         watch: args.watch_namespace,
         listen: args.listen,
         concurrency: args.concurrency,
+        identity: args.identity,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(watch(config))?;

@@ -65,8 +65,8 @@ pub struct HeadSeen {
 pub struct Desired {
     /// To be created before anything that follows from it.
     pub plan: Option<PartitionPlanSpec>,
-    /// New status of plans, by name.
-    pub plan_status: Option<(String, PartitionPlanStatus)>,
+    /// New status of a plan, by name; and whether it tells more than new figures.
+    pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
     /// To be applied, in order.
     pub apply: Vec<Value>,
     /// Pods to delete, and whether at once.
@@ -124,7 +124,7 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         return d;
     }
     let why = why(s, current, &kept);
-    match place(&s.job.spec, need, s.rooms, &kept) {
+    match place(&s.job.spec, need, &open_rooms(s), &kept) {
         Ok(seats) => {
             let plan = match current.filter(|p| p.spec.shards == seats) {
                 Some(plan) => plan.spec.clone(),
@@ -165,12 +165,9 @@ fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
         match (head.exit_code, report.map(|r| r.state)) {
             (Some(0), _) => return Some((reason::COMPLETE, said)),
             (_, Some(JobState::Refused)) => return Some(("InvalidInput", said)),
-            (Some(code), None) if head.restarts > spec.failure_policy.max_restarts => {
-                return Some(("HeadFailed", format!("the head ended with code {code}: {said}")));
-            }
             _ if words.is_some() && head.restarts > spec.failure_policy.max_restarts => {
                 let n = head.restarts;
-                return Some(("HeadFailed", format!("the job was started {} times: {said}", n + 1)));
+                return Some(("HeadFailed", format!("the job was started {n} times: {said}")));
             }
             _ => {}
         }
@@ -261,6 +258,13 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
         }
     };
     plan.spec.shards.iter().filter(usable).cloned().collect()
+}
+
+/// Nodes that have refused a pod of the job are not asked again while it waits there.
+fn open_rooms(s: &Snapshot<'_>) -> Vec<Room> {
+    let refused = |r: &Room| s.pods.iter().find(|p| p.node == r.node)?.unschedulable.clone();
+    let close = |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)), ..r.clone() };
+    s.rooms.iter().map(close).collect()
 }
 
 /// Why there is to be another plan.
@@ -409,7 +413,8 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     }
     let next = PartitionPlanStatus { predicted: Some(predicted), observed: observed.or(known.observed.clone()) };
     if next != known {
-        d.plan_status = plan.metadata.name.clone().map(|name| (name, next));
+        let urgent = next.predicted != known.predicted;
+        d.plan_status = plan.metadata.name.clone().map(|name| (name, next, urgent));
     }
 }
 

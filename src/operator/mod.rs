@@ -14,6 +14,8 @@
 mod ask;
 pub mod decide;
 pub mod inventory;
+mod key;
+mod lease;
 pub mod observe;
 pub mod place;
 pub mod reconcile;
@@ -33,6 +35,8 @@ pub enum OperatorError {
     Api { verb: &'static str, what: String, source: kube::Error },
     #[error("{0} has no {1}")]
     Incomplete(String, &'static str),
+    #[error("the lease could not be renewed: another operator may work now")]
+    LeaseLost,
     #[error("cannot listen on {address}")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
 }

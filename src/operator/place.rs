@@ -92,8 +92,9 @@ pub fn place(spec: &TrainingJobSpec, need: Need, rooms: &[Room], kept: &[Seat]) 
     let mut seats = kept.to_vec();
     let mut left = &wanted[..];
     while !left.is_empty() && !free.is_empty() {
-        let enough = free.iter().rposition(|(n, _)| *n >= left.len() as i64);
-        let (n, room) = free.remove(enough.unwrap_or(0));
+        let enough = free.iter().map(|(n, _)| *n).filter(|n| *n >= left.len() as i64).min();
+        let at = enough.and_then(|smallest| free.iter().position(|(n, _)| *n == smallest));
+        let (n, room) = free.remove(at.unwrap_or(0));
         let (here, rest) = left.split_at((n.max(0) as usize).min(left.len()));
         seats.extend(here.iter().map(|&worker| Seat {
             worker,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams, Preconditions,
@@ -22,9 +22,10 @@ use serde_json::{Value, json};
 use super::ask::ask;
 use super::decide::{Desired, PodSeen, Snapshot, decide};
 use super::inventory::{Taken, rooms, taken};
-use super::render::{JOB, STATUS_PORT, Site, TOKEN, plan as plan_object, secret, secret_name};
+use super::lease::Leader;
+use super::render::{JOB, STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
-use super::{Class, OperatorError, observe};
+use super::{Class, OperatorError, key, observe};
 use crate::api::{PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
 use crate::wire::report::JobReport;
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Jobs looked at at once.
     pub concurrency: u16,
+    /// Name of this operator among those of its cluster.
+    pub identity: String,
 }
 
 /// Name under which fields are owned.
@@ -56,6 +59,8 @@ struct Context {
     promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
     /// When figures were last written, and how often a job failed in a row.
     memory: Mutex<BTreeMap<String, Memory>>,
+    /// Tokens of jobs are made from it.
+    key: Vec<u8>,
     counts: Arc<Counts>,
 }
 
@@ -63,7 +68,6 @@ struct Context {
 struct Memory {
     written: Option<std::time::Instant>,
     failures: u32,
-    token: Option<String>,
 }
 
 /// Runs until it is told to stop.
@@ -71,6 +75,14 @@ pub async fn run(config: Config) -> Result<(), OperatorError> {
     let client = Client::try_default().await.map_err(OperatorError::Connect)?;
     let counts = Arc::new(Counts::default());
     serve(config.listen, counts.clone()).await?;
+    let leader = Leader::new(&client, &config.site.namespace, config.identity.clone());
+    // Who stands by is as ready as can be.
+    counts.ready.store(true, Ordering::Relaxed);
+    leader.lead(work(client, config, counts)).await?
+}
+
+/// The operator that leads.
+async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(), OperatorError> {
     let namespace = config.watch.as_deref();
     let (nodes, node_writer) = reflector::store();
     let (pods, pod_writer) = reflector::store();
@@ -94,21 +106,17 @@ pub async fn run(config: Config) -> Result<(), OperatorError> {
     let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
     let context = Arc::new(Context {
         client: client.clone(),
-        nodes: nodes.clone(),
-        pods: pods.clone(),
-        plans: plans.clone(),
+        nodes,
+        pods,
+        plans,
         recorder,
         promised: Mutex::default(),
         memory: Mutex::default(),
-        counts: counts.clone(),
+        counts,
+        key: key::read_or_make(&client, &config.site.namespace).await?,
         config: config.clone(),
     });
     tokio::spawn(node_stream.for_each(|_| std::future::ready(())));
-    let ready = async move {
-        let filled = (nodes.wait_until_ready().await, pods.wait_until_ready().await, plans.wait_until_ready().await);
-        counts.ready.store(filled.0.is_ok() && filled.1.is_ok() && filled.2.is_ok(), Ordering::Relaxed);
-    };
-    tokio::spawn(ready);
     Controller::new(api_of::<TrainingJob>(&client, namespace), everywhere)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
@@ -171,7 +179,7 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
     let _ = context.plans.wait_until_ready().await;
     let work = Work { context: &context, job: &job, namespace };
     let pods = work.pods();
-    let report = work.report(&pods).await?;
+    let report = work.report(&pods).await;
     let desired = work.decide(&pods, report.as_ref());
     let again = desired.again;
     work.fulfil(desired).await?;
@@ -221,35 +229,13 @@ impl Work<'_> {
         pods
     }
 
-    async fn report(&self, pods: &[PodSeen]) -> Result<Option<JobReport>, OperatorError> {
-        let head = pods.iter().find(|p| p.worker == 0 && p.phase == "Running");
-        let Some(ip) = head.and_then(|p| p.ip.as_ref()?.parse().ok()) else { return Ok(None) };
-        Ok(match self.token().await? {
-            Some(token) => ask(ip, STATUS_PORT, &token).await,
-            None => None,
-        })
+    async fn report(&self, pods: &[PodSeen]) -> Option<JobReport> {
+        let head = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
+        ask(head.ip.as_ref()?.parse().ok()?, STATUS_PORT, &self.token()).await
     }
 
-    /// The job's secret, if there is one.
-    async fn token(&self) -> Result<Option<String>, OperatorError> {
-        let key = self.key();
-        let known = {
-            let memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
-            memory.get(&key).and_then(|m| m.token.clone())
-        };
-        if known.is_some() {
-            return Ok(known);
-        }
-        let name = secret_name(&self.job.name_any());
-        let api: Api<Secret> = Api::namespaced(self.context.client.clone(), &self.namespace);
-        let secret = api.get_opt(&name).await.map_err(|source| api_error("read", format!("secret {name}"), source))?;
-        // One that belongs to an earlier job of this name is about to be collected.
-        let uid = self.job.metadata.uid.as_deref();
-        let secret = secret.filter(|s| s.owner_references().iter().any(|o| Some(o.uid.as_str()) == uid));
-        let bytes = secret.and_then(|s| s.data?.get(TOKEN).map(|b| b.0.clone()));
-        let token = bytes.and_then(|b| String::from_utf8(b).ok());
-        self.context.memory.lock().unwrap_or_else(|p| p.into_inner()).entry(key).or_default().token.clone_from(&token);
-        Ok(token)
+    fn token(&self) -> String {
+        key::token(&self.context.key, self.job.metadata.uid.as_deref().unwrap_or_default())
     }
 
     /// Looks and decides with nobody else deciding meanwhile: what is promised to one job is not there for another.
@@ -311,8 +297,8 @@ impl Work<'_> {
         if let Some(spec) = &desired.plan {
             self.create(&plan_object(self.job, spec)).await?;
         }
-        if !desired.apply.is_empty() && self.token().await?.is_none() {
-            self.create(&secret(self.job, &fresh_token())).await?;
+        if !desired.apply.is_empty() {
+            self.create(&secret(self.job, &self.token())).await?;
         }
         for object in &desired.apply {
             self.apply(object).await?;
@@ -323,8 +309,8 @@ impl Work<'_> {
             let how = if *at_once { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
             gone(api.delete(name, &how).await).map_err(|e| api_error("delete", format!("pod {name}"), e))?;
         }
-        if let Some((name, status)) = &desired.plan_status
-            && self.may_write_figures(false)
+        if let Some((name, status, urgent)) = &desired.plan_status
+            && self.may_write_figures(*urgent)
         {
             let object = json!({
                 "apiVersion": "foreshard.dev/v1alpha1", "kind": "PartitionPlan",
@@ -433,12 +419,4 @@ fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
 
 fn api_error(verb: &'static str, what: String, source: kube::Error) -> OperatorError {
     OperatorError::Api { verb, what, source }
-}
-
-/// 128 random bits from the kernel, in hex.
-fn fresh_token() -> String {
-    use std::io::Read;
-    let mut bytes = [0u8; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).expect("Linux has random bytes");
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

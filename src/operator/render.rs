@@ -22,8 +22,8 @@ pub struct Site {
 pub const HEAD_PORT: u16 = 7070;
 pub const PEER_PORT: u16 = 7071;
 pub const STATUS_PORT: u16 = 7072;
-/// Key of the job's secret, in an object of the job's name with `-token` behind it.
-pub const TOKEN: &str = "token";
+/// Key in the job's secret.
+const TOKEN: &str = "token";
 /// Label with the job's name.
 pub const JOB: &str = "foreshard.dev/job";
 /// Label with the number of a worker.
@@ -270,7 +270,7 @@ impl Of<'_> {
             "workingDir": DIRECTORY,
             "env": [
                 {"name": "FORESHARD_TOKEN", "valueFrom": {"secretKeyRef": {
-                    "name": secret_name(self.name), "key": TOKEN,
+                    "name": secret_name(self.job), "key": TOKEN,
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
@@ -311,8 +311,10 @@ fn mounted(volume: &Volume) -> String {
     format!("v-{}", volume.name).chars().take(63).collect()
 }
 
-pub fn secret_name(job: &str) -> String {
-    format!("{job}-token")
+/// Another for another job of the same name: what belongs to one that is gone is collected some time later.
+fn secret_name(job: &TrainingJob) -> String {
+    let uid = job.metadata.uid.as_deref().unwrap_or_default();
+    format!("{}-{}-token", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
 }
 
 /// The secret of a job.
@@ -321,7 +323,7 @@ pub fn secret(job: &TrainingJob, token: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {
-            "name": secret_name(name), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
+            "name": secret_name(job), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
             "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: name},
         },
         "stringData": {TOKEN: token},
