@@ -78,8 +78,8 @@ pub struct TrainingJobSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub volumes: Vec<Volume>,
-    /// On a cluster: the volume on which weights, checkpoints and logs are written, in a directory of the job's name. All
-    /// pods of the job must be able to write to it.
+    /// On a cluster: the volume on which weights, checkpoints and logs are written, in a directory of the job's own (it
+    /// stands in status.results). All pods of the job must be able to write to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub results: Option<String>,

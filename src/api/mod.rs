@@ -20,8 +20,26 @@ pub const GROUP: &str = "foreshard.dev";
 
 /// The custom resource definitions, by file name.
 pub fn crds() -> Vec<(&'static str, String)> {
-    let yaml = |crd| serde_yaml::to_string(&crd).expect("a CRD is plain data");
+    let yaml = |crd| {
+        let mut crd = serde_json::to_value(crd).expect("a CRD is plain data");
+        drop_unsigned(&mut crd);
+        serde_yaml::to_string(&crd).expect("a CRD is plain data")
+    };
     vec![("trainingjobs", yaml(TrainingJob::crd())), ("partitionplans", yaml(PartitionPlan::crd()))]
+}
+
+/// Kubernetes knows no formats of unsigned numbers, and warns of them; their minimum says the same.
+fn drop_unsigned(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            if map.get("format").and_then(|f| f.as_str()).is_some_and(|f| f.starts_with("uint")) {
+                map.remove("format");
+            }
+            map.values_mut().for_each(drop_unsigned);
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(drop_unsigned),
+        _ => {}
+    }
 }
 
 /// All definitions, as `kubectl apply` takes them.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
     status = "PartitionPlanStatus",
     printcolumn = r#"{"name":"Job","type":"string","jsonPath":".spec.job"}"#,
     printcolumn = r#"{"name":"Revision","type":"integer","jsonPath":".spec.revision"}"#,
-    printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".spec.shards[*].node"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".spec.nodes"}"#,
     printcolumn = r#"{"name":"Predicted","type":"string","jsonPath":".status.predicted.step"}"#,
     printcolumn = r#"{"name":"Observed","type":"string","jsonPath":".status.observed.step"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
@@ -36,6 +36,9 @@ pub struct PartitionPlanSpec {
     /// Of everything the plan was made from: equal inputs give equal plans.
     #[schemars(length(max = 64))]
     pub inputs: String,
+    /// All nodes of the plan.
+    #[schemars(length(min = 1, max = 4096), inner(length(max = 253)))]
+    pub nodes: Vec<String>,
     /// By worker: its pod is named `JOB-WORKER`.
     #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["worker"]))]
     pub shards: Vec<Seat>,

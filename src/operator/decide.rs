@@ -290,7 +290,15 @@ fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String) -> PartitionPlanSp
     let revision = s.plans.last().map_or(1, |p| p.spec.revision + 1);
     let of = serde_json::json!({"spec": s.job.spec, "shards": shards});
     let inputs = Sha256::digest(of.to_string().as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    PartitionPlanSpec { job, revision, reason: reason.chars().take(1000).collect(), inputs, shards }
+    let nodes: BTreeSet<String> = shards.iter().map(|s| s.node.clone()).collect();
+    PartitionPlanSpec {
+        job,
+        revision,
+        nodes: nodes.into_iter().collect(),
+        reason: reason.chars().take(1000).collect(),
+        inputs,
+        shards,
+    }
 }
 
 /// Name of a job's plan.

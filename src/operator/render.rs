@@ -55,7 +55,7 @@ pub struct Rendered {
 
 /// `gated`: the gang is not whole yet.
 pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site, gated: bool) -> Rendered {
-    let of = Of { job, plan, site, name: &plan.job };
+    let of = Of { job, plan, site, name: &plan.job, own: own_name(job) };
     Rendered {
         support: vec![of.config(), of.service(), of.policy()],
         pods: plan.shards.iter().map(|seat| (seat.worker, of.pod(seat, gated))).collect(),
@@ -68,6 +68,8 @@ struct Of<'a> {
     plan: &'a PartitionPlanSpec,
     site: &'a Site,
     name: &'a str,
+    /// Of what pods need.
+    own: String,
 }
 
 impl Of<'_> {
@@ -97,7 +99,7 @@ impl Of<'_> {
         });
         let devices = topology(&self.plan.shards);
         json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(self.name),
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.own),
             "data": {
                 "job.yaml": serde_yaml::to_string(&manifest).expect("a manifest is plain data"),
                 "devices.json": serde_json::to_string(&devices).expect("a topology is plain data"),
@@ -108,7 +110,7 @@ impl Of<'_> {
     /// Headless: it gives pods their names. They find each other before they are ready.
     fn service(&self) -> Value {
         json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": self.metadata(self.name),
+            "apiVersion": "v1", "kind": "Service", "metadata": self.metadata(&self.own),
             "spec": {
                 "clusterIP": "None", "publishNotReadyAddresses": true, "selector": {JOB: self.name},
                 "ports": [
@@ -129,7 +131,7 @@ impl Of<'_> {
         });
         let port = |port: u16| json!({"protocol": "TCP", "port": port});
         json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.metadata(self.name),
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.metadata(&self.own),
             "spec": {
                 "podSelector": {"matchLabels": {JOB: self.name}},
                 "policyTypes": ["Ingress"],
@@ -164,7 +166,7 @@ impl Of<'_> {
         ]}}});
         let mut spec = json!({
             "hostname": name,
-            "subdomain": self.name,
+            "subdomain": self.own,
             "restartPolicy": "OnFailure",
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
@@ -188,7 +190,7 @@ impl Of<'_> {
 
     /// One worker: it executes a shard.
     fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
-        let head = format!("{0}-0.{0}.{1}.svc:{HEAD_PORT}", self.name, self.namespace());
+        let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
         let cpu = seat.cores * 1000 - if beside_head { HEAD_CPU } else { 0 };
         let mut container = self.container(RUNTIME);
         container["args"] = json!([
@@ -233,7 +235,7 @@ impl Of<'_> {
             "--status",
             format!("0.0.0.0:{STATUS_PORT}"),
             "--results",
-            format!("{DIRECTORY}/{results}/{}", self.name),
+            format!("{DIRECTORY}/{results}/{}", self.own),
             "--last-words",
             "/dev/termination-log",
         ]);
@@ -270,7 +272,7 @@ impl Of<'_> {
             "workingDir": DIRECTORY,
             "env": [
                 {"name": "FORESHARD_TOKEN", "valueFrom": {"secretKeyRef": {
-                    "name": secret_name(self.job), "key": TOKEN,
+                    "name": self.own, "key": TOKEN,
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
@@ -286,7 +288,7 @@ impl Of<'_> {
         let mut volumes = vec![
             json!({"name": "directory", "emptyDir": {}}),
             json!({"name": "tmp", "emptyDir": {}}),
-            json!({"name": "config", "configMap": {"name": self.name}}),
+            json!({"name": "config", "configMap": {"name": self.own}}),
         ];
         volumes.extend(self.job.spec.volumes.iter().map(|v| {
             let mut volume = json!({"name": mounted(v)});
@@ -311,10 +313,11 @@ fn mounted(volume: &Volume) -> String {
     format!("v-{}", volume.name).chars().take(63).collect()
 }
 
-/// Another for another job of the same name: what belongs to one that is gone is collected some time later.
-fn secret_name(job: &TrainingJob) -> String {
+/// Nobody else's objects have this name: not a user's, and not those of an earlier job of the same name, which are
+/// collected some time after it.
+fn own_name(job: &TrainingJob) -> String {
     let uid = job.metadata.uid.as_deref().unwrap_or_default();
-    format!("{}-{}-token", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
+    format!("{}-{}", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
 }
 
 /// The secret of a job.
@@ -323,7 +326,7 @@ pub fn secret(job: &TrainingJob, token: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {
-            "name": secret_name(job), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
+            "name": own_name(job), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
             "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: name},
         },
         "stringData": {TOKEN: token},
