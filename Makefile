@@ -50,8 +50,7 @@ e2e: build plugin
 # The plain install, from the chart.
 manifests:
 	e2e/cluster/build helm
-	.foreshard/cluster/bin/helm template foreshard charts/foreshard --namespace foreshard-system \
-	  | grep -v "^# Source" > manifests/foreshard.yaml
+	scripts/plain-install.sh > manifests/install/foreshard.yaml
 
 lint:
 	cargo fmt --check

@@ -11,6 +11,7 @@ Needs root, Go and the packages that e2e/README.md lists.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -282,6 +283,54 @@ def worker_killed():
     print(f"restarts {job['status']['restarts']}, worst difference to a calm run in local mode {worst:.1e}")
 
 
+def anywhere(manifest):
+    """Both shards on one node, if it has room."""
+    return replaced(("  placement:\n    maxPerNode: 1\n", ""))(manifest)
+
+
+@scenario
+def drained():
+    """A node is drained mid-run: the job moves to the other one and goes on at the step where it stopped."""
+    namespace("drained")
+    apply("drained", "chargpt", anywhere)
+    wait("8 steps", 150, lambda: len(log("drained", "chargpt")) >= 8)
+    before = {p["spec"]["nodeName"] for p in items("pods", "drained", "chargpt")}
+    assert len(before) == 1, before
+    node = before.pop()
+    try:
+        kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=100s")
+        state("drained", "chargpt", "Complete", 200)
+    finally:
+        kubectl("uncordon", node)
+    plans = sorted(items("partitionplans", "drained"), key=lambda p: p["spec"]["revision"])
+    assert [p["spec"]["nodes"] for p in plans][-1] != [node], plans
+    print(f"revision {plans[-1]['spec']['revision']}: {plans[-1]['spec']['reason']}")
+    same(losses(log("drained", "chargpt")), local("chargpt", 60))
+
+
+@scenario
+def silent_node():
+    """A node stops answering: the job goes on elsewhere from its last checkpoint."""
+    namespace("silent")
+    kubectl("cordon", "node-1")
+    apply("silent", "chargpt", anywhere)
+    try:
+        wait("25 steps", 200, lambda: len(log("silent", "chargpt")) >= 25)
+    finally:
+        kubectl("uncordon", "node-1")
+    kubelet = int((STATE / "pids/kubelet-2").read_text())
+    os.kill(kubelet, signal.SIGSTOP)
+    try:
+        wait("another plan", 60, lambda: len(items("partitionplans", "silent")) > 1)
+        state("silent", "chargpt", "Complete", 200)
+    finally:
+        os.kill(kubelet, signal.SIGCONT)
+    plan = max(items("partitionplans", "silent"), key=lambda p: p["spec"]["revision"])
+    assert plan["spec"]["nodes"] == ["node-1"], plan["spec"]
+    print(f"revision {plan['spec']['revision']}: {plan['spec']['reason']}")
+    same(losses(log("silent", "chargpt")), local("chargpt", 60))
+
+
 @scenario
 def refused():
     """Manifests that cannot work are refused by the API server, with the field and the way out."""
@@ -318,11 +367,32 @@ def impossible():
     state("impossible", "digits", "Complete", 150)
 
 
-def install():
-    helm = [ROOT / "e2e/cluster/cluster", "in", "helm"]
+@scenario
+def uninstall():
+    """Uninstalled, definitions and jobs stay; installed again or upgraded, the operator goes on with them."""
+    namespace("uninstall")
+    apply("uninstall", "digits")
+    before = state("uninstall", "digits", "Complete", 150)
+    subprocess.run([*HELM, "uninstall", "foreshard", "-n", SYSTEM, "--wait"], check=True, stdout=subprocess.DEVNULL)
+    assert get("trainingjob", "digits", "uninstall")["metadata"]["uid"] == before["metadata"]["uid"]
+    assert len(items("partitionplans", "uninstall")) == 1
+    install()
+    install("--set", "replicas=2")
+    apply("uninstall", "digits", replaced(("name: digits\nspec", "name: again\nspec")))
+    state("uninstall", "again", "Complete", 150)
+    plain = subprocess.run([ROOT / "scripts/plain-install.sh"], check=True, text=True, capture_output=True).stdout
+    committed = (ROOT / "manifests/install/foreshard.yaml").read_text()
+    assert plain == committed, "manifests/install is not what the chart makes now; run make manifests"
+    kubectl("apply", "--dry-run=server", "-f", str(ROOT / "manifests/install/foreshard.yaml"))
+
+
+HELM = [ROOT / "e2e/cluster/cluster", "in", "helm"]
+
+
+def install(*more):
     values = ["--set", "image.tag=e2e", "--set", "resources=null", "--set", "log=info"]
     command = ["upgrade", "--install", "foreshard", ROOT / "charts/foreshard", "-n", SYSTEM, "--create-namespace"]
-    subprocess.run([*helm, *command, *values, "--wait", "--timeout", "60s"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*HELM, *command, *values, *more, "--wait", "--timeout", "60s"], check=True, stdout=subprocess.DEVNULL)
 
 
 def explain():

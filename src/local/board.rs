@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::plan::{Place, Plan, ShardId};
-use crate::runtime::StepReport;
+use crate::runtime::{StepReport, same_token};
 use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, ShardReport};
 
 /// The report of a job, as far as it has come.
@@ -82,7 +82,8 @@ impl Board {
         let board = self.clone();
         let serve = move || {
             // One after the other: there is one operator.
-            for stream in listener.incoming().map_while(Result::ok) {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
                 // Whoever went away asks again.
                 let _ = board.answer(stream, &token);
             }
@@ -107,7 +108,7 @@ impl Board {
             }
         }
         let path = request.split_whitespace().nth(1).unwrap_or_default();
-        let known = shown.is_some_and(|s| s == token);
+        let known = shown.is_some_and(|s| same_token(&s, token));
         let (status, body) = match path {
             "/healthz" => ("200 OK", "ok\n".to_owned()),
             "/status" if known => ("200 OK", serde_json::to_string(&self.read())?),

@@ -40,7 +40,9 @@ const HEAD_CPU: u32 = 100;
 /// Least memory of a head: it holds the model's graphs and batches.
 const HEAD_MEMORY: &str = "256Mi";
 /// Longer than steps in flight and a checkpoint take.
-const GRACE: u32 = 120;
+const HEAD_GRACE: u32 = 120;
+/// A worker that is told to go computes on for so long: its head may be finishing a checkpoint.
+const WORKER_GRACE: u32 = 30;
 /// Seconds that a worker tries to reach its head.
 const PATIENCE: u32 = 1800;
 const USER: u32 = 65532;
@@ -170,7 +172,7 @@ impl Of<'_> {
             "restartPolicy": "OnFailure",
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": GRACE,
+            "terminationGracePeriodSeconds": if has_head { HEAD_GRACE } else { WORKER_GRACE },
             "affinity": affinity,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
@@ -276,6 +278,8 @@ impl Of<'_> {
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
+                // With an arena for each thread, glibc keeps what it was given in all of them.
+                {"name": "MALLOC_ARENA_MAX", "value": "1"},
             ],
             "securityContext": {
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
