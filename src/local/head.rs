@@ -59,7 +59,7 @@ pub fn lead(head: &Head, options: Options) -> Result<Ending, Problem> {
     outcome
 }
 
-/// The options of this run, or `None` if nothing is left to do.
+/// The options of this run, or `None` if an earlier one has done all steps.
 fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Option<Options>, Problem> {
     board.serve(head.status, head.token.clone())?;
     let shown = head.devices.display();
@@ -69,14 +69,18 @@ fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Opt
         .with_context(|| format!("cannot make {}; may this user write to the volume?", head.results.display()))?;
     let runs = runs(&head.results)?;
     let newest = runs.iter().rev().find_map(|(_, run)| Checkpoint::open(run, Depth::Checksums).ok());
+    let steps = steps(&options)?;
     if let Some(found) = newest {
         let step = found.checkpoint.index().step;
         let path = found.checkpoint.path().to_owned();
-        let complete = runs.iter().rev().find(|(_, run)| path.starts_with(run) && run.join(WEIGHTS).is_file());
-        if step >= steps(&options)?
-            && let Some((_, run)) = complete
-        {
-            board.write(|r| (r.step, r.steps, r.results) = (step, step, run.display().to_string()));
+        let run = runs.iter().map(|(_, run)| run).find(|run| path.starts_with(run));
+        if let Some(run) = run.filter(|_| step >= steps) {
+            // It may have been lost between its last checkpoint and its weights.
+            let weights = run.join(WEIGHTS);
+            if !weights.is_file() {
+                found.checkpoint.export(&weights, false).map_err(anyhow::Error::from)?;
+            }
+            board.write(|r| (r.step, r.steps, r.results) = (step, steps, run.display().to_string()));
             return Ok(None);
         }
         options.resume = Some(path);

@@ -76,7 +76,7 @@ impl fmt::Display for NoRoom {
 ///
 /// # Errors
 /// [`NoRoom`] says how much is missing.
-pub fn place(spec: &TrainingJobSpec, need: Need, rooms: &[Room], kept: &[Seat]) -> Result<Vec<Seat>, NoRoom> {
+pub fn place(spec: &TrainingJobSpec, need: Need, rooms: &[Room], kept: &[Seat]) -> Result<Vec<Seat>, Box<NoRoom>> {
     let selected = |r: &&Room| spec.placement.node_selector.iter().all(|(k, v)| r.labels.get(k) == Some(v));
     let open: Vec<&Room> = rooms.iter().filter(selected).filter(|r| r.closed.is_none()).collect();
     let on = |node: &str| kept.iter().filter(|s| s.node == node).count() as i64;
@@ -108,14 +108,14 @@ pub fn place(spec: &TrainingJobSpec, need: Need, rooms: &[Room], kept: &[Seat]) 
     if !left.is_empty() {
         let best = open.iter().max_by_key(|r| (r.cpu, std::cmp::Reverse(&r.node)));
         let shut = rooms.iter().filter(selected).find_map(|r| Some((r.node.clone(), r.closed.clone()?)));
-        return Err(NoRoom {
+        return Err(Box::new(NoRoom {
             need,
             fit: by_slots.iter().map(|(n, _)| n).sum(),
             open: open.len(),
             best: best.map(|r| (r.node.clone(), r.cpu, r.memory)),
             closed: shut,
             max_per_node: spec.placement.max_per_node,
-        });
+        }));
     }
     seats.sort_by_key(|s| s.worker);
     Ok(seats)
