@@ -386,6 +386,43 @@ def uninstall():
     kubectl("apply", "--dry-run=server", "-f", str(ROOT / "manifests/install/foreshard.yaml"))
 
 
+def figures():
+    """Counters of the operator that leads, and its memory in MiB."""
+    path = f"/api/v1/namespaces/{SYSTEM}/pods/{holder()}"
+    lines = kubectl("get", "--raw", f"{path}:8080/proxy/metrics").splitlines()
+    counters = {line.split()[0]: int(line.split()[1]) for line in lines if not line.startswith("#")}
+    node = get("pod", holder(), SYSTEM)["spec"]["nodeName"]
+    stats = json.loads(kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary"))
+    memory = [p["memory"]["workingSetBytes"] for p in stats["pods"] if p["podRef"]["name"] == holder()]
+    names = ("reconciles", "writes", "errors")
+    return {n: counters[f"foreshard_operator_{n}_total"] for n in names} | {"MiB": memory[0] / 2**20 if memory else 0}
+
+
+@scenario
+def many():
+    """A hundred jobs that wait for room: each is told why, and then nothing is written any more."""
+    namespace("many")
+    manifest = replaced(("    cores: 1\n", "    cores: 64\n"))((ROOT / "manifests/samples/digits.yaml").read_text())
+    jobs = [manifest.replace("name: digits\nspec", f"name: j{i}\nspec") for i in range(100)]
+    before, start = figures(), time.monotonic()
+    kubectl("apply", "-n", "many", "-f", "-", manifest="---\n".join(jobs))
+    applied = time.monotonic() - start
+
+    def waiting():
+        return all(condition(j, "Training")["reason"] == "Waiting" for j in items("trainingjobs", "many"))
+
+    wait("all jobs wait", 60, waiting)
+    told = time.monotonic() - start
+    after = figures()
+    time.sleep(15)
+    rest = figures()
+    print(f"100 jobs applied in {applied:.1f} s, all told why they wait after {told:.1f} s")
+    print(f"writes per job {(after['writes'] - before['writes']) / 100:.1f}, in 15 s at rest {rest['writes'] - after['writes']}")
+    print(f"looks in 15 s at rest {rest['reconciles'] - after['reconciles']}, operator {rest['MiB']:.0f} MiB")
+    assert rest["writes"] == after["writes"], "an idle cluster costs writes"
+    assert rest["errors"] == before["errors"]
+
+
 HELM = [ROOT / "e2e/cluster/cluster", "in", "helm"]
 
 

@@ -150,7 +150,7 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
     d
 }
 
-/// Why the job is over: (reason, text, whether it failed).
+/// Why the job is over: (reason, text).
 fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
     let spec = &s.job.spec;
     let head = s.pods.iter().find_map(|p| p.head.as_ref());

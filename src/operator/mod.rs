@@ -8,7 +8,7 @@
 //! apply    server-side; then status and events               [`reconcile`]
 //! ```
 //! The operator chooses nodes and devices. The graph is cut by the head of the job, which has the bundle, over the
-//! devices it was given (docs/decisions/0010). With the operator gone, training goes on: everything it knows stands in
+//! devices it was given (docs/decisions/0011). With the operator gone, training goes on: everything it knows stands in
 //! the API server and in the head's report. `operator` knows nothing of graphs, sockets of workers or plug-ins.
 
 mod ask;

@@ -162,7 +162,6 @@ impl Of<'_> {
         } else {
             (vec![], vec![runtime])
         };
-        let gates = if gated { json!([{"name": GATE}]) } else { json!([]) };
         let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
             {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [seat.node]}]},
         ]}}});
@@ -185,7 +184,7 @@ impl Of<'_> {
             spec["initContainers"] = json!(inits);
         }
         if gated {
-            spec["schedulingGates"] = gates;
+            spec["schedulingGates"] = json!([{"name": GATE}]);
         }
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     }
