@@ -131,6 +131,8 @@ pub struct Session {
     saving: Option<Saving>,
     /// Workers that have said they are done: their connections may close.
     done: BTreeSet<WorkerId>,
+    /// Nobody is admitted any more: a worker that has handed over its params may be started anew by whoever keeps it.
+    finishing: bool,
 }
 
 impl Session {
@@ -152,6 +154,7 @@ impl Session {
             fed: BTreeMap::new(),
             saving: None,
             done: BTreeSet::new(),
+            finishing: false,
         })
     }
 
@@ -398,10 +401,7 @@ impl Session {
     fn take(&mut self, worker: WorkerId, event: Event) -> Result<Option<Notice>, RuntimeError> {
         let said = match event {
             Event::Said(said) => said,
-            Event::Joined { stream, listen } => {
-                self.admit(worker, stream, listen)?;
-                return Ok(None);
-            }
+            Event::Joined { .. } => return Err(unexpected(worker)),
             // A worker that is done leaves, perhaps before the others are; one that was to join is missed.
             Event::Closed(e) => return Ok(self.missed(worker, e.to_string())),
             Event::State(..) => return Err(unexpected(worker)),
@@ -573,6 +573,7 @@ impl Session {
     /// workers.
     pub fn finish(mut self, weights: &Path) -> Result<(), RuntimeError> {
         self.abort();
+        self.finishing = true;
         let seats: BTreeSet<WorkerId> = self.seats().iter().copied().collect();
         let everyone: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
         self.tell_all(&everyone, &ToWorker::Finish);
@@ -619,8 +620,19 @@ impl Session {
                         return Err(RuntimeError::Stopped("all connections to workers are closed".to_owned()));
                     }
                 };
-            if let Event::Joined { .. } = event {
-                return Ok(Some((worker, event)));
+            if let Event::Joined { stream, listen } = event {
+                if self.finishing {
+                    continue;
+                }
+                // One that was there has lost all it knew, whether or not the end of its connection was noticed.
+                let anew = self.workers.contains_key(&worker) && self.is_needed(worker);
+                self.admit(worker, stream, listen)?;
+                if anew {
+                    let message = "it was started anew".to_owned();
+                    let fault = RuntimeError::WorkerLost { rank: worker, message };
+                    return Err(suspicion.map_or(fault, |(fault, _)| fault));
+                }
+                continue;
             }
             if !self.is_current(worker, connection) {
                 continue;
