@@ -1,7 +1,12 @@
-# One static-ish binary on a base of your choice. Builds offline from a binary that is already there:
-#   cargo build --release && docker build --build-arg BASE=debian:bookworm-slim -t foreshard .
+# The image of the operator, of heads and of workers: one binary and a PJRT plug-in.
+#   cargo build --release && scripts/get-pjrt-cpu.sh && docker build -t foreshard .
+# From a binary that is there already, on a base of your choice:
+#   docker build --build-arg BASE=debian:bookworm-slim --build-arg BINARY=target/debug/foreshard -t foreshard .
 ARG BASE=debian:bookworm-slim
-FROM ${BASE}
-COPY --chmod=0755 target/release/foreshard /usr/local/bin/foreshard
+FROM ${BASE} AS final
+ARG BINARY=target/release/foreshard
+ARG PLUGIN=.foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so
+COPY --chmod=0755 ${BINARY} /usr/local/bin/foreshard
+COPY --chmod=0644 ${PLUGIN} /usr/local/lib/foreshard/xla_cpu_pjrt.so
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/foreshard"]

@@ -2,6 +2,7 @@
 # make demo-recut  the same while another process competes for a core: the plan follows
 # make test        runs all tests
 # make soak        tells SOAK stories of recuts, kills, hangs and resumes; the losses must not change
+# make e2e        runs jobs in pods of a real Kubernetes on this machine, built once; needs root (e2e/README.md)
 # make lint        checks format and clippy's advice
 # make bench       measures against JAX and PyTorch on the same cores
 # make fuzz        feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
@@ -12,7 +13,7 @@ PLUGIN := .foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so
 # Rust from rustup may be installed but not on the PATH of a fresh shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo demo-recut build plugin venv test soak lint bench fuzz bundles
+.PHONY: demo demo-recut build plugin venv test soak e2e manifests lint bench fuzz bundles
 
 demo: build plugin
 	target/debug/foreshard local run manifests/charlm.yaml
@@ -41,6 +42,15 @@ test: plugin venv
 SOAK ?= 100
 soak: plugin
 	FORESHARD_SOAK=$(SOAK) cargo test --locked --test alive -- --nocapture whatever_happens
+
+e2e: build plugin
+	e2e/cluster/cluster image
+	e2e/run.py
+
+# The plain install, from the chart.
+manifests:
+	e2e/cluster/build helm
+	scripts/plain-install.sh > manifests/install/foreshard.yaml
 
 lint:
 	cargo fmt --check

@@ -23,6 +23,7 @@ pub mod wire;
 pub mod device;
 pub mod telemetry;
 
+pub mod operator;
 pub mod runtime;
 pub mod trainer;
 

@@ -19,8 +19,10 @@ fn same(file: &str, made: &str) {
 
 #[test]
 fn resource_definitions_are_up_to_date() {
-    same("crds/trainingjobs.yaml", &foreshard::api::crd());
-    same("charts/foreshard/crds/trainingjobs.yaml", &foreshard::api::crd());
+    for (name, yaml) in foreshard::api::crds() {
+        same(&format!("crds/{name}.yaml"), &yaml);
+        same(&format!("charts/foreshard/files/crds/{name}.yaml"), &yaml);
+    }
 }
 
 #[test]
@@ -32,9 +34,16 @@ fn command_reference_is_up_to_date() {
 fn sample_manifests_are_valid() {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
     let mut n = 0;
-    for entry in std::fs::read_dir(&manifests).unwrap() {
+    let samples = std::fs::read_dir(manifests.join("samples")).unwrap();
+    for entry in std::fs::read_dir(&manifests).unwrap().chain(samples) {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         let yaml = std::fs::read_to_string(&path).unwrap();
+        if !yaml.contains("kind: TrainingJob") {
+            continue;
+        }
         if let Err(e) = foreshard::api::parse(&yaml) {
             panic!("{}: {e}", path.display());
         }

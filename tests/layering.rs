@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["transition"],
     &["api", "wire"],
     &["telemetry", "device"],
-    &["runtime", "trainer"],
+    &["operator", "runtime", "trainer"],
     &["bench", "local"],
     &["cli"],
 ];

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use kube::{CustomResource, CustomResourceExt};
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::status::TrainingJobStatus;
+use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::plan::ScheduleKind;
 use crate::transition::{self, Settings};
 use crate::units::Seconds;
 
 /// Train a model: cut its graph over devices and run it.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "foreshard.dev",
     version = "v1alpha1",
@@ -20,14 +22,36 @@ use crate::units::Seconds;
     namespaced,
     shortname = "tj",
     category = "foreshard",
+    status = "TrainingJobStatus",
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')")
+        .message("metadata.name: services and pods are named after the job: at most 50 lower-case letters, digits and '-', beginning with a letter"),
+    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.conditions[?(@.type==\"Training\")].reason"}"#,
+    printcolumn = r#"{"name":"Plan","type":"string","jsonPath":".status.plan"}"#,
+    printcolumn = r#"{"name":"Step","type":"integer","jsonPath":".status.step"}"#,
+    printcolumn = r#"{"name":"Of","type":"integer","jsonPath":".spec.steps"}"#,
+    printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta"}"#,
+    printcolumn = r#"{"name":"Loss","type":"string","jsonPath":".status.loss"}"#,
     printcolumn = r#"{"name":"Shards","type":"integer","jsonPath":".spec.parallelism.shards"}"#,
-    printcolumn = r#"{"name":"Replicas","type":"integer","jsonPath":".spec.parallelism.replicas"}"#,
-    printcolumn = r#"{"name":"Steps","type":"integer","jsonPath":".spec.steps"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Restarts","type":"integer","jsonPath":".status.restarts"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Training\")].message"}"#
+)]
+#[x_kube(
+    validation = Rule::new("has(self.volumes) && self.volumes.exists(v, self.bundle.startsWith(v.name + '/'))")
+        .message("bundle must lie on a volume: begin it with the name of one of spec.volumes, as in models/char_gpt.bundle"),
+    validation = Rule::new("has(self.volumes) && has(self.results) && self.volumes.exists(v, v.name == self.results && has(v.persistentVolumeClaim))")
+        .message("results must name one of spec.volumes that is a persistentVolumeClaim: weights and checkpoints go there"),
+    validation = Rule::new("has(self.data.uri) != has(self.data.socket)")
+        .message("data: give either uri or socket"),
+    validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || size(self.parallelism.cuts) + 1 == self.parallelism.shards")
+        .message("parallelism.cuts: n cuts make n + 1 shards; give one cut fewer than shards"),
+    validation = Rule::new("self.bundle == oldSelf.bundle && self.seed == oldSelf.seed")
+        .message("bundle and seed cannot change once a job exists; make another job"),
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainingJobSpec {
     /// Directory of the bundle that `foreshard-export` wrote.
+    #[schemars(length(min = 1, max = 1024))]
     pub bundle: String,
     pub data: Data,
     /// Optimizer steps to take.
@@ -49,6 +73,43 @@ pub struct TrainingJobSpec {
     pub failure_policy: FailurePolicy,
     #[serde(default)]
     pub adaptation: Adaptation,
+    /// On a cluster: what stands beside each other in the job's directory, each under its name. The directory in which
+    /// `foreshard local run` is started takes their place on one machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub volumes: Vec<Volume>,
+    /// On a cluster: the volume on which weights, checkpoints and logs are written, in a directory of the job's own (it
+    /// stands in status.results). All pods of the job must be able to write to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub results: Option<String>,
+    /// On a cluster: where shards may go.
+    #[serde(default)]
+    pub placement: Placement,
+    /// Stop after the steps in flight, keep a checkpoint, give all devices back; go on from it when false again.
+    #[serde(default)]
+    pub suspend: bool,
+    /// A job that has not ended after so many seconds has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub active_deadline_seconds: Option<u32>,
+    /// So many seconds after its end a job is deleted; kept when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds_after_finished: Option<u32>,
+}
+
+/// Where shards may go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Placement {
+    /// Labels a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Most shards on one node; as many as fit when absent, for links within a node are the fastest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_per_node: Option<u32>,
 }
 
 /// When the plan changes while the job trains.
@@ -282,6 +343,7 @@ pub struct Parallelism {
     /// Blocks of the model at which the second and later shards begin, such as `[block4]` for two shards; where the
     /// planner finds best when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4095), inner(length(max = 256)))]
     pub cuts: Vec<String>,
 }
 
@@ -372,7 +434,12 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
         ));
     }
     let job: TrainingJob = serde_yaml::from_str(yaml).map_err(|e| explain(&e.to_string()))?;
-    let spec = &job.spec;
+    check(&job.spec)?;
+    Ok(job)
+}
+
+/// What no schema tells. The error names the field.
+pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     let positive = [
         ("spec.steps", spec.steps),
         ("spec.parallelism.shards", spec.parallelism.shards.into()),
@@ -383,6 +450,7 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
         ("spec.checkpoint.keepLast", spec.checkpoint.keep_last.into()),
         ("spec.checkpoint.keepEvery", spec.checkpoint.keep_every.unwrap_or(1)),
         ("spec.failurePolicy.hangSeconds", spec.failure_policy.hang_seconds.into()),
+        ("spec.placement.maxPerNode", spec.placement.max_per_node.unwrap_or(1).into()),
     ];
     if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
         return Err(format!("{field}: 0, must be at least 1"));
@@ -395,13 +463,7 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
         return Err("spec.data: give either uri or socket".to_owned());
     }
     spec.resources.memory_bytes()?;
-    Settings::from(spec.adaptation.clone()).check().map_err(|e| format!("spec.{e}"))?;
-    Ok(job)
-}
-
-/// The CRD, as `kubectl apply` takes it.
-pub fn crd() -> String {
-    serde_yaml::to_string(&TrainingJob::crd()).expect("a CRD is plain data")
+    Settings::from(spec.adaptation.clone()).check().map_err(|e| format!("spec.{e}"))
 }
 
 #[cfg(test)]

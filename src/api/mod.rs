@@ -1,8 +1,48 @@
-//! The custom resources: what a user writes, and nothing that runs.
+//! The custom resources: what a user writes and what the operator answers, and nothing that runs.
 
 mod job;
+mod partition;
+mod status;
+mod volume;
+
+use kube::CustomResourceExt;
 
 pub use job::{
-    Checkpoint, Data, FailurePolicy, Format, Parallelism, Resources, Schedule, Shuffle, TrainingJob, TrainingJobSpec,
-    crd, parse,
+    Checkpoint, Data, FailurePolicy, Format, Parallelism, Placement, Resources, Schedule, Shuffle, TrainingJob,
+    TrainingJobSpec, check, parse,
 };
+pub use partition::{Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat};
+pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
+pub use volume::{Claim, ConfigMap, Image, Item, Volume};
+
+/// Label and API group prefix of everything that is ours.
+pub const GROUP: &str = "foreshard.dev";
+
+/// The custom resource definitions, by file name.
+pub fn crds() -> Vec<(&'static str, String)> {
+    let yaml = |crd| {
+        let mut crd = serde_json::to_value(crd).expect("a CRD is plain data");
+        drop_unsigned(&mut crd);
+        serde_yaml::to_string(&crd).expect("a CRD is plain data")
+    };
+    vec![("trainingjobs", yaml(TrainingJob::crd())), ("partitionplans", yaml(PartitionPlan::crd()))]
+}
+
+/// Kubernetes knows no formats of unsigned numbers, and warns of them; their minimum says the same.
+fn drop_unsigned(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            if map.get("format").and_then(|f| f.as_str()).is_some_and(|f| f.starts_with("uint")) {
+                map.remove("format");
+            }
+            map.values_mut().for_each(drop_unsigned);
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(drop_unsigned),
+        _ => {}
+    }
+}
+
+/// All definitions, as `kubectl apply` takes them.
+pub fn crd() -> String {
+    crds().into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect()
+}

@@ -119,6 +119,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         cache: if args.no_cache { None } else { args.cache.or_else(|| Some(user_cache()?.join("executables"))) },
         fail: args.fail.into_iter().collect(),
         interrupts: interrupts()?,
+        remote: None,
     };
     match train(&options) {
         Ok(Ending::Done | Ending::DataEnded) => Ok(ExitCode::SUCCESS),
@@ -153,12 +154,12 @@ fn tell(run_dir: &Path, request: &Request) -> anyhow::Result<ExitCode> {
 }
 
 /// The environment, as far as it is text.
-fn environment() -> Vec<(String, String)> {
+pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
 }
 
 /// Counts Ctrl-C and SIGTERM.
-fn interrupts() -> anyhow::Result<Arc<AtomicU32>> {
+pub fn interrupts() -> anyhow::Result<Arc<AtomicU32>> {
     let count = Arc::new(AtomicU32::new(0));
     let counted = count.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -5,7 +5,9 @@ mod checkpoint;
 mod crd;
 mod devices;
 mod graph;
+mod head;
 mod local;
+mod operator;
 mod plan;
 mod plugin;
 mod replay;
@@ -44,8 +46,11 @@ enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     Crd(crd::Args),
+    Operator(operator::Args),
     #[command(hide = true)]
     Worker(worker::Args),
+    #[command(hide = true)]
+    Head(head::Args),
 }
 
 /// Input that cannot be used: exit code 2, where a failure while running is 1.
@@ -70,6 +75,8 @@ pub fn main() -> ExitCode {
         Command::Bench(c) => bench::run(c),
         Command::Checkpoint(c) => checkpoint::run(c),
         Command::Crd(a) => crd::run(a),
+        Command::Operator(a) => operator::run(a),
+        Command::Head(a) => head::run(a),
         Command::Worker(a) => return worker::run(a),
     };
     match result {

@@ -1,8 +1,9 @@
 //! `foreshard worker`: started by the parent of a job, never by people.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::device::pjrt::{Pjrt, PluginSpec};
 use crate::device::{DeviceError, affinity, heap};
@@ -15,9 +16,18 @@ use crate::units::Bytes;
 /// Execute one shard.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the parent listens.
+    /// Where the parent listens: HOST:PORT.
     #[arg(long)]
-    connect: SocketAddr,
+    connect: String,
+    /// Seconds the parent may take to listen there.
+    #[arg(long, default_value_t = 10)]
+    patience: u64,
+    /// Address of this worker that its peers can reach.
+    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
+    listen: IpAddr,
+    /// Port for peers; a free one when 0.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
     #[arg(long)]
     worker: u32,
     /// Cores to run on, comma-separated.
@@ -25,7 +35,7 @@ pub struct Args {
     cores: Vec<usize>,
     /// Process that started this one; the worker ends with it.
     #[arg(long)]
-    parent: u32,
+    parent: Option<u32>,
     #[arg(long)]
     plugin: PathBuf,
     #[arg(long)]
@@ -64,7 +74,9 @@ pub fn run(args: Args) -> ExitCode {
 
 fn start(args: Args, token: String) -> Result<(), RuntimeError> {
     let at = |source: DeviceError| RuntimeError::Device { at: "starting the worker".to_owned(), source };
-    affinity::die_with_parent(args.parent).map_err(at)?;
+    if let Some(parent) = args.parent {
+        affinity::die_with_parent(parent).map_err(at)?;
+    }
     heap::keep();
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
@@ -75,7 +87,15 @@ fn start(args: Args, token: String) -> Result<(), RuntimeError> {
         plugin,
         flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
     });
-    let config = WorkerConfig { connect: args.connect, worker: args.worker, token, cache, fail: args.fail };
+    let config = WorkerConfig {
+        connect: args.connect,
+        patience: Duration::from_secs(args.patience),
+        listen: (args.listen, args.port).into(),
+        worker: args.worker,
+        token,
+        cache,
+        fail: args.fail,
+    };
     let device = || {
         let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
         let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };

@@ -61,7 +61,8 @@ impl Inputs {
             None => None,
         };
         let memory = spec.resources.memory_bytes().map_err(|e| input(anyhow!(e)))?;
-        let machine = Machine { cpu: Cpu::probe(), cores: spec.resources.cores, memory };
+        let given = options.remote.as_ref().map(|r| r.devices.clone());
+        let machine = Machine { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given };
         let n_shards = options.shards.unwrap_or(spec.parallelism.shards);
         let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
         let topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
@@ -112,7 +113,7 @@ impl Ask {
     }
 }
 
-/// This machine, shared out among workers.
+/// This machine, shared out among workers, or the devices that were given to the job.
 #[derive(Clone, Debug)]
 pub struct Machine {
     cpu: Cpu,
@@ -120,6 +121,8 @@ pub struct Machine {
     cores: Option<u32>,
     /// Bytes of each worker, if the job says so.
     memory: Option<u64>,
+    /// Workers run there instead of on this machine; each has its cores for itself.
+    given: Option<Topology>,
 }
 
 impl Machine {
@@ -128,6 +131,14 @@ impl Machine {
         const MAX_WORKERS: usize = 4096;
         if n > MAX_WORKERS {
             return Err(format!("spec.parallelism: {n} workers on one machine, the limit is {MAX_WORKERS}"));
+        }
+        if let Some(given) = &self.given {
+            let has = given.devices.len();
+            return if n <= has {
+                Ok(vec![Vec::new(); n])
+            } else {
+                Err(format!("spec.parallelism: {n} workers, the job was given {has} devices"))
+            };
         }
         let all = &self.cpu.cores;
         let each = self.cores.map_or((all.len() / n.max(1)).max(1), |c| c as usize);
@@ -140,6 +151,14 @@ impl Machine {
     /// One device for each of `n` workers, with nominal figures scaled by its cores and by `speed(worker)`.
     pub fn topology(&self, n: usize, speed: &dyn Fn(usize) -> f64) -> Result<Topology, String> {
         let cores = self.share_cores(n)?;
+        if let Some(given) = &self.given {
+            let mut topology = given.clone();
+            topology.devices.truncate(n);
+            for (i, device) in topology.devices.iter_mut().enumerate() {
+                device.speed *= speed(i);
+            }
+            return Ok(topology);
+        }
         let one = nominal("cpu").expect("CPUs are known");
         let share = Bytes(self.cpu.memory.0 / n.max(1) as u64);
         // Workers that share cores share their speed.

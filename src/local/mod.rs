@@ -1,9 +1,11 @@
 //! The whole loop on one machine: real worker processes, one parent that plans, feeds and reports.
 
 mod batches;
+mod board;
 pub mod bundle;
 mod charts;
 pub mod control;
+pub mod head;
 mod inputs;
 pub mod json_lines;
 mod progress;

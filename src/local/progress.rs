@@ -1,10 +1,13 @@
 //! What the terminal shows while a job trains.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::board::Board;
+use crate::plan::Plan;
 use crate::runtime::StepReport;
 
 /// A bar on a terminal, a line now and then elsewhere, nothing when quiet.
@@ -20,13 +23,25 @@ pub struct Progress {
     last_line: Option<Instant>,
     /// Moving average of units per second.
     rate: Option<f64>,
+    /// Shows the same to others.
+    board: Option<Arc<Board>>,
 }
 
 const EVERY: Duration = Duration::from_secs(5);
 
 impl Progress {
     /// `per_step` units (`tokens`, `rows`) are trained in each step from `first` to `steps`.
-    pub fn new(quiet: bool, steps: u64, first: u64, (unit, per_step): (&'static str, f64)) -> Self {
+    pub fn new(
+        quiet: bool,
+        steps: u64,
+        first: u64,
+        (unit, per_step): (&'static str, f64),
+        board: Option<Arc<Board>>,
+    ) -> Self {
+        if let Some(board) = &board {
+            board.write(|r| (r.step, r.steps) = (first, steps));
+        }
+
         let terminal = std::io::stderr().is_terminal();
         let bar = (!quiet && terminal).then(|| {
             let bar = ProgressBar::new(steps);
@@ -45,10 +60,14 @@ impl Progress {
             began: Instant::now(),
             last_line: None,
             rate: None,
+            board,
         }
     }
 
     pub fn say(&self, line: &str) {
+        if let Some(board) = &self.board {
+            board.write(|r| line.clone_into(&mut r.message));
+        }
         match &self.bar {
             Some(bar) => bar.println(line),
             None if self.plain => eprintln!("{line}"),
@@ -62,7 +81,24 @@ impl Progress {
         }
     }
 
+    /// A plan has come into force.
+    pub fn plan(&self, plan: &Plan) {
+        if let Some(board) = &self.board {
+            board.plan(plan);
+        }
+    }
+
+    /// Training has gone back to a checkpoint so many times.
+    pub fn restarts(&self, n: u32) {
+        if let Some(board) = &self.board {
+            board.write(|r| r.restarts = n);
+        }
+    }
+
     pub fn step(&mut self, report: &StepReport) {
+        if let Some(board) = &self.board {
+            board.step(report);
+        }
         let now = self.per_step / report.seconds.max(1e-9);
         let rate = self.rate.map_or(now, |r| r + 0.1 * (now - r));
         self.rate = Some(rate);

@@ -1,7 +1,7 @@
 //! `foreshard local run`: plan, start workers, feed, report, collect.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::batches::Batches;
+use super::board::Board;
 use super::charts;
 use super::control::ControlSocket;
 use super::inputs::Inputs;
@@ -17,10 +18,11 @@ use super::progress::{Progress, thousands};
 use super::run_dir::RunDir;
 use super::train::{Record, Training};
 use super::workers::{Launcher, Workers};
-use crate::device::pjrt::PluginSpec;
+use crate::device::pjrt::{Plugin, PluginSpec};
 use crate::graph::Model;
 use crate::runtime::Session;
-use crate::runtime::session::Job;
+use crate::runtime::session::{Job, Listen};
+use crate::topology::Topology;
 use crate::units::Seconds;
 use crate::wire::control::WorkerId;
 
@@ -48,6 +50,17 @@ pub struct Options {
     pub fail: BTreeMap<WorkerId, String>,
     /// Counts requests to stop: one is orderly, two at once.
     pub interrupts: Arc<AtomicU32>,
+    /// Workers come from other machines instead of being started here.
+    pub remote: Option<Remote>,
+}
+
+/// Workers on other machines.
+pub struct Remote {
+    /// Worker N runs on device N.
+    pub devices: Topology,
+    pub listen: Listen,
+    /// Where the job shows how far it is.
+    pub board: Arc<Board>,
 }
 
 /// How a run ended well.
@@ -80,16 +93,26 @@ pub fn input<E: Into<anyhow::Error>>(e: E) -> Problem {
 
 /// Runs a job to its end.
 pub fn run(options: &Options) -> Result<Ending, Problem> {
-    let plugin = options.plugin.find().map_err(input)?;
-    // A file that is no plug-in is refused here, before a run directory and workers exist.
-    plugin.version().map_err(input)?;
+    // Only this machine's workers need its plug-in. A file that is none is refused here, before a run directory exists.
+    let plugin = match &options.remote {
+        Some(_) => None,
+        None => {
+            let plugin = options.plugin.find().map_err(input)?;
+            plugin.version().map_err(input)?;
+            Some(plugin)
+        }
+    };
     let inputs = Inputs::read(options)?;
     let name = inputs.job.metadata.name.clone().unwrap_or_else(|| "job".to_owned());
     let (step, position) = inputs.start();
     let batches = Batches::open(&inputs, step, position).map_err(input)?;
     let mut dir = RunDir::create(options.run_dir.as_deref(), &name).map_err(input)?;
     dir.write("job.yaml", &inputs.yaml)?;
-    let mut progress = Progress::new(options.quiet, inputs.steps, step, units_per_step(&inputs.model));
+    let board = options.remote.as_ref().map(|r| r.board.clone());
+    if let Some(board) = &board {
+        board.write(|r| r.results = dir.path().display().to_string());
+    }
+    let mut progress = Progress::new(options.quiet, inputs.steps, step, units_per_step(&inputs.model), board);
 
     let job = Job {
         bundle: inputs.bundle.clone(),
@@ -98,21 +121,10 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         weights: inputs.weights.clone(),
         traced_steps: options.traced_steps,
     };
-    let session = Session::open(job)?;
-    let mut workers = Workers::new(Launcher {
-        connect: session.address(),
-        token: session.token().to_owned(),
-        token_variable: options.token_variable,
-        xla_flags: options.xla_flags.clone(),
-        plugin: plugin.path().to_owned(),
-        plugin_sha256: options.plugin.sha256.clone(),
-        run_dir: dir.path().to_owned(),
-        cache: match &options.cache {
-            Some(directory) => Some((directory.clone(), plugin.sha256().context("cannot read the plug-in")?)),
-            None => None,
-        },
-        fail: options.fail.clone(),
-    });
+    let listen = options.remote.as_ref().map(|r| r.listen.clone()).unwrap_or_default();
+    let session = Session::open(job, &listen)?;
+    let launcher = plugin.as_ref().map(|p| launcher(options, p, &session, dir.path())).transpose()?;
+    let mut workers = Workers::new(launcher);
     let control = ControlSocket::open(dir.path());
     if let Err(e) = &control {
         progress.say(&format!("recuts by hand are not possible: {e:#}"));
@@ -200,6 +212,24 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         )));
     }
     Ok(ending)
+}
+
+/// How this machine starts workers.
+fn launcher(options: &Options, plugin: &Plugin, session: &Session, run_dir: &Path) -> anyhow::Result<Launcher> {
+    Ok(Launcher {
+        connect: session.address(),
+        token: session.token().to_owned(),
+        token_variable: options.token_variable,
+        xla_flags: options.xla_flags.clone(),
+        plugin: plugin.path().to_owned(),
+        plugin_sha256: options.plugin.sha256.clone(),
+        run_dir: run_dir.to_owned(),
+        cache: match &options.cache {
+            Some(directory) => Some((directory.clone(), plugin.sha256().context("cannot read the plug-in")?)),
+            None => None,
+        },
+        fail: options.fail.clone(),
+    })
 }
 
 /// `summary.json` of a run that did not come to its end.

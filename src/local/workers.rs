@@ -10,15 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::run_dir::write_beside;
+use crate::device::pjrt::CPU_KERNELS;
 use crate::device::{affinity, breadcrumb};
 use crate::runtime::RuntimeError;
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::WorkerId;
-
-/// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
-/// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
-const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce \
-    --xla_cpu_prefer_vector_width=512";
 
 /// How workers of a job are started.
 pub struct Launcher {
@@ -64,12 +60,13 @@ impl Used {
 
 /// Worker processes; killed when dropped.
 pub struct Workers {
-    launcher: Launcher,
+    /// Absent: workers come by themselves, from other machines, and whoever sent them starts them anew.
+    launcher: Option<Launcher>,
     children: BTreeMap<WorkerId, Child>,
 }
 
 impl Workers {
-    pub fn new(launcher: Launcher) -> Self {
+    pub fn new(launcher: Option<Launcher>) -> Self {
         Self { launcher, children: BTreeMap::new() }
     }
 
@@ -77,8 +74,9 @@ impl Workers {
     pub fn start(&mut self, worker: WorkerId, cores: &[usize]) -> anyhow::Result<()> {
         // One that left an earlier plan may still be on its way out.
         self.kill(worker);
+        let Some(launcher) = &mut self.launcher else { return Ok(()) };
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let Launcher { connect, token, token_variable, xla_flags, plugin, plugin_sha256, run_dir, .. } = &self.launcher;
+        let Launcher { connect, token, token_variable, xla_flags, plugin, plugin_sha256, run_dir, .. } = &*launcher;
         let path = log_path(run_dir, worker);
         let log = File::options().create(true).append(true).open(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
@@ -102,21 +100,17 @@ impl Workers {
         if let Some(sha256) = plugin_sha256 {
             command.args(["--plugin-sha256", sha256]);
         }
-        if let Some((directory, plugin)) = &self.launcher.cache {
+        if let Some((directory, plugin)) = &launcher.cache {
             command.arg("--cache").arg(directory).args(["--plugin-id", plugin]);
         }
-        if let Some(fail) = self.launcher.fail.remove(&worker) {
+        if let Some(fail) = launcher.fail.remove(&worker) {
             command.args(["--fail", &fail]);
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", exe.display()))?;
         self.children.insert(worker, child);
-        self.write_pids()
-    }
-
-    /// `pids.json`: the process of every worker, by worker.
-    fn write_pids(&self) -> anyhow::Result<()> {
+        // `pids.json`: the process of every worker, by worker.
         let pids: BTreeMap<WorkerId, u32> = self.children.iter().map(|(&w, c)| (w, c.id())).collect();
-        write_beside(&self.launcher.run_dir, "pids.json", &serde_json::to_string(&pids)?)
+        write_beside(&launcher.run_dir, "pids.json", &serde_json::to_string(&pids)?)
     }
 
     /// Workers whose processes have ended by themselves and not well.
@@ -180,11 +174,12 @@ impl Workers {
 
     /// An error when one of such workers has ended in such a way.
     fn look(&mut self, of: &dyn Fn(WorkerId) -> bool, such: impl Fn(&ExitStatus) -> bool) -> Result<(), RuntimeError> {
+        let Some(Launcher { run_dir, .. }) = &self.launcher else { return Ok(()) };
         for (&worker, child) in self.children.iter_mut().filter(|(w, _)| of(**w)) {
             if let Ok(Some(status)) = child.try_wait()
                 && such(&status)
             {
-                let message = obituary(&self.launcher.run_dir, worker, status);
+                let message = obituary(run_dir, worker, status);
                 return Err(RuntimeError::WorkerLost { rank: worker, message });
             }
         }

@@ -1,7 +1,7 @@
 //! Where peers come in: one listening socket per worker, for all revisions and incarnations.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -28,10 +28,10 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Listens on loopback, on a free port; `token` is what peers must show.
-    pub fn open(token: String) -> Result<Arc<Self>, RuntimeError> {
-        let failed = |source| RuntimeError::Listen { address: "loopback".to_owned(), source };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+    /// Listens where peers can reach it, port 0 for a free one; `token` is what they must show.
+    pub fn open(at: SocketAddr, token: String) -> Result<Arc<Self>, RuntimeError> {
+        let failed = move |source| RuntimeError::Listen { address: at.to_string(), source };
+        let listener = TcpListener::bind(at).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let doors = Arc::new(Self { address, waiting: Mutex::default(), changed: Condvar::new() });
         let keeper = doors.clone();

@@ -106,4 +106,5 @@ pub enum Fenced {
     Twice { from: u32, channel: u32, step: u64, microbatch: u32 },
 }
 
+pub use control::same_token;
 pub use session::{Notice, Session, StepReport, WorkerReport};

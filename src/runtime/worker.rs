@@ -1,6 +1,6 @@
 //! A worker process: connects to the parent, gets ready for plans, runs them, and goes from one to the next.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,8 +27,12 @@ use crate::wire::frame::{FrameError, Kind};
 /// What a worker is told on its command line.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Where the parent listens.
-    pub connect: SocketAddr,
+    /// Where the parent listens: a name or an address, with a port.
+    pub connect: String,
+    /// How long the parent may take to listen there.
+    pub patience: Duration,
+    /// Where this worker listens for its peers, by an address that they can reach.
+    pub listen: SocketAddr,
     pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
@@ -63,9 +67,9 @@ pub fn run<D: Device>(
     device: impl FnOnce() -> Result<D, RuntimeError>,
     load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
 ) -> Result<(), RuntimeError> {
-    let doors = Doors::open(config.token.clone())?;
-    let stream = TcpStream::connect_timeout(&config.connect, Duration::from_secs(10)).map_err(|source| {
-        let address = config.connect.to_string();
+    let doors = Doors::open(config.listen, config.token.clone())?;
+    let stream = dial(&config.connect, config.patience).map_err(|source| {
+        let address = config.connect.clone();
         RuntimeError::Connect { whom: "the parent".to_owned(), address, source }
     })?;
     let control = Arc::new(Control::new(&stream)?);
@@ -93,6 +97,23 @@ pub fn run<D: Device>(
         let _ = control.send(&ToParent::Failed { message: chain(fault), class: class(fault) });
     }
     result
+}
+
+/// Connects to the parent; until patience ends it may still be on its way, and so may its name.
+fn dial(parent: &str, patience: Duration) -> std::io::Result<TcpStream> {
+    const EACH: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_millis(250);
+    let deadline = Instant::now() + patience;
+    let once = || -> std::io::Result<TcpStream> {
+        let address = parent.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        TcpStream::connect_timeout(&address, EACH)
+    };
+    loop {
+        match once() {
+            Err(_) if Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }
 
 /// Whether the cause lies with a peer, so that this worker can go on with another.

@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod frame;
+pub mod report;
 pub mod tensor;
 
 pub use tensor::{Batch, Position, Tensor};

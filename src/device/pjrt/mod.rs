@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 
-pub use plugin::{Plugin, PluginSpec};
+pub use plugin::{CPU_KERNELS, Plugin, PluginSpec};
 
 use self::result::{Api, text};
 use super::breadcrumb::Breadcrumb;

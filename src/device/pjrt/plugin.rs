@@ -8,6 +8,13 @@ use sha2::{Digest, Sha256};
 use super::result::Api;
 use crate::device::DeviceError;
 
+/// Flags with which the CPU plug-in computes right: `XLA_FLAGS` of every process that loads it.
+///
+/// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
+/// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
+pub const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce \
+    --xla_cpu_prefer_vector_width=512";
+
 /// Which plug-in to load.
 #[derive(Clone, Debug, Default)]
 pub struct PluginSpec {

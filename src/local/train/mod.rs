@@ -467,6 +467,7 @@ impl<'a> Training<'a> {
 
     /// Writes a plan that is in force or about to be to the run directory.
     fn show(&mut self, plan: &Plan) {
+        self.progress.plan(plan);
         let topology = self.topology(plan);
         let model = &self.inputs.model;
         for (rank, worker) in seats(plan).into_iter().enumerate() {

@@ -32,6 +32,7 @@ impl Training<'_> {
                 }));
             }
             self.record.counts.restarts += 1;
+            self.progress.restarts(self.record.counts.restarts);
             match self.restart(&fault) {
                 Ok(()) => return Ok(()),
                 Err(Fault::Problem(problem)) => return Err(problem),

@@ -44,7 +44,25 @@ pub struct Outbox {
     pub closed: bool,
 }
 
-/// A listening socket on loopback, on a free port, and the secret that workers must show.
+/// Where a session listens for its workers, and how it knows them.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Port 0 stands for a free one.
+    pub address: SocketAddr,
+    /// Secret that workers must show; made anew when absent.
+    pub token: Option<String>,
+    /// How long workers may take to dial in; loading a plug-in comes after.
+    pub patience: Duration,
+}
+
+impl Default for Listen {
+    /// For workers of this machine: loopback, a free port and a minute.
+    fn default() -> Self {
+        Self { address: (Ipv4Addr::LOCALHOST, 0).into(), token: None, patience: Duration::from_secs(60) }
+    }
+}
+
+/// A listening socket, and the secret that workers must show.
 pub struct Hall {
     pub address: SocketAddr,
     pub token: String,
@@ -52,12 +70,12 @@ pub struct Hall {
 
 impl Hall {
     /// Admits workers from now on; `events` gets one `Joined` for each.
-    pub fn open(events: Sender<Tagged>) -> Result<Self, RuntimeError> {
-        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    pub fn open(listen: &Listen, events: Sender<Tagged>) -> Result<Self, RuntimeError> {
+        let at = listen.address;
         let failed = move |source| RuntimeError::Listen { address: at.to_string(), source };
         let listener = TcpListener::bind(at).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let token = secret().map_err(failed)?;
+        let token = listen.token.clone().map_or_else(secret, Ok).map_err(failed)?;
         let expected = token.clone();
         let admit = move || {
             for stream in listener.incoming() {
@@ -113,7 +131,7 @@ pub fn converse(
     let (letters, queue) = channel::<Letter>();
     let write = move || {
         let header = |kind, step, channel| -> Header { Stamp::NONE.header(kind, step, channel, 0) };
-        while let Ok(letter) = queue.recv() {
+        for letter in queue {
             let written = match letter {
                 Letter::Order(json) => write_message(&mut writing, header(Kind::Control, 0, 0), &json),
                 Letter::Rows { step, tensor, rows } => {
@@ -125,6 +143,8 @@ pub fn converse(
                 return;
             }
         }
+        // Nobody writes to this worker any more: one on another machine learns it here, and dials in anew.
+        let _ = writing.shutdown(std::net::Shutdown::Write);
     };
     let read = move || {
         loop {

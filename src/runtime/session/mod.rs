@@ -23,10 +23,9 @@ use crate::plan::Plan;
 use crate::wire::control::{FailureClass, Move, Prepare, ReadyReport, Seat, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::{Batch, Tensor};
 
+pub use self::hall::Listen;
 pub use crate::wire::control::Span;
 
-/// How long workers may take to dial in; loading a plug-in comes after.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a worker that lost a peer is doubted: the peer's own story is better.
 const DOUBT: Duration = Duration::from_secs(2);
 /// How often `alive` is called while waiting.
@@ -119,6 +118,7 @@ struct Fed {
 pub struct Session {
     job: Job,
     hall: Hall,
+    patience: Duration,
     events: Receiver<Tagged>,
     to_session: Sender<Tagged>,
     workers: BTreeMap<WorkerId, Outbox>,
@@ -131,15 +131,18 @@ pub struct Session {
     saving: Option<Saving>,
     /// Workers that have said they are done: their connections may close.
     done: BTreeSet<WorkerId>,
+    /// Nobody is admitted any more: a worker that has handed over its params may be started anew by whoever keeps it.
+    finishing: bool,
 }
 
 impl Session {
     /// Listens for workers that are about to start.
-    pub fn open(job: Job) -> Result<Self, RuntimeError> {
+    pub fn open(job: Job, listen: &Listen) -> Result<Self, RuntimeError> {
         let (to_session, events) = channel();
         Ok(Self {
             job,
-            hall: Hall::open(to_session.clone())?,
+            hall: Hall::open(listen, to_session.clone())?,
+            patience: listen.patience,
             events,
             to_session,
             workers: BTreeMap::new(),
@@ -151,6 +154,7 @@ impl Session {
             fed: BTreeMap::new(),
             saving: None,
             done: BTreeSet::new(),
+            finishing: false,
         })
     }
 
@@ -200,10 +204,10 @@ impl Session {
         workers: &[WorkerId],
         alive: &mut dyn FnMut() -> Result<(), RuntimeError>,
     ) -> Result<(), RuntimeError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while let Some(&worker) = workers.iter().find(|w| self.workers.get(w).is_none_or(|o| o.closed)) {
             if Instant::now() > deadline {
-                return Err(RuntimeError::NoShow { rank: worker, seconds: PATIENCE.as_secs() });
+                return Err(RuntimeError::NoShow { rank: worker, seconds: self.patience.as_secs() });
             }
             match self.events.recv_timeout(TICK) {
                 Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, stream, listen)?,
@@ -397,10 +401,7 @@ impl Session {
     fn take(&mut self, worker: WorkerId, event: Event) -> Result<Option<Notice>, RuntimeError> {
         let said = match event {
             Event::Said(said) => said,
-            Event::Joined { stream, listen } => {
-                self.admit(worker, stream, listen)?;
-                return Ok(None);
-            }
+            Event::Joined { .. } => return Err(unexpected(worker)),
             // A worker that is done leaves, perhaps before the others are; one that was to join is missed.
             Event::Closed(e) => return Ok(self.missed(worker, e.to_string())),
             Event::State(..) => return Err(unexpected(worker)),
@@ -572,6 +573,7 @@ impl Session {
     /// workers.
     pub fn finish(mut self, weights: &Path) -> Result<(), RuntimeError> {
         self.abort();
+        self.finishing = true;
         let seats: BTreeSet<WorkerId> = self.seats().iter().copied().collect();
         let everyone: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
         self.tell_all(&everyone, &ToWorker::Finish);
@@ -618,8 +620,19 @@ impl Session {
                         return Err(RuntimeError::Stopped("all connections to workers are closed".to_owned()));
                     }
                 };
-            if let Event::Joined { .. } = event {
-                return Ok(Some((worker, event)));
+            if let Event::Joined { stream, listen } = event {
+                if self.finishing {
+                    continue;
+                }
+                // One that was there has lost all it knew, whether or not the end of its connection was noticed.
+                let anew = self.workers.contains_key(&worker) && self.is_needed(worker);
+                self.admit(worker, stream, listen)?;
+                if anew {
+                    let message = "it was started anew".to_owned();
+                    let fault = RuntimeError::WorkerLost { rank: worker, message };
+                    return Err(suspicion.map_or(fault, |(fault, _)| fault));
+                }
+                continue;
             }
             if !self.is_current(worker, connection) {
                 continue;

@@ -1,0 +1,72 @@
+//! `foreshard head`: started by the operator, in the pod of the first worker, never by people.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::bad_input;
+use super::local::{environment, interrupts};
+use super::worker::TOKEN;
+use crate::device::pjrt::PluginSpec;
+use crate::local::head::{Head, lead};
+use crate::local::run::{Ending, Options, Problem};
+
+/// Lead the workers of a job that run elsewhere.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Manifest of a TrainingJob.
+    job: PathBuf,
+    /// Topology of the devices, as JSON.
+    #[arg(long)]
+    devices: PathBuf,
+    /// Where workers dial in.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Where the operator asks how far the job is.
+    #[arg(long)]
+    status: SocketAddr,
+    /// Directory of all runs of this job.
+    #[arg(long)]
+    results: PathBuf,
+    /// Where the report is left at the end.
+    #[arg(long)]
+    last_words: Option<PathBuf>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Ok(token) = std::env::var(TOKEN) else {
+        return Err(bad_input(anyhow::anyhow!("{TOKEN} is not set; heads are started by `foreshard operator`")));
+    };
+    let options = Options {
+        job: args.job,
+        run_dir: None,
+        steps: None,
+        shards: None,
+        resume: None,
+        traced_steps: 20,
+        quiet: false,
+        plugin: PluginSpec::default(),
+        storage: environment(),
+        token_variable: TOKEN,
+        xla_flags: String::new(),
+        cache: None,
+        fail: BTreeMap::new(),
+        interrupts: interrupts()?,
+        remote: None,
+    };
+    let head = Head {
+        devices: args.devices,
+        listen: args.listen,
+        status: args.status,
+        token,
+        results: args.results,
+        last_words: args.last_words,
+    };
+    match lead(&head, options) {
+        Ok(Ending::Done | Ending::DataEnded) => Ok(ExitCode::SUCCESS),
+        Ok(Ending::Interrupted) => Ok(ExitCode::from(130)),
+        Err(Problem::Input(e)) => Err(bad_input(e)),
+        Err(Problem::Failed(e)) => Err(e),
+    }
+}

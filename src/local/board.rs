@@ -1,0 +1,179 @@
+//! What a running job shows: the head of a job answers questions with it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::plan::{Place, Plan, ShardId};
+use crate::runtime::{StepReport, same_token};
+use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, ShardReport};
+
+/// The report of a job, as far as it has come.
+pub struct Board {
+    began: Instant,
+    first_step: Mutex<Option<u64>>,
+    report: Mutex<JobReport>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { began: Instant::now(), first_step: Mutex::default(), report: Mutex::default() }
+    }
+}
+
+impl Board {
+    pub fn read(&self) -> JobReport {
+        self.report.lock().unwrap_or_else(|p| p.into_inner()).clone()
+    }
+
+    pub fn write(&self, change: impl FnOnce(&mut JobReport)) {
+        change(&mut self.report.lock().unwrap_or_else(|p| p.into_inner()));
+    }
+
+    pub fn step(&self, report: &StepReport) {
+        let mut first = self.first_step.lock().unwrap_or_else(|p| p.into_inner());
+        let first = *first.get_or_insert(report.step);
+        let elapsed = self.began.elapsed().as_secs_f64();
+        self.write(|r| {
+            r.state = JobState::Training;
+            r.step = report.step + 1;
+            r.first_loss.get_or_insert(report.loss.into());
+            r.loss = Some(report.loss.into());
+            r.step_seconds = Some(report.seconds);
+            let done = r.step.saturating_sub(first).max(1) as f64;
+            r.eta_seconds = Some(elapsed / done * r.steps.saturating_sub(r.step) as f64);
+            r.busy = report.workers.iter().map(|w| w.busy_s / report.seconds.max(1e-9)).collect();
+        });
+    }
+
+    /// A plan has come into force.
+    pub fn plan(&self, plan: &Plan) {
+        let ops = |shard: usize| {
+            let here = Place::Shard(ShardId(shard as u32));
+            let grad = plan.grads.values().next();
+            grad.map_or(0, |a| a.0.iter().filter(|&&p| p == here).count() as u64)
+        };
+        let shards = plan.shards.iter().enumerate().map(|(i, s)| ShardReport {
+            workers: s.devices.iter().map(|d| d.0).collect(),
+            ops: ops(i),
+            busy_seconds: s.busy.0,
+            memory: s.memory.0,
+            sent: s.sent.0,
+        });
+        let report = PlanReport {
+            revision: plan.revision,
+            step_seconds: plan.step_time.0,
+            bound_seconds: plan.bound.0,
+            microbatch: plan.microbatch,
+            microbatches: plan.n_microbatches,
+            bytes_cut: plan.bytes_cut.0,
+            shards: shards.collect(),
+        };
+        self.write(|r| r.plan = Some(report));
+    }
+
+    /// Answers `GET /status` to those who know the token, and `GET /healthz` to everyone.
+    pub fn serve(self: &Arc<Self>, at: SocketAddr, token: String) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))?;
+        let board = self.clone();
+        let serve = move || {
+            // One after the other: there is one operator.
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
+                // Whoever went away asks again.
+                let _ = board.answer(stream, &token);
+            }
+        };
+        std::thread::Builder::new().name("status".to_owned()).spawn(serve).context("cannot start a thread")?;
+        Ok(())
+    }
+
+    fn answer(&self, stream: TcpStream, token: &str) -> std::io::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const MAX_REQUEST: u64 = 16 << 10;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut lines = BufReader::new((&stream).take(MAX_REQUEST)).lines();
+        let request = lines.next().transpose()?.unwrap_or_default();
+        let mut shown = None;
+        for line in lines {
+            let line = line?;
+            let Some((key, value)) = line.split_once(':') else { break };
+            if key.eq_ignore_ascii_case(AUTHORIZATION) {
+                shown = value.trim().strip_prefix("Bearer ").map(str::to_owned);
+            }
+        }
+        let path = request.split_whitespace().nth(1).unwrap_or_default();
+        let known = shown.is_some_and(|s| same_token(&s, token));
+        let (status, body) = match path {
+            "/healthz" => ("200 OK", "ok\n".to_owned()),
+            "/status" if known => ("200 OK", serde_json::to_string(&self.read())?),
+            "/status" => ("401 Unauthorized", String::new()),
+            _ => ("404 Not Found", String::new()),
+        };
+        write!(
+            &stream,
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    }
+
+    /// Leaves the report behind, cut short where the place is small: Kubernetes keeps 4 KiB of a container's last words.
+    pub fn last_words(&self, path: &Path) -> anyhow::Result<()> {
+        const MAX: usize = 4000;
+        const MAX_MESSAGE: usize = 1500;
+        let mut report = self.read();
+        report.message = report.message.chars().take(MAX_MESSAGE).collect();
+        let mut text = serde_json::to_string(&report)?;
+        if text.len() > MAX {
+            (report.plan, report.busy) = (None, Vec::new());
+            text = serde_json::to_string(&report)?;
+        }
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(at: SocketAddr, path: &str, token: &str) -> String {
+        let mut stream = TcpStream::connect(at).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn tells_its_report_to_those_who_know_the_token() {
+        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let board = Arc::new(Board::default());
+        board.write(|r| r.step = 7);
+        board.serve(at, "secret".to_owned()).unwrap();
+        let answer = ask(at, "/status", "secret");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        assert_eq!(serde_json::from_str::<JobReport>(body).unwrap().step, 7);
+        assert!(ask(at, "/status", "guess").starts_with("HTTP/1.1 401"));
+        assert!(ask(at, "/healthz", "guess").starts_with("HTTP/1.1 200"));
+        assert!(ask(at, "/etc/passwd", "secret").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn last_words_stay_short() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let board = Board::default();
+        board.write(|r| {
+            r.message = "é".repeat(5000);
+            r.busy = vec![0.123_456_789; 4096];
+        });
+        board.last_words(file.path()).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(text.len() <= 4096, "{}", text.len());
+        assert!(serde_json::from_str::<JobReport>(&text).is_ok());
+    }
+}

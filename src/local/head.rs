@@ -1,0 +1,129 @@
+//! `foreshard head`: the parent of a job whose workers come from other machines.
+//!
+//! # Expected Flow
+//! It listens, waits for a worker on every device it was given, trains like `foreshard local run`, and leaves its report
+//! as its last words. Started again, it goes on from the newest checkpoint of its earlier runs.
+//!
+//! # Assumptions
+//! Workers are started, and started anew, by somebody else. The directory of results is the same for all of them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use super::board::Board;
+use super::run::{Ending, Options, Problem, Remote, input, run};
+use crate::runtime::checkpoint::{Checkpoint, Depth};
+use crate::runtime::session::Listen;
+use crate::topology::Topology;
+use crate::wire::report::JobState;
+
+/// Where a head listens and writes.
+pub struct Head {
+    /// A topology as JSON: worker N runs on its device N.
+    pub devices: PathBuf,
+    /// Where workers dial in.
+    pub listen: SocketAddr,
+    /// Where the operator asks.
+    pub status: SocketAddr,
+    /// Secret of the job.
+    pub token: String,
+    /// Directory of all runs of this job.
+    pub results: PathBuf,
+    pub last_words: Option<PathBuf>,
+}
+
+/// How long workers may take to come: their nodes may have to fetch an image first.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// Runs a job to its end. `options` say everything but what is this run's own.
+pub fn lead(head: &Head, options: Options) -> Result<Ending, Problem> {
+    let board = Arc::new(Board::default());
+    let outcome = prepared(head, options, &board).and_then(|options| match options {
+        Some(options) => run(&options),
+        // The run before has come to its end, and nobody has heard of it.
+        None => Ok(Ending::Done),
+    });
+    board.write(|r| match &outcome {
+        Ok(Ending::Done | Ending::DataEnded) => r.state = JobState::Done,
+        Ok(Ending::Interrupted) => r.state = JobState::Interrupted,
+        Err(Problem::Input(e)) => (r.state, r.message) = (JobState::Refused, format!("{e:#}")),
+        Err(Problem::Failed(e)) => (r.state, r.message) = (JobState::Failed, format!("{e:#}")),
+    });
+    if let Some(Err(e)) = head.last_words.as_deref().map(|path| board.last_words(path)) {
+        eprintln!("warning: {e:#}");
+    }
+    outcome
+}
+
+/// The options of this run, or `None` if an earlier one has done all steps.
+fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Option<Options>, Problem> {
+    board.serve(head.status, head.token.clone())?;
+    let shown = head.devices.display();
+    let text = std::fs::read_to_string(&head.devices).with_context(|| format!("{shown}")).map_err(input)?;
+    let devices: Topology = serde_json::from_str(&text).with_context(|| format!("{shown}")).map_err(input)?;
+    std::fs::create_dir_all(&head.results)
+        .with_context(|| format!("cannot make {}; may this user write to the volume?", head.results.display()))?;
+    let runs = runs(&head.results)?;
+    let newest = runs.iter().rev().find_map(|(_, run)| Checkpoint::open(run, Depth::Checksums).ok());
+    let steps = steps(&options)?;
+    if let Some(found) = newest {
+        let step = found.checkpoint.index().step;
+        let path = found.checkpoint.path().to_owned();
+        let run = runs.iter().map(|(_, run)| run).find(|run| path.starts_with(run));
+        if let Some(run) = run.filter(|_| step >= steps) {
+            // It may have been lost between its last checkpoint and its weights.
+            let weights = run.join(WEIGHTS);
+            if !weights.is_file() {
+                found.checkpoint.export(&weights, false).map_err(anyhow::Error::from)?;
+            }
+            board.write(|r| (r.step, r.steps, r.results) = (step, steps, run.display().to_string()));
+            return Ok(None);
+        }
+        options.resume = Some(path);
+    }
+    let next = runs.last().map_or(1, |(n, _)| n + 1);
+    options.run_dir = Some(head.results.join(format!("run-{next}")));
+    let listen = Listen { address: head.listen, token: Some(head.token.clone()), patience: PATIENCE };
+    options.remote = Some(Remote { devices, listen, board: board.clone() });
+    Ok(Some(options))
+}
+
+const WEIGHTS: &str = "weights.safetensors";
+
+/// Steps of the job: what its manifest says.
+fn steps(options: &Options) -> Result<u64, Problem> {
+    let path = options.job.display();
+    let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
+    Ok(crate::api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?.spec.steps)
+}
+
+/// Earlier runs of the job, by number.
+fn runs(results: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+    let mut runs = Vec::new();
+    for entry in std::fs::read_dir(results).with_context(|| format!("cannot read {}", results.display()))? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|n| n.to_str()?.strip_prefix("run-")?.parse().ok());
+        runs.extend(number.map(|n: u64| (n, path)));
+    }
+    runs.sort();
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_earlier_runs_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["run-2", "run-10", "run-x", "other"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let numbers: Vec<u64> = runs(dir.path()).unwrap().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(numbers, [2, 10]);
+    }
+}

@@ -1,0 +1,454 @@
+//! One picture of a job and the cluster goes in, what should be comes out.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::inventory::Room;
+use super::place::{Need, place};
+use super::render::{Site, render};
+use crate::api::{
+    Condition, ConditionStatus, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted,
+    PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
+};
+use crate::units::Seconds;
+use crate::wire::report::{JobReport, JobState};
+
+/// Everything the operator knows of a job at one moment.
+pub struct Snapshot<'a> {
+    pub job: &'a TrainingJob,
+    /// What is free, this job's own pods counted as taken.
+    pub rooms: &'a [Room],
+    /// Pods of this job.
+    pub pods: &'a [PodSeen],
+    /// Plans of this job, by revision.
+    pub plans: &'a [PartitionPlan],
+    /// What the head answered, if it did.
+    pub report: Option<&'a JobReport>,
+    pub now: Timestamp,
+    pub site: &'a Site,
+}
+
+/// A pod of a job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodSeen {
+    pub name: String,
+    pub worker: u32,
+    /// The node it is pinned to.
+    pub node: String,
+    pub phase: String,
+    pub ip: Option<String>,
+    pub terminating: bool,
+    pub gated: bool,
+    /// What the scheduler says against it.
+    pub unschedulable: Option<String>,
+    /// What keeps a container from running, such as an image that cannot be had.
+    pub stuck: Option<String>,
+    /// The head in it, if there is one.
+    pub head: Option<HeadSeen>,
+}
+
+/// The container of the head.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeadSeen {
+    pub restarts: u32,
+    /// It has ended and stays so, with this code.
+    pub exit_code: Option<i32>,
+    /// What its last run left: its report or plain text.
+    pub last_words: Option<Result<JobReport, String>>,
+}
+
+/// What should be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// To be created before anything that follows from it.
+    pub plan: Option<PartitionPlanSpec>,
+    /// New status of a plan, by name; and whether it tells more than new figures.
+    pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
+    /// To be applied, in order.
+    pub apply: Vec<Value>,
+    /// Pods to delete, and whether at once.
+    pub delete: Vec<(String, bool)>,
+    pub status: TrainingJobStatus,
+    /// (reason, text, whether it is a warning): told once, when the decision is made.
+    pub events: Vec<(&'static str, String, bool)>,
+    /// The job itself is to be deleted.
+    pub expire: bool,
+    /// Seconds until the next look, if nothing happens before.
+    pub again: u64,
+}
+
+/// The state in one word: reasons of the condition `Training`.
+mod reason {
+    pub const WAITING: &str = "Waiting";
+    pub const STARTING: &str = "Starting";
+    pub const RUNNING: &str = "Running";
+    pub const SUSPENDING: &str = "Suspending";
+    pub const SUSPENDED: &str = "Suspended";
+    pub const COMPLETE: &str = "Complete";
+    pub const FAILED: &str = "Failed";
+}
+
+/// How often a running job is asked how far it is.
+const LOOK: u64 = 5;
+/// How often a job that waits for room looks again.
+const WAIT: u64 = 10;
+/// A job with nothing to do is looked at for safety's sake.
+const REST: u64 = 600;
+
+/// # Guarantees
+/// The same snapshot gives the same answer, and a snapshot in which everything is as it should be gives nothing to apply.
+pub fn decide(s: &Snapshot<'_>) -> Desired {
+    let mut d = Desired { status: s.job.status.clone().unwrap_or_default(), again: REST, ..Desired::default() };
+    d.status.observed_generation = s.job.metadata.generation;
+    if d.status.has_ended() {
+        return ended(s, d);
+    }
+    if let Some((reason, message)) = over(s) {
+        return end(s, d, reason, message);
+    }
+    let need = match crate::api::check(&s.job.spec).and_then(|()| Need::of(&s.job.spec)) {
+        Ok(need) => need,
+        Err(message) => return end(s, d, "InvalidSpec", message),
+    };
+    if s.job.spec.suspend {
+        return suspended(s, d);
+    }
+    take_report(s, &mut d);
+    let current = s.plans.last();
+    let kept = current.map(|p| kept(s, p)).unwrap_or_default();
+    if let Some(plan) = current.filter(|p| !s.pods.is_empty() && kept.len() == p.spec.shards.len()) {
+        run(s, &mut d, &plan.spec);
+        return d;
+    }
+    let why = why(s, current, &kept);
+    match place(&s.job.spec, need, &open_rooms(s), &kept) {
+        Ok(seats) => {
+            let plan = match current.filter(|p| p.spec.shards == seats) {
+                Some(plan) => plan.spec.clone(),
+                None => {
+                    let plan = adopt(s, seats, why);
+                    d.events.push(("Planned", format!("revision {}: {}", plan.revision, plan.reason), false));
+                    d.plan = Some(plan.clone());
+                    plan
+                }
+            };
+            run(s, &mut d, &plan);
+        }
+        Err(no_room) => {
+            let text = no_room.to_string();
+            if d.status.condition(condition::PLACED).is_none_or(|c| c.message != text) {
+                d.events.push(("NoRoom", text.clone(), true));
+            }
+            set(s, &mut d.status, condition::PLACED, ConditionStatus::False, "NoRoom", &text);
+            set(s, &mut d.status, condition::TRAINING, ConditionStatus::False, reason::WAITING, &text);
+            d.again = WAIT;
+        }
+    }
+    d
+}
+
+/// Why the job is over: (reason, text).
+fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
+    let spec = &s.job.spec;
+    let head = s.pods.iter().find_map(|p| p.head.as_ref());
+    if let Some(head) = head {
+        let words = head.last_words.as_ref();
+        let report = words.and_then(|w| w.as_ref().ok());
+        let said = match words {
+            Some(Ok(report)) => report.message.clone(),
+            Some(Err(text)) => text.clone(),
+            None => "its head ended without a word".to_owned(),
+        };
+        match (head.exit_code, report.map(|r| r.state)) {
+            (Some(0), _) => return Some((reason::COMPLETE, said)),
+            (_, Some(JobState::Refused)) => return Some(("InvalidInput", said)),
+            _ if words.is_some() && head.restarts > spec.failure_policy.max_restarts => {
+                let n = head.restarts;
+                return Some(("HeadFailed", format!("the job was started {n} times: {said}")));
+            }
+            _ => {}
+        }
+    }
+    let started = s.job.status.as_ref()?.start_time.as_ref()?.parse::<Timestamp>().ok()?;
+    let ran = s.now.as_second() - started.as_second();
+    let limit = spec.active_deadline_seconds.filter(|&limit| ran > i64::from(limit))?;
+    Some(("DeadlineExceeded", format!("the job has not ended after {limit} s (spec.activeDeadlineSeconds)")))
+}
+
+fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> Desired {
+    take_report(s, &mut d);
+    let complete = why == reason::COMPLETE;
+    let message = if complete {
+        let of = |text: &Option<String>| text.clone().unwrap_or_default();
+        format!(
+            "{} steps, loss {} -> {}, weights in {}",
+            s.job.spec.steps,
+            of(&d.status.first_loss),
+            of(&d.status.loss),
+            of(&d.status.results)
+        )
+    } else {
+        message
+    };
+    let (kind, state) =
+        if complete { (condition::COMPLETE, reason::COMPLETE) } else { (condition::FAILED, reason::FAILED) };
+    set(s, &mut d.status, kind, ConditionStatus::True, why, &message);
+    set(s, &mut d.status, condition::TRAINING, ConditionStatus::False, state, &message);
+    d.events.push((why, message, !complete));
+    d.status.eta = None;
+    d.status.completion_time = Some(s.now.to_string());
+    d.again = 1;
+    d
+}
+
+/// A job that has ended keeps its plan and what its pods said; what still runs is stopped.
+fn ended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
+    let running = s.pods.iter().filter(|p| !p.terminating && p.phase != "Succeeded" && p.phase != "Failed");
+    d.delete = running.map(|p| (p.name.clone(), false)).collect();
+    let done = d.status.completion_time.as_ref().and_then(|t| t.parse::<Timestamp>().ok());
+    if let (Some(done), Some(ttl)) = (done, s.job.spec.ttl_seconds_after_finished) {
+        let left = done.as_second() + i64::from(ttl) - s.now.as_second();
+        d.expire = left <= 0;
+        d.again = left.clamp(1, REST as i64) as u64;
+    }
+    d
+}
+
+/// First the head, which lets workers finish their steps and writes a checkpoint; then the others.
+fn suspended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
+    take_report(s, &mut d);
+    let head = s.pods.iter().find(|p| p.worker == 0);
+    let last = head.into_iter().chain(s.pods.iter().filter(|_| head.is_none()));
+    d.delete = last.filter(|p| !p.terminating).map(|p| (p.name.clone(), false)).collect();
+    let (state, text) = if s.pods.is_empty() {
+        (reason::SUSPENDED, "spec.suspend is true; set it to false and training goes on from the last checkpoint")
+    } else {
+        (reason::SUSPENDING, "the steps in flight are finished and a checkpoint is written")
+    };
+    if d.status.condition(condition::TRAINING).is_none_or(|c| c.reason != state) {
+        d.events.push((state, text.to_owned(), false));
+    }
+    set(s, &mut d.status, condition::TRAINING, ConditionStatus::False, state, text);
+    set(s, &mut d.status, condition::PLACED, ConditionStatus::False, state, text);
+    d.status.eta = None;
+    if !s.pods.is_empty() {
+        d.again = LOOK;
+    }
+    d
+}
+
+/// Seats of a plan whose nodes can still be used, or whose pods run there nevertheless.
+fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
+    if s.pods.is_empty() {
+        return Vec::new();
+    }
+    let usable = |seat: &&Seat| {
+        let room = s.rooms.iter().find(|r| r.node == seat.node);
+        let pod = s.pods.iter().find(|p| p.worker == seat.worker && p.node == seat.node);
+        match (room.map(|r| r.closed.as_deref()), pod) {
+            (None, _) => false,
+            (Some(None), Some(pod)) => pod.unschedulable.is_none(),
+            (Some(None), None) => true,
+            // A node that is only closed to new pods lets the old ones run.
+            (Some(Some(why)), Some(pod)) => why != "is not ready" && !pod.terminating && pod.phase == "Running",
+            (Some(Some(_)), None) => false,
+        }
+    };
+    plan.spec.shards.iter().filter(usable).cloned().collect()
+}
+
+/// Nodes that have refused a pod of the job are not asked again while it waits there.
+fn open_rooms(s: &Snapshot<'_>) -> Vec<Room> {
+    let refused = |r: &Room| s.pods.iter().find(|p| p.node == r.node)?.unschedulable.clone();
+    let close = |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)), ..r.clone() };
+    s.rooms.iter().map(close).collect()
+}
+
+/// Why there is to be another plan.
+fn why(s: &Snapshot<'_>, current: Option<&PartitionPlan>, kept: &[Seat]) -> String {
+    let Some(current) = current else { return "the first plan".to_owned() };
+    if s.pods.is_empty() {
+        return "no pod of the job is left: it begins anew from its last checkpoint".to_owned();
+    }
+    let lost = current.spec.shards.iter().find(|seat| !kept.contains(seat));
+    let Some(seat) = lost else { return "another plan".to_owned() };
+    let said = s.pods.iter().find(|p| p.worker == seat.worker).and_then(|p| p.unschedulable.clone());
+    let room = s.rooms.iter().find(|r| r.node == seat.node);
+    let cause = match (room, said) {
+        (None, _) => "is gone".to_owned(),
+        (Some(room), None) => room.closed.clone().unwrap_or_else(|| "cannot be used".to_owned()),
+        (Some(_), Some(said)) => format!("does not take worker {}: {said}", seat.worker),
+    };
+    format!("node {} {cause}", seat.node)
+}
+
+fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String) -> PartitionPlanSpec {
+    let job = s.job.metadata.name.clone().unwrap_or_default();
+    let revision = s.plans.last().map_or(1, |p| p.spec.revision + 1);
+    let of = serde_json::json!({"spec": s.job.spec, "shards": shards});
+    let inputs = Sha256::digest(of.to_string().as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let nodes: BTreeSet<String> = shards.iter().map(|s| s.node.clone()).collect();
+    PartitionPlanSpec {
+        job,
+        revision,
+        nodes: nodes.into_iter().collect(),
+        reason: reason.chars().take(1000).collect(),
+        inputs,
+        shards,
+    }
+}
+
+/// Name of a job's plan.
+pub fn plan_name(job: &str, revision: u64) -> String {
+    format!("{job}-plan-{revision}")
+}
+
+/// Pods for every seat of a plan, and what is known of them.
+fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
+    let wanted = |p: &&PodSeen| plan.shards.iter().any(|seat| seat.worker == p.worker && seat.node == p.node);
+    let there: BTreeSet<u32> = s.pods.iter().filter(wanted).map(|p| p.worker).collect();
+    // Where a pod of the same name is on its way out, another comes later. A node that does not answer confirms nothing.
+    let lost = |p: &PodSeen| {
+        let room = s.rooms.iter().find(|r| r.node == p.node);
+        room.is_none_or(|r| r.closed.as_deref() == Some("is not ready"))
+    };
+    let unwanted = s.pods.iter().filter(|p| !wanted(p) && (!p.terminating || lost(p)));
+    d.delete.extend(unwanted.map(|p| (p.name.clone(), lost(p))));
+    // Those that have failed, as an evicted pod has, make room for others.
+    let failed = s.pods.iter().filter(wanted).filter(|p| p.phase == "Failed" && !p.terminating);
+    d.delete.extend(failed.map(|p| (p.name.clone(), false)));
+
+    let whole = there.len() == plan.shards.len();
+    let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
+    let rendered = render(s.job, plan, s.site, !whole);
+    if !whole {
+        d.apply.extend(rendered.support);
+        let missing = rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker));
+        d.apply.extend(missing.map(|(_, pod)| pod));
+        d.again = 2;
+    } else {
+        let gated: BTreeSet<u32> = s.pods.iter().filter(|p| p.gated).map(|p| p.worker).collect();
+        d.apply.extend(rendered.pods.into_iter().filter(|(w, _)| gated.contains(w)).map(|(_, pod)| pod));
+        d.again = LOOK;
+    }
+    d.status.start_time.get_or_insert_with(|| s.now.to_string());
+    d.status.plan = Some(plan_name(&plan.job, plan.revision));
+    let nodes: BTreeSet<&str> = plan.shards.iter().map(|s| s.node.as_str()).collect();
+    let text = format!("{} workers on {}", plan.shards.len(), nodes.into_iter().collect::<Vec<_>>().join(", "));
+    set(s, &mut d.status, condition::PLACED, ConditionStatus::True, "Planned", &text);
+    let (status, state, text) = progress(s, plan);
+    let known = d.status.condition(condition::TRAINING).is_some_and(|c| c.reason == state);
+    if !known && state == reason::RUNNING {
+        d.events.push(("Running", text.clone(), false));
+    }
+    set(s, &mut d.status, condition::TRAINING, status, state, &text);
+}
+
+/// (status, reason, message) of the condition `Training`.
+fn progress(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> (ConditionStatus, &'static str, String) {
+    if let Some(report) = s.report.filter(|r| r.state == JobState::Training) {
+        let shards = report.plan.as_ref().map_or(0, |p| p.shards.len());
+        return (ConditionStatus::True, reason::RUNNING, format!("steps go on over {shards} shards"));
+    }
+    let stuck = s.pods.iter().find_map(|p| Some((&p.name, p.unschedulable.as_ref().or(p.stuck.as_ref())?)));
+    let running = s.pods.iter().filter(|p| p.phase == "Running").count();
+    let text = match (stuck, s.report) {
+        (Some((pod, why)), _) => format!("pod {pod}: {why}"),
+        (None, Some(report)) if !report.message.is_empty() => report.message.clone(),
+        (None, Some(_)) => "the head waits for workers, which then compile".to_owned(),
+        (None, None) => format!("{running} of {} pods run", plan.shards.len()),
+    };
+    (ConditionStatus::False, reason::STARTING, text)
+}
+
+/// What the head says goes into the status of the job and of its plan.
+fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
+    let words = s.pods.iter().find_map(|p| p.head.as_ref()?.last_words.as_ref()?.as_ref().ok());
+    let Some(report) = s.report.or(words) else { return };
+    let status = &mut d.status;
+    let number = |x: f64| format!("{x:.4}");
+    if report.loss.is_some() || report.state == JobState::Done {
+        status.step = Some(report.step);
+    }
+    if let Some(first) = report.first_loss {
+        status.first_loss.get_or_insert_with(|| number(first));
+    }
+    status.loss = report.loss.map(number).or(status.loss.take());
+    status.step_seconds = report.step_seconds.map(|s| Seconds(s).to_string()).or(status.step_seconds.take());
+    status.eta = report.eta_seconds.filter(|_| report.state == JobState::Training).map(eta);
+    let heads = s.pods.iter().filter_map(|p| p.head.as_ref()).map(|h| h.restarts).max().unwrap_or(0);
+    status.restarts = status.restarts.max(report.restarts + heads);
+    if !report.results.is_empty() {
+        status.results = Some(report.results.clone());
+    }
+    let (Some(plan), Some(cut)) = (s.plans.last(), &report.plan) else { return };
+    let seconds = |x: f64| Seconds(x).to_string();
+    let predicted = Predicted {
+        cut: cut.revision,
+        step: seconds(cut.step_seconds),
+        bound: seconds(cut.bound_seconds),
+        microbatch: cut.microbatch,
+        microbatches: cut.microbatches,
+        bytes_cut: cut.bytes_cut,
+        shards: cut
+            .shards
+            .iter()
+            .enumerate()
+            .map(|(i, shard)| PredictedShard {
+                shard: i as u32,
+                workers: shard.workers.clone(),
+                ops: shard.ops,
+                busy: seconds(shard.busy_seconds),
+                memory: shard.memory,
+                sent: shard.sent,
+            })
+            .collect(),
+    };
+    let observed = report.step_seconds.map(|step| Observed {
+        step: seconds(step),
+        busy: report.busy.iter().map(|b| format!("{:.0}%", b * 100.0)).collect(),
+    });
+    let known = plan.status.clone().unwrap_or_default();
+    // Another cut over the same nodes is another revision.
+    if known.predicted.as_ref().is_some_and(|p| p.cut < cut.revision) && s.report.is_some() {
+        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", report.message));
+        d.events.push(("Recut", format!("revision {}: {}", spec.revision, spec.reason), false));
+        d.plan = Some(spec);
+        return;
+    }
+    let next = PartitionPlanStatus { predicted: Some(predicted), observed: observed.or(known.observed.clone()) };
+    if next != known {
+        let urgent = next.predicted != known.predicted;
+        d.plan_status = plan.metadata.name.clone().map(|name| (name, next, urgent));
+    }
+}
+
+/// Coarse, so that it does not change with every look.
+fn eta(seconds: f64) -> String {
+    match seconds.max(0.0) {
+        s if s < 60.0 => format!("{:.0}s", (s / 10.0).ceil() * 10.0),
+        s if s < 5400.0 => format!("{:.0}m", (s / 60.0).ceil()),
+        s if s < 172_800.0 => format!("{:.1}h", s / 3600.0),
+        s => format!("{:.1}d", s / 86_400.0),
+    }
+}
+
+/// Sets a condition; its time is that of the last change of its status.
+fn set(s: &Snapshot<'_>, to: &mut TrainingJobStatus, kind: &str, status: ConditionStatus, reason: &str, message: &str) {
+    let before = to.condition(kind).filter(|c| c.status == status).map(|c| c.last_transition_time.clone());
+    let condition = Condition {
+        kind: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.chars().take(8000).collect(),
+        last_transition_time: before.unwrap_or_else(|| s.now.to_string()),
+        observed_generation: s.job.metadata.generation,
+    };
+    match to.conditions.iter_mut().find(|c| c.kind == kind) {
+        Some(place) => *place = condition,
+        None => to.conditions.push(condition),
+    }
+}

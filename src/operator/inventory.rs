@@ -1,0 +1,141 @@
+//! What nodes have left for shards.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+/// A node and what is free on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Room {
+    pub node: String,
+    pub labels: BTreeMap<String, String>,
+    /// Thousandths of a core.
+    pub cpu: i64,
+    /// Bytes.
+    pub memory: i64,
+    pub pods: i64,
+    /// Why nothing may be put there, if so.
+    pub closed: Option<String>,
+}
+
+/// Something that takes room on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    pub node: String,
+    pub cpu: i64,
+    pub memory: i64,
+}
+
+/// All nodes, by name, less what is taken.
+pub fn rooms<'a>(nodes: impl IntoIterator<Item = &'a Node>, taken: impl IntoIterator<Item = Taken>) -> Vec<Room> {
+    let mut rooms: BTreeMap<String, Room> = nodes.into_iter().filter_map(room).map(|r| (r.node.clone(), r)).collect();
+    for Taken { node, cpu, memory } in taken {
+        if let Some(room) = rooms.get_mut(&node) {
+            room.cpu -= cpu;
+            room.memory -= memory;
+            room.pods -= 1;
+        }
+    }
+    rooms.into_values().collect()
+}
+
+fn room(node: &Node) -> Option<Room> {
+    let name = node.metadata.name.clone()?;
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    let of = |resource: &str| allocatable.and_then(|a| a.get(resource));
+    Some(Room {
+        cpu: of("cpu").map_or(0, milli),
+        memory: of("memory").map_or(0, whole),
+        pods: of("pods").map_or(0, whole),
+        closed: closed(node),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        node: name,
+    })
+}
+
+/// Why a node takes no shards.
+fn closed(node: &Node) -> Option<String> {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    if !ready {
+        return Some("is not ready".to_owned());
+    }
+    let spec = node.spec.as_ref()?;
+    if spec.unschedulable == Some(true) {
+        return Some("is cordoned".to_owned());
+    }
+    let taints = spec.taints.as_ref().into_iter().flatten();
+    let repels = taints.into_iter().find(|t| t.effect == "NoSchedule" || t.effect == "NoExecute");
+    repels.map(|t| format!("has the taint {}", t.key))
+}
+
+/// What a pod takes of the node it runs on; nothing before it has one and after it has ended.
+pub fn taken(pod: &Pod) -> Option<Taken> {
+    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref());
+    let phase = status.and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    if phase == "Succeeded" || phase == "Failed" {
+        return None;
+    }
+    let node = spec.node_name.clone().or_else(|| pinned(pod))?;
+    let request = |c: &Container, resource: &str, scale: fn(&Quantity) -> i64| {
+        let requests = c.resources.as_ref().and_then(|r| r.requests.as_ref());
+        requests.and_then(|r| r.get(resource)).map_or(0, scale)
+    };
+    // Sidecars run beside everything, other init containers one at a time before it.
+    let sum = |resource: &str, scale: fn(&Quantity) -> i64| {
+        let inits = spec.init_containers.as_ref().into_iter().flatten();
+        let (sidecars, inits): (Vec<_>, Vec<_>) = inits.partition(|c| c.restart_policy.as_deref() == Some("Always"));
+        let beside: i64 = sidecars.iter().map(|c| request(c, resource, scale)).sum();
+        let main: i64 = spec.containers.iter().map(|c| request(c, resource, scale)).sum();
+        let before = inits.iter().map(|c| request(c, resource, scale)).max().unwrap_or(0);
+        let overhead = spec.overhead.as_ref().and_then(|o| o.get(resource)).map_or(0, scale);
+        beside.saturating_add(main.max(before)).saturating_add(overhead)
+    };
+    Some(Taken { node, cpu: sum("cpu", milli), memory: sum("memory", whole) })
+}
+
+/// The node that a pod's required affinity names.
+pub fn pinned(pod: &Pod) -> Option<String> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let fields = required.node_selector_terms.first()?.match_fields.as_ref()?;
+    fields.iter().find(|f| f.key == "metadata.name")?.values.as_ref()?.first().cloned()
+}
+
+fn milli(quantity: &Quantity) -> i64 {
+    (number(&quantity.0) * 1000.0).round() as i64
+}
+
+fn whole(quantity: &Quantity) -> i64 {
+    number(&quantity.0) as i64
+}
+
+/// A Kubernetes quantity; 0 for what is none.
+fn number(text: &str) -> f64 {
+    // An exponent is a number's own; the suffix `E` (exa) has no digits behind it.
+    if let Ok(n) = text.parse::<f64>() {
+        return if n.is_finite() { n } else { 0.0 };
+    }
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(split);
+    let scale = match suffix {
+        "n" => 1e-9,
+        "u" => 1e-6,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        "Pi" => 1024f64.powi(5),
+        "Ei" => 1024f64.powi(6),
+        _ => return 0.0,
+    };
+    number.parse::<f64>().map_or(0.0, |n| n * scale)
+}

@@ -1,0 +1,67 @@
+//! From objects of the API server to what `decide` looks at.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use super::decide::{HeadSeen, PodSeen};
+use super::inventory::pinned;
+use super::render::{GATE, JOB, TRAINER, WORKER};
+use crate::wire::report::JobReport;
+
+/// Reasons for which a container waits that do not pass by themselves in a moment.
+const STUCK: [&str; 6] = [
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+];
+
+/// Name of the job a pod belongs to.
+pub fn job_of(pod: &Pod) -> Option<&str> {
+    pod.metadata.labels.as_ref()?.get(JOB).map(String::as_str)
+}
+
+/// A pod of a job, or `None` where it is none of ours.
+pub fn pod(pod: &Pod) -> Option<PodSeen> {
+    let worker = pod.metadata.labels.as_ref()?.get(WORKER)?.parse().ok()?;
+    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref());
+    let gates = spec.scheduling_gates.as_ref().into_iter().flatten();
+    let conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
+    let mut unscheduled = conditions.filter(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let statuses = || {
+        let of = |list: Option<&'_ Vec<ContainerStatus>>| list.cloned().unwrap_or_default();
+        let inits = of(status.and_then(|s| s.init_container_statuses.as_ref()));
+        inits.into_iter().chain(of(status.and_then(|s| s.container_statuses.as_ref())))
+    };
+    let stuck = statuses().find_map(|c| {
+        let waiting = c.state?.waiting?;
+        let reason = waiting.reason.filter(|r| STUCK.contains(&r.as_str()))?;
+        Some(format!("container {} waits: {reason}: {}", c.name, waiting.message.unwrap_or_default()))
+    });
+    Some(PodSeen {
+        name: pod.metadata.name.clone()?,
+        worker,
+        node: pinned(pod).or_else(|| spec.node_name.clone()).unwrap_or_default(),
+        phase: status.and_then(|s| s.phase.clone()).unwrap_or_default(),
+        ip: status.and_then(|s| s.pod_ip.clone()),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        gated: gates.into_iter().any(|g| g.name == GATE),
+        unschedulable: unscheduled
+            .find(|c| c.reason.as_deref() == Some("Unschedulable"))
+            .map(|c| c.message.clone().unwrap_or_default()),
+        stuck,
+        head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
+    })
+}
+
+fn head(status: &ContainerStatus) -> HeadSeen {
+    let ended = status.state.as_ref().and_then(|s| s.terminated.as_ref());
+    let before = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+    let words = ended.or(before).and_then(|t| t.message.clone());
+    HeadSeen {
+        restarts: status.restart_count.max(0) as u32,
+        exit_code: ended.map(|t| t.exit_code),
+        last_words: words.map(|text| serde_json::from_str::<JobReport>(&text).map_err(|_| text)),
+    }
+}

@@ -1,0 +1,422 @@
+//! Watches, and makes the cluster as `decide` says.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams, Preconditions,
+};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use super::ask::ask;
+use super::decide::{Desired, PodSeen, Snapshot, decide};
+use super::inventory::{Taken, rooms, taken};
+use super::lease::Leader;
+use super::render::{JOB, STATUS_PORT, Site, plan as plan_object, secret};
+use super::serve::{Counts, serve};
+use super::{Class, OperatorError, key, observe};
+use crate::api::{PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
+use crate::wire::report::JobReport;
+
+/// How an operator runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub site: Site,
+    /// Only jobs of this namespace; all when absent.
+    pub watch: Option<String>,
+    /// Health and metrics.
+    pub listen: SocketAddr,
+    /// Jobs looked at at once.
+    pub concurrency: u16,
+    /// Name of this operator among those of its cluster.
+    pub identity: String,
+}
+
+/// Name under which fields are owned.
+const MANAGER: &str = "foreshard-operator";
+/// Figures of training are written at most so often.
+const THROTTLE: Duration = Duration::from_secs(10);
+
+struct Context {
+    client: Client,
+    config: Config,
+    nodes: Store<Node>,
+    pods: Store<Pod>,
+    plans: Store<PartitionPlan>,
+    recorder: Recorder,
+    /// Seats given away that the pods in the cache do not show yet, by job.
+    promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
+    /// When figures were last written, and how often a job failed in a row.
+    memory: Mutex<BTreeMap<String, Memory>>,
+    /// Tokens of jobs are made from it.
+    key: Vec<u8>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Memory {
+    written: Option<std::time::Instant>,
+    failures: u32,
+}
+
+/// Runs until it is told to stop.
+pub async fn run(config: Config) -> Result<(), OperatorError> {
+    let client = Client::try_default().await.map_err(OperatorError::Connect)?;
+    let counts = Arc::new(Counts::default());
+    serve(config.listen, counts.clone()).await?;
+    let leader = Leader::new(&client, &config.site.namespace, config.identity.clone());
+    // Who stands by is as ready as can be.
+    counts.ready.store(true, Ordering::Relaxed);
+    leader.lead(work(client, config, counts)).await?
+}
+
+/// The operator that leads.
+async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(), OperatorError> {
+    let namespace = config.watch.as_deref();
+    let (nodes, node_writer) = reflector::store();
+    let (pods, pod_writer) = reflector::store();
+    let (plans, plan_writer) = reflector::store();
+    let everywhere = watcher::Config::default();
+    let node_stream = reflector::reflector(node_writer, watcher(Api::<Node>::all(client.clone()), everywhere.clone()))
+        .default_backoff()
+        .modify(strip)
+        .touched_objects();
+    // Pods of others take room too: all of them are seen, as far as the operator may look.
+    let pod_stream = reflector::reflector(
+        pod_writer,
+        watcher(api_of::<Pod>(&client, namespace), everywhere.clone()).modify(slim).default_backoff(),
+    )
+    .touched_objects();
+    let plan_stream = reflector::reflector(
+        plan_writer,
+        watcher(api_of::<PartitionPlan>(&client, namespace), everywhere.clone()).modify(strip).default_backoff(),
+    )
+    .touched_objects();
+    let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
+    let context = Arc::new(Context {
+        client: client.clone(),
+        nodes,
+        pods,
+        plans,
+        recorder,
+        promised: Mutex::default(),
+        memory: Mutex::default(),
+        counts,
+        key: key::read_or_make(&client, &config.site.namespace).await?,
+        config: config.clone(),
+    });
+    tokio::spawn(node_stream.for_each(|_| std::future::ready(())));
+    Controller::new(api_of::<TrainingJob>(&client, namespace), everywhere)
+        .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
+        .owns_stream(pod_stream)
+        .owns_stream(plan_stream)
+        .shutdown_on_signal()
+        .run(reconcile, requeue, context)
+        .for_each(|result| {
+            if let Err(e) = result {
+                tracing::debug!(error = %e, "a look at a job failed");
+            }
+            std::future::ready(())
+        })
+        .await;
+    Ok(())
+}
+
+fn api_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+fn strip<K: Resource>(object: &mut K) {
+    object.managed_fields_mut().clear();
+}
+
+/// Keeps of a pod what is looked at.
+fn slim(pod: &mut Pod) {
+    strip(pod);
+    pod.annotations_mut().clear();
+    if pod.metadata.labels.as_ref().is_none_or(|l| !l.contains_key(JOB))
+        && let Some(spec) = &mut pod.spec
+    {
+        spec.volumes = None;
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            (container.env, container.args, container.command) = (None, None, None);
+            (container.volume_mounts, container.liveness_probe) = (None, None);
+            (container.readiness_probe, container.startup_probe) = (None, None);
+        }
+    }
+}
+
+async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
+    Counts::add(&context.counts.reconciles);
+    if job.metadata.deletion_timestamp.is_some() {
+        // Everything of a job is owned by it: the garbage collector takes it away.
+        return Ok(Action::await_change());
+    }
+    let namespace = job.namespace().ok_or_else(|| OperatorError::Incomplete(job.name_any(), "namespace"))?;
+    // Without full caches every node looks empty.
+    for ready in [context.nodes.wait_until_ready().await, context.pods.wait_until_ready().await] {
+        if ready.is_err() {
+            return Ok(Action::requeue(Duration::from_secs(1)));
+        }
+    }
+    let _ = context.plans.wait_until_ready().await;
+    let work = Work { context: &context, job: &job, namespace };
+    let pods = work.pods();
+    let report = work.report(&pods).await;
+    let desired = work.decide(&pods, report.as_ref());
+    let again = desired.again;
+    work.fulfil(desired).await?;
+    if let Some(memory) = context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&work.key()) {
+        memory.failures = 0;
+    }
+    Ok(Action::requeue(Duration::from_secs(again)))
+}
+
+/// Per job, longer each time: 1 s, 2 s, 4 s, up to a minute.
+fn requeue(job: Arc<TrainingJob>, error: &OperatorError, context: Arc<Context>) -> Action {
+    Counts::add(&context.counts.errors);
+    let key = format!("{}/{}", job.namespace().unwrap_or_default(), job.name_any());
+    let mut memory = context.memory.lock().unwrap_or_else(|p| p.into_inner());
+    let failures = &mut memory.entry(key.clone()).or_default().failures;
+    *failures = (*failures + 1).min(7);
+    let least = if error.class() == Class::Wait { 10 } else { 1 };
+    let pause = (1u64 << (*failures - 1)).clamp(least, 60);
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(job = key, error = %error, cause, again_s = pause, "cannot make the cluster as it should be");
+    Action::requeue(Duration::from_secs(pause))
+}
+
+/// One look at one job.
+struct Work<'a> {
+    context: &'a Context,
+    job: &'a TrainingJob,
+    namespace: String,
+}
+
+impl Work<'_> {
+    fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.job.name_any())
+    }
+
+    fn is_ours(&self, pod: &Pod) -> bool {
+        let uid = self.job.metadata.uid.as_deref();
+        pod.metadata.namespace.as_deref() == Some(&self.namespace)
+            && observe::job_of(pod) == Some(&self.job.name_any())
+            && pod.owner_references().iter().any(|o| Some(o.uid.as_str()) == uid)
+    }
+
+    fn pods(&self) -> Vec<PodSeen> {
+        let ours = self.context.pods.state_filter(|p| self.is_ours(p));
+        let mut pods: Vec<PodSeen> = ours.iter().filter_map(|p| observe::pod(p)).collect();
+        pods.sort_by_key(|p| p.worker);
+        pods
+    }
+
+    async fn report(&self, pods: &[PodSeen]) -> Option<JobReport> {
+        let head = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
+        ask(head.ip.as_ref()?.parse().ok()?, STATUS_PORT, &self.token()).await
+    }
+
+    fn token(&self) -> String {
+        key::token(&self.context.key, self.job.metadata.uid.as_deref().unwrap_or_default())
+    }
+
+    /// Looks and decides with nobody else deciding meanwhile: what is promised to one job is not there for another.
+    fn decide(&self, pods: &[PodSeen], report: Option<&JobReport>) -> Desired {
+        let context = self.context;
+        let mut promised = context.promised.lock().unwrap_or_else(|p| p.into_inner());
+        let key = (self.namespace.clone(), self.job.name_any());
+        let seen = context.pods.state();
+        let shown = |(namespace, job): &(String, String), worker: u32| {
+            seen.iter().any(|p| {
+                p.metadata.namespace.as_ref() == Some(namespace)
+                    && observe::job_of(p) == Some(job)
+                    && observe::pod(p).is_some_and(|p| p.worker == worker)
+            })
+        };
+        promised.retain(|key, seats| {
+            seats.retain(|s| !shown(key, s.worker));
+            !seats.is_empty()
+        });
+        let others = promised.iter().filter(|(k, _)| **k != key).flat_map(|(_, seats)| seats);
+        let others = others.map(|s| Taken {
+            node: s.node.clone(),
+            cpu: i64::from(s.cores) * 1000,
+            memory: i64::try_from(s.memory).unwrap_or(i64::MAX),
+        });
+        let nodes = context.nodes.state();
+        let rooms = rooms(nodes.iter().map(|n| &**n), seen.iter().filter_map(|p| taken(p)).chain(others));
+        let name = self.job.name_any();
+        let plans = context.plans.state_filter(|p| {
+            p.metadata.namespace.as_ref() == Some(&self.namespace) && p.spec.job == name && self.owns(p)
+        });
+        let mut plans: Vec<PartitionPlan> = plans.iter().map(|p| (**p).clone()).collect();
+        plans.sort_by_key(|p| p.spec.revision);
+        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let site = &context.config.site;
+        let snapshot = Snapshot { job: self.job, rooms: &rooms, pods, plans: &plans, report, now, site };
+        let desired = decide(&snapshot);
+        if let Some(plan) = &desired.plan {
+            promised.insert(key, plan.shards.clone());
+        }
+        desired
+    }
+
+    fn owns(&self, plan: &PartitionPlan) -> bool {
+        plan.owner_references().iter().any(|o| Some(&o.uid) == self.job.metadata.uid.as_ref())
+    }
+
+    async fn fulfil(&self, desired: Desired) -> Result<(), OperatorError> {
+        if desired.expire {
+            let uid = self.job.metadata.uid.clone();
+            let only = DeleteParams {
+                preconditions: Some(Preconditions { uid, resource_version: None }),
+                ..DeleteParams::background()
+            };
+            let api: Api<TrainingJob> = Api::namespaced(self.context.client.clone(), &self.namespace);
+            let name = self.job.name_any();
+            return gone(api.delete(&name, &only).await).map_err(|e| api_error("delete", format!("job {name}"), e));
+        }
+        if let Some(spec) = &desired.plan {
+            self.create(&plan_object(self.job, spec)).await?;
+        }
+        if !desired.apply.is_empty() {
+            self.create(&secret(self.job, &self.token())).await?;
+        }
+        for object in &desired.apply {
+            self.apply(object).await?;
+        }
+        for (name, at_once) in &desired.delete {
+            Counts::add(&self.context.counts.writes);
+            let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.namespace);
+            let how = if *at_once { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
+            gone(api.delete(name, &how).await).map_err(|e| api_error("delete", format!("pod {name}"), e))?;
+        }
+        if let Some((name, status, urgent)) = &desired.plan_status
+            && self.may_write_figures(*urgent)
+        {
+            let object = json!({
+                "apiVersion": "foreshard.dev/v1alpha1", "kind": "PartitionPlan",
+                "metadata": {"name": name}, "status": status,
+            });
+            Counts::add(&self.context.counts.writes);
+            let api: Api<PartitionPlan> = Api::namespaced(self.context.client.clone(), &self.namespace);
+            let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
+            written.map_err(|e| api_error("write the status of", format!("plan {name}"), e))?;
+        }
+        self.write_status(&desired.status).await?;
+        for (reason, note, warning) in desired.events {
+            self.tell(reason, note, warning).await;
+        }
+        Ok(())
+    }
+
+    /// Creates what must not be there in another form; one that is there already stays.
+    async fn create(&self, object: &Value) -> Result<(), OperatorError> {
+        Counts::add(&self.context.counts.writes);
+        let (api, name, object) = self.dynamic(object)?;
+        match api
+            .create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(e)) if e.reason == "AlreadyExists" => Ok(()),
+            Err(e) => Err(api_error("create", name, e)),
+        }
+    }
+
+    async fn apply(&self, object: &Value) -> Result<(), OperatorError> {
+        Counts::add(&self.context.counts.writes);
+        let (api, name, object) = self.dynamic(object)?;
+        let params = PatchParams::apply(MANAGER).force();
+        let applied = api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await;
+        applied.map(drop).map_err(|e| api_error("apply", name, e))
+    }
+
+    fn dynamic(&self, object: &Value) -> Result<(Api<DynamicObject>, String, DynamicObject), OperatorError> {
+        let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+        let name = format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or_default());
+        let parsed = serde_json::from_value(object.clone());
+        let object = parsed.map_err(|_| OperatorError::Incomplete(name.clone(), "proper metadata"))?;
+        Ok((Api::namespaced_with(self.context.client.clone(), &self.namespace, &resource), name, object))
+    }
+
+    /// Whether figures may be written now. `urgent` writes are, and count.
+    fn may_write_figures(&self, urgent: bool) -> bool {
+        let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+        let memory = memory.entry(self.key()).or_default();
+        urgent || memory.written.is_none_or(|w| w.elapsed() >= THROTTLE)
+    }
+
+    async fn write_status(&self, status: &TrainingJobStatus) -> Result<(), OperatorError> {
+        let before = self.job.status.clone().unwrap_or_default();
+        if *status == before {
+            return Ok(());
+        }
+        let facts = |s: &TrainingJobStatus| (s.conditions.clone(), s.plan.clone(), s.restarts, s.observed_generation);
+        if !self.may_write_figures(facts(status) != facts(&before)) {
+            return Ok(());
+        }
+        Counts::add(&self.context.counts.writes);
+        let name = self.job.name_any();
+        let object = json!({
+            "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob",
+            "metadata": {"name": name}, "status": status,
+        });
+        let api: Api<TrainingJob> = Api::namespaced(self.context.client.clone(), &self.namespace);
+        let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
+        written.map_err(|e| api_error("write the status of", format!("job {name}"), e))?;
+        let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+        memory.entry(self.key()).or_default().written = Some(std::time::Instant::now());
+        Ok(())
+    }
+
+    /// An event of the job. Losing one costs nobody anything.
+    async fn tell(&self, reason: &str, note: String, warning: bool) {
+        tracing::info!(job = self.job.name_any(), namespace = self.namespace, reason, note, "decided");
+        let event = Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        let about: ObjectReference = self.job.object_ref(&());
+        if let Err(e) = self.context.recorder.publish(&event, &about).await {
+            tracing::debug!(error = %e, "an event was lost");
+        }
+    }
+}
+
+/// What is gone need not be deleted.
+fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn api_error(verb: &'static str, what: String, source: kube::Error) -> OperatorError {
+    OperatorError::Api { verb, what, source }
+}

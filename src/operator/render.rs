@@ -1,0 +1,356 @@
+//! The objects of a job, from its plan: pure.
+
+use serde_json::{Value, json};
+
+use super::place::topology;
+use crate::api::{PartitionPlanSpec, Seat, TrainingJob, Volume};
+use crate::device::pjrt::CPU_KERNELS;
+
+/// What is the same for all jobs of a cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Site {
+    /// Image of heads and workers.
+    pub image: String,
+    pub pull_policy: String,
+    /// The plug-in in that image.
+    pub plugin: String,
+    /// Namespace of the operator: heads answer it alone.
+    pub namespace: String,
+}
+
+/// Where workers dial the head, their peers dial them, and the operator asks the head.
+pub const HEAD_PORT: u16 = 7070;
+pub const PEER_PORT: u16 = 7071;
+pub const STATUS_PORT: u16 = 7072;
+/// Key in the job's secret.
+const TOKEN: &str = "token";
+/// Label with the job's name.
+pub const JOB: &str = "foreshard.dev/job";
+/// Label with the number of a worker.
+pub const WORKER: &str = "foreshard.dev/worker";
+/// The gate that holds pods back until all of a job are there.
+pub const GATE: &str = "foreshard.dev/gang";
+/// Container of the head: it leads all workers, reads data and writes checkpoints.
+pub const TRAINER: &str = "trainer";
+const RUNTIME: &str = "runtime";
+/// The job's directory: its volumes stand in it.
+const DIRECTORY: &str = "/job";
+/// Thousandths of a core that the head is given of its node's first worker.
+const HEAD_CPU: u32 = 100;
+/// Least memory of a head: it holds the model's graphs and batches.
+const HEAD_MEMORY: &str = "256Mi";
+/// Longer than steps in flight and a checkpoint take.
+const HEAD_GRACE: u32 = 120;
+/// A worker that is told to go computes on for so long: its head may be finishing a checkpoint.
+const WORKER_GRACE: u32 = 30;
+/// Seconds that a worker tries to reach its head.
+const PATIENCE: u32 = 1800;
+const USER: u32 = 65532;
+
+/// What a plan comes to.
+pub struct Rendered {
+    /// What pods need before they start.
+    pub support: Vec<Value>,
+    /// By worker.
+    pub pods: Vec<(u32, Value)>,
+}
+
+/// `gated`: the gang is not whole yet.
+pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site, gated: bool) -> Rendered {
+    let of = Of { job, plan, site, name: &plan.job, own: own_name(job) };
+    Rendered {
+        support: vec![of.config(), of.service(), of.policy()],
+        pods: plan.shards.iter().map(|seat| (seat.worker, of.pod(seat, gated))).collect(),
+    }
+}
+
+/// One job and its plan.
+struct Of<'a> {
+    job: &'a TrainingJob,
+    plan: &'a PartitionPlanSpec,
+    site: &'a Site,
+    name: &'a str,
+    /// Of what pods need.
+    own: String,
+}
+
+impl Of<'_> {
+    fn metadata(&self, name: &str) -> Value {
+        json!({
+            "name": name,
+            "namespace": self.job.metadata.namespace,
+            "labels": {
+                "app.kubernetes.io/name": "foreshard",
+                "app.kubernetes.io/component": "job",
+                "app.kubernetes.io/managed-by": "foreshard-operator",
+                JOB: self.name,
+            },
+            "ownerReferences": [owner(self.job)],
+        })
+    }
+
+    fn namespace(&self) -> &str {
+        self.job.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
+    /// The manifest and the devices, as the head reads them.
+    fn config(&self) -> Value {
+        let manifest = json!({
+            "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": self.name},
+            "spec": self.job.spec,
+        });
+        let devices = topology(&self.plan.shards);
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.own),
+            "data": {
+                "job.yaml": serde_yaml::to_string(&manifest).expect("a manifest is plain data"),
+                "devices.json": serde_json::to_string(&devices).expect("a topology is plain data"),
+            },
+        })
+    }
+
+    /// Headless: it gives pods their names. They find each other before they are ready.
+    fn service(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": self.metadata(&self.own),
+            "spec": {
+                "clusterIP": "None", "publishNotReadyAddresses": true, "selector": {JOB: self.name},
+                "ports": [
+                    {"name": "head", "port": HEAD_PORT, "protocol": "TCP", "targetPort": HEAD_PORT},
+                    {"name": "peers", "port": PEER_PORT, "protocol": "TCP", "targetPort": PEER_PORT},
+                ],
+            },
+        })
+    }
+
+    /// Pods of a job talk to each other, and its head to the operator; nobody else comes in.
+    fn policy(&self) -> Value {
+        let operator = json!({
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.site.namespace}},
+            "podSelector": {"matchLabels": {
+                "app.kubernetes.io/name": "foreshard", "app.kubernetes.io/component": "operator",
+            }},
+        });
+        let port = |port: u16| json!({"protocol": "TCP", "port": port});
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.metadata(&self.own),
+            "spec": {
+                "podSelector": {"matchLabels": {JOB: self.name}},
+                "policyTypes": ["Ingress"],
+                "ingress": [
+                    {"from": [{"podSelector": {"matchLabels": {JOB: self.name}}}],
+                     "ports": [port(HEAD_PORT), port(PEER_PORT)]},
+                    {"from": [operator], "ports": [port(STATUS_PORT)]},
+                ],
+            },
+        })
+    }
+
+    fn pod(&self, seat: &Seat, gated: bool) -> Value {
+        let name = format!("{}-{}", self.name, seat.worker);
+        let mut metadata = self.metadata(&name);
+        metadata["labels"][WORKER] = json!(seat.worker.to_string());
+        metadata["labels"]["app.kubernetes.io/component"] = json!("worker");
+        metadata["annotations"] = json!({"foreshard.dev/plan": self.plan.revision.to_string()});
+        let has_head = seat.worker == 0;
+        let mut runtime = self.runtime(seat, has_head);
+        // The head is the main container of its pod: it has ended when training has, and the worker beside it is stopped
+        // only after it.
+        let (inits, containers) = if has_head {
+            runtime["restartPolicy"] = json!("Always");
+            (vec![runtime], vec![self.trainer()])
+        } else {
+            (vec![], vec![runtime])
+        };
+        let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [seat.node]}]},
+        ]}}});
+        let mut spec = json!({
+            "hostname": name,
+            "subdomain": self.own,
+            "restartPolicy": "OnFailure",
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": if has_head { HEAD_GRACE } else { WORKER_GRACE },
+            "affinity": affinity,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": containers,
+            "volumes": self.volumes(),
+        });
+        if !inits.is_empty() {
+            spec["initContainers"] = json!(inits);
+        }
+        if gated {
+            spec["schedulingGates"] = json!([{"name": GATE}]);
+        }
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    }
+
+    /// One worker: it executes a shard.
+    fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
+        let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
+        let cpu = seat.cores * 1000 - if beside_head { HEAD_CPU } else { 0 };
+        let mut container = self.container(RUNTIME);
+        container["args"] = json!([
+            "worker",
+            "--connect",
+            head,
+            "--patience",
+            PATIENCE.to_string(),
+            "--worker",
+            seat.worker.to_string(),
+            "--listen",
+            "$(POD_IP)",
+            "--port",
+            PEER_PORT.to_string(),
+            "--plugin",
+            self.site.plugin,
+            "--breadcrumb",
+            "/tmp/compiling",
+        ]);
+        container["ports"] = json!([{"name": "peers", "containerPort": PEER_PORT, "protocol": "TCP"}]);
+        container["resources"] = json!({
+            "requests": {"cpu": format!("{cpu}m"), "memory": seat.memory.to_string()},
+            "limits": {"cpu": seat.cores.to_string(), "memory": seat.memory.to_string()},
+        });
+        // It listens before it dials: that it does is all that others wait for.
+        container["startupProbe"] =
+            json!({"tcpSocket": {"port": PEER_PORT}, "periodSeconds": 1, "failureThreshold": 120});
+        container["readinessProbe"] = json!({"tcpSocket": {"port": PEER_PORT}, "periodSeconds": 30});
+        container
+    }
+
+    fn trainer(&self) -> Value {
+        let results = self.job.spec.results.as_deref().unwrap_or_default();
+        let mut container = self.container(TRAINER);
+        container["args"] = json!([
+            "head",
+            "/etc/foreshard/job.yaml",
+            "--devices",
+            "/etc/foreshard/devices.json",
+            "--listen",
+            format!("0.0.0.0:{HEAD_PORT}"),
+            "--status",
+            format!("0.0.0.0:{STATUS_PORT}"),
+            "--results",
+            format!("{DIRECTORY}/{results}/{}", self.own),
+            "--last-words",
+            "/dev/termination-log",
+        ]);
+        container["ports"] = json!([
+            {"name": "head", "containerPort": HEAD_PORT, "protocol": "TCP"},
+            {"name": "status", "containerPort": STATUS_PORT, "protocol": "TCP"},
+        ]);
+        container["resources"] = json!({"requests": {"cpu": format!("{HEAD_CPU}m"), "memory": HEAD_MEMORY}});
+        let probe = json!({"httpGet": {"path": "/healthz", "port": STATUS_PORT}, "periodSeconds": 10});
+        container["readinessProbe"] = probe;
+        // What a head that was killed printed last is better than nothing.
+        container["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+        container
+    }
+
+    fn container(&self, name: &str) -> Value {
+        let mut mounts = vec![
+            json!({"name": "directory", "mountPath": DIRECTORY}),
+            json!({"name": "tmp", "mountPath": "/tmp"}),
+            json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}),
+        ];
+        mounts.extend(self.job.spec.volumes.iter().map(|v| {
+            let writable = self.job.spec.results.as_ref() == Some(&v.name);
+            let mut mount = json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)});
+            if !writable {
+                mount["readOnly"] = json!(true);
+            }
+            mount
+        }));
+        json!({
+            "name": name,
+            "image": self.site.image,
+            "imagePullPolicy": self.site.pull_policy,
+            "workingDir": DIRECTORY,
+            "env": [
+                {"name": "FORESHARD_TOKEN", "valueFrom": {"secretKeyRef": {
+                    "name": self.own, "key": TOKEN,
+                }}},
+                {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
+                {"name": "XLA_FLAGS", "value": CPU_KERNELS},
+                // With an arena for each thread, glibc keeps what it was given in all of them.
+            ],
+            "securityContext": {
+                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": mounts,
+        })
+    }
+
+    fn volumes(&self) -> Vec<Value> {
+        let mut volumes = vec![
+            json!({"name": "directory", "emptyDir": {}}),
+            json!({"name": "tmp", "emptyDir": {}}),
+            json!({"name": "config", "configMap": {"name": self.own}}),
+        ];
+        volumes.extend(self.job.spec.volumes.iter().map(|v| {
+            let mut volume = json!({"name": mounted(v)});
+            if let Some(map) = &v.config_map {
+                volume["configMap"] = json!({"name": map.name});
+                if !map.items.is_empty() {
+                    volume["configMap"]["items"] = json!(map.items);
+                }
+            } else if let Some(claim) = &v.persistent_volume_claim {
+                volume["persistentVolumeClaim"] = json!({"claimName": claim.claim_name});
+            } else if let Some(image) = &v.image {
+                volume["image"] = json!({"reference": image.reference, "pullPolicy": self.site.pull_policy});
+            }
+            volume
+        }));
+        volumes
+    }
+}
+
+/// The name of a user's volume in a pod: never one of ours.
+fn mounted(volume: &Volume) -> String {
+    format!("v-{}", volume.name).chars().take(63).collect()
+}
+
+/// Nobody else's objects have this name: not a user's, and not those of an earlier job of the same name, which are
+/// collected some time after it.
+fn own_name(job: &TrainingJob) -> String {
+    let uid = job.metadata.uid.as_deref().unwrap_or_default();
+    format!("{}-{}", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
+}
+
+/// The secret of a job.
+pub fn secret(job: &TrainingJob, token: &str) -> Value {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {
+            "name": own_name(job), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
+            "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: name},
+        },
+        "stringData": {TOKEN: token},
+    })
+}
+
+/// What a plan looks like to the API server.
+pub fn plan(job: &TrainingJob, spec: &PartitionPlanSpec) -> Value {
+    json!({
+        "apiVersion": "foreshard.dev/v1alpha1", "kind": "PartitionPlan",
+        "metadata": {
+            "name": super::decide::plan_name(&spec.job, spec.revision), "namespace": job.metadata.namespace,
+            "ownerReferences": [owner(job)],
+            "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: spec.job},
+        },
+        "spec": spec,
+    })
+}
+
+fn owner(job: &TrainingJob) -> Value {
+    json!({
+        "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "name": job.metadata.name,
+        "uid": job.metadata.uid, "controller": true, "blockOwnerDeletion": true,
+    })
+}

@@ -1,0 +1,394 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::decide::{Desired, HeadSeen, PodSeen, Snapshot, decide};
+use super::inventory::{Room, Taken, rooms, taken};
+use super::observe;
+use super::place::{Need, place, topology};
+use super::render::{Site, render};
+use crate::api::{PartitionPlan, TrainingJob, TrainingJobStatus, condition, parse};
+use crate::wire::report::{JobReport, JobState, PlanReport};
+
+const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
+
+fn job() -> TrainingJob {
+    parse(JOB).unwrap()
+}
+
+fn site() -> Site {
+    Site { image: "f:1".into(), pull_policy: "IfNotPresent".into(), plugin: "/p.so".into(), namespace: "sys".into() }
+}
+
+fn room(node: &str, cores: i64, gib: i64) -> Room {
+    let (node, labels) = (node.to_owned(), BTreeMap::new());
+    Room { node, labels, cpu: cores * 1000, memory: gib << 30, pods: 110, closed: None }
+}
+
+/// The world of one job: what the cluster would hold.
+struct World {
+    job: TrainingJob,
+    rooms: Vec<Room>,
+    pods: Vec<PodSeen>,
+    plans: Vec<PartitionPlan>,
+    report: Option<JobReport>,
+    now: i64,
+}
+
+impl World {
+    fn new(rooms: &[Room]) -> Self {
+        Self {
+            job: job(),
+            rooms: rooms.to_vec(),
+            pods: Vec::new(),
+            plans: Vec::new(),
+            report: None,
+            now: 1_800_000_000,
+        }
+    }
+
+    fn decide(&self) -> Desired {
+        let mut rooms = self.rooms.clone();
+        for pod in &self.pods {
+            for room in rooms.iter_mut().filter(|r| r.node == pod.node) {
+                (room.cpu, room.memory) = (room.cpu - 1000, room.memory - (1 << 30));
+            }
+        }
+        decide(&Snapshot {
+            job: &self.job,
+            rooms: &rooms,
+            pods: &self.pods,
+            plans: &self.plans,
+            report: self.report.as_ref(),
+            now: Timestamp::from_second(self.now).unwrap(),
+            site: &site(),
+        })
+    }
+
+    /// Does what was decided, as the API server would; pods that are deleted are gone.
+    fn turn(&mut self) -> Desired {
+        let d = self.decide();
+        self.now += 1;
+        self.job.status = Some(d.status.clone());
+        if let Some(spec) = &d.plan {
+            let name = super::decide::plan_name(&spec.job, spec.revision);
+            self.plans.push(PartitionPlan::new(&name, spec.clone()));
+        }
+        if let Some((name, status, _)) = &d.plan_status {
+            let plan = self.plans.iter_mut().find(|p| p.metadata.name.as_ref() == Some(name)).unwrap();
+            plan.status = Some(status.clone());
+        }
+        self.pods.retain(|p| d.delete.iter().all(|(name, _)| *name != p.name));
+        for object in d.apply.iter().filter(|o| o["kind"] == "Pod") {
+            let pod: Pod = serde_json::from_value(object.clone()).unwrap();
+            let seen = PodSeen { phase: "Pending".into(), ..observe::pod(&pod).unwrap() };
+            self.pods.retain(|p| p.name != seen.name);
+            self.pods.push(seen);
+        }
+        d
+    }
+
+    /// Turns until nothing is left to do, and all pods run.
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            let d = self.turn();
+            if d.apply.is_empty() && d.delete.is_empty() && d.plan.is_none() {
+                self.pods.iter_mut().filter(|p| !p.gated).for_each(|p| p.phase = "Running".into());
+                return;
+            }
+        }
+        panic!("the operator never comes to rest");
+    }
+
+    fn state(&self) -> &str {
+        let status = self.job.status.as_ref().unwrap();
+        &status.condition(condition::TRAINING).unwrap().reason
+    }
+
+    fn nodes(&self) -> Vec<&str> {
+        self.plans.last().unwrap().spec.shards.iter().map(|s| s.node.as_str()).collect()
+    }
+}
+
+#[test]
+fn a_job_gets_a_plan_then_gated_pods_then_the_gate_opens_then_nothing_is_left_to_do() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    let first = world.turn();
+    assert_eq!(first.plan.unwrap().reason, "the first plan");
+    assert_eq!(world.nodes(), ["n1", "n2"]);
+    assert_eq!(world.pods.len(), 2);
+    assert!(world.pods.iter().all(|p| p.gated));
+    world.turn();
+    assert!(world.pods.iter().all(|p| !p.gated));
+    world.settle();
+    let rest = world.decide();
+    assert!(rest.apply.is_empty() && rest.events.is_empty() && rest.plan.is_none(), "{rest:?}");
+    world.turn();
+    assert_eq!(world.decide().status, world.job.status.clone().unwrap(), "nothing is written at rest");
+}
+
+#[test]
+fn a_shard_per_node_only_where_one_node_does_not_do() {
+    let need = Need::of(&job().spec).unwrap();
+    let nodes = |rooms: &[Room]| -> Vec<String> {
+        place(&job().spec, need, rooms, &[]).unwrap().into_iter().map(|s| s.node).collect()
+    };
+    assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 8, 8), room("n3", 2, 8)]), ["n3", "n3"]);
+    assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 2, 1)]), ["n1", "n2"]);
+    let mut spread = job().spec;
+    spread.placement.max_per_node = Some(1);
+    let seats = place(&spread, need, &[room("n1", 4, 8), room("n2", 4, 8)], &[]).unwrap();
+    assert_eq!(seats.iter().map(|s| s.node.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
+    let topology = topology(&seats);
+    assert_eq!(topology.devices[1].node, "n2");
+}
+
+#[test]
+fn an_impossible_request_says_what_is_missing_and_starts_when_room_appears() {
+    let mut world = World::new(&[room("n1", 1, 8)]);
+    let d = world.turn();
+    assert_eq!(world.state(), "Waiting");
+    let said = d.status.condition(condition::PLACED).unwrap().message.clone();
+    for part in ["2 workers of 1 cores", "room for 1", "n1: 1 cores", "as soon as there is room"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(d.events.len(), 1);
+    assert_eq!(world.turn().events, [], "told once");
+    world.rooms.push(room("n2", 4, 8));
+    world.settle();
+    assert_eq!(world.state(), "Starting");
+}
+
+#[test]
+fn suspension_stops_the_head_first_and_resumes_with_a_new_plan_only_where_needed() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    world.job.spec.suspend = true;
+    let d = world.decide();
+    assert_eq!(d.delete, [("a-0".to_owned(), false)]);
+    world.turn();
+    assert_eq!(world.decide().delete, [("a-1".to_owned(), false)]);
+    world.turn();
+    world.turn();
+    assert_eq!((world.state(), world.pods.len()), ("Suspended", 0));
+    world.job.spec.suspend = false;
+    world.settle();
+    assert_eq!((world.pods.len(), world.plans.len()), (2, 1), "the same nodes: the same plan");
+    world.job.spec.suspend = true;
+    (0..4).for_each(|_| drop(world.turn()));
+    world.rooms[1] = room("n3", 1, 8);
+    world.job.spec.suspend = false;
+    world.settle();
+    assert_eq!(world.nodes(), ["n1", "n3"]);
+    assert!(world.plans[1].spec.reason.contains("last checkpoint"));
+}
+
+#[test]
+fn a_pod_that_is_gone_comes_back_and_one_whose_node_is_gone_comes_elsewhere() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8), room("n3", 1, 8)]);
+    world.settle();
+    world.pods.remove(1);
+    world.settle();
+    assert_eq!((world.pods.len(), world.plans.len()), (2, 1));
+    world.rooms[1].closed = Some("is not ready".into());
+    let d = world.decide();
+    assert_eq!(d.delete, [("a-1".to_owned(), true)], "a node that is silent confirms no deletion");
+    world.settle();
+    assert_eq!(world.nodes(), ["n1", "n3"]);
+    assert_eq!(world.plans[1].spec.reason, "node n2 is not ready");
+    let mut nodes: Vec<&str> = world.pods.iter().map(|p| p.node.as_str()).collect();
+    nodes.sort();
+    assert_eq!(nodes, ["n1", "n3"]);
+}
+
+#[test]
+fn a_pod_the_scheduler_refuses_is_planned_elsewhere_with_the_reason() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    world.rooms = vec![room("n1", 1, 8), room("n2", 8, 8), room("n3", 1, 8)];
+    world.pods[1].phase = "Pending".into();
+    world.pods[1].unschedulable = Some("a volume is not there".into());
+    world.settle();
+    assert_eq!(world.nodes(), ["n1", "n3"]);
+    assert_eq!(world.plans[1].spec.reason, "node n2 does not take worker 1: a volume is not there");
+}
+
+#[test]
+fn the_heads_last_words_end_the_job() {
+    let report = JobReport {
+        state: JobState::Done,
+        step: 30,
+        steps: 30,
+        first_loss: Some(4.2),
+        loss: Some(2.5),
+        results: "/job/work/a/run-1".into(),
+        ..JobReport::default()
+    };
+    let end = |code: i32, restarts: u32, words: Result<JobReport, String>| {
+        let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+        world.settle();
+        world.pods[0].head = Some(HeadSeen { restarts, exit_code: Some(code), last_words: Some(words) });
+        world.turn();
+        world.job.status.clone().unwrap()
+    };
+    let done = end(0, 0, Ok(report.clone()));
+    assert!(done.is_true(condition::COMPLETE));
+    let said = &done.condition(condition::COMPLETE).unwrap().message;
+    assert_eq!(said, "30 steps, loss 4.2000 -> 2.5000, weights in /job/work/a/run-1");
+
+    let refused = JobReport { state: JobState::Refused, message: "no such file".into(), ..report.clone() };
+    let failed = end(2, 0, Ok(refused));
+    assert_eq!(failed.condition(condition::FAILED).unwrap().message, "no such file");
+    assert!(!end(1, 1, Err("killed".into())).has_ended(), "it may be started again");
+    let failed = end(1, 4, Err("killed".into()));
+    assert!(failed.condition(condition::FAILED).unwrap().message.contains("4 times: killed"));
+}
+
+#[test]
+fn an_ended_job_stops_what_runs_and_goes_when_its_time_has_come() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job.spec.active_deadline_seconds = Some(100);
+    world.job.spec.ttl_seconds_after_finished = Some(50);
+    world.settle();
+    world.now += 101;
+    world.turn();
+    assert_eq!(world.job.status.as_ref().unwrap().condition(condition::FAILED).unwrap().reason, "DeadlineExceeded");
+    assert_eq!(world.turn().delete.len(), 2);
+    assert!(!world.decide().expire);
+    world.now += 50;
+    assert!(world.decide().expire);
+}
+
+#[test]
+fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let plan = |revision| Some(PlanReport { revision, step_seconds: 0.5, ..PlanReport::default() });
+    let report = JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() };
+    world.report = Some(JobReport { plan: plan(1), step_seconds: Some(0.6), ..report.clone() });
+    world.settle();
+    assert_eq!(world.state(), "Running");
+    assert_eq!(world.plans[0].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 1);
+    world.report = Some(JobReport { plan: plan(2), message: "worker 1 is slow".into(), ..report });
+    world.settle();
+    assert_eq!(world.plans.len(), 2);
+    assert_eq!(world.plans[1].spec.reason, "recut while training: worker 1 is slow");
+    assert_eq!(world.plans[1].spec.shards, world.plans[0].spec.shards);
+    assert_eq!(world.plans[1].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 2);
+    assert_eq!(world.pods.len(), 2);
+}
+
+/// What the Pod Security Standard `restricted` asks of a container.
+fn is_restricted(pod: &Value) -> bool {
+    let spec = &pod["spec"];
+    let container = |c: &Value| {
+        let context = &c["securityContext"];
+        context["allowPrivilegeEscalation"] == json!(false) && context["capabilities"]["drop"] == json!(["ALL"])
+    };
+    let all = |list: &str| spec[list].as_array().into_iter().flatten().all(container);
+    let context = &spec["securityContext"];
+    let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "image", "name"];
+    let volumes = spec["volumes"].as_array().unwrap();
+    context["runAsNonRoot"] == json!(true)
+        && context["seccompProfile"]["type"] == "RuntimeDefault"
+        && all("containers")
+        && all("initContainers")
+        && volumes.iter().all(|v| v.as_object().unwrap().keys().all(|k| allowed.contains(&k.as_str())))
+}
+
+#[test]
+fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
+    let world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    let plan = world.decide().plan.unwrap();
+    let rendered = render(&world.job, &plan, &site(), false);
+    for ((worker, pod), seat) in rendered.pods.iter().zip(&plan.shards) {
+        assert!(is_restricted(pod), "{pod:#}");
+        assert_eq!(pod["spec"]["automountServiceAccountToken"], json!(false));
+        let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
+        let seen = observe::pod(&typed).unwrap();
+        assert_eq!((seen.worker, seen.node.as_str()), (*worker, seat.node.as_str()));
+        let taken = taken(&typed).unwrap();
+        let head = if *worker == 0 { 256 << 20 } else { 0 };
+        assert_eq!(taken, Taken { node: seat.node.clone(), cpu: 1000, memory: (1 << 30) + head });
+    }
+    let manifest = rendered.support[0]["data"]["job.yaml"].as_str().unwrap();
+    assert_eq!(parse(manifest).unwrap().spec, world.job.spec, "the head reads what the user wrote");
+}
+
+#[test]
+fn nodes_offer_what_others_left_and_closed_ones_say_why() {
+    let node = |name: &str, ready: &str, spec: Value| -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": name}, "spec": spec,
+            "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"},
+                       "conditions": [{"type": "Ready", "status": ready}]},
+        }))
+        .unwrap()
+    };
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p"},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m", "memory": "1Gi"}}}]},
+        "status": {"phase": "Running"},
+    }))
+    .unwrap();
+    let nodes = [
+        node("a", "True", json!({})),
+        node("b", "Unknown", json!({})),
+        node("c", "True", json!({"unschedulable": true})),
+        node("d", "True", json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]})),
+    ];
+    let rooms = rooms(&nodes, taken(&pod));
+    assert_eq!((rooms[0].cpu, rooms[0].memory, rooms[0].pods), (500, 3 << 30, 109));
+    let closed: Vec<Option<&str>> = rooms.iter().map(|r| r.closed.as_deref()).collect();
+    assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), Some("has the taint gpu")]);
+}
+
+proptest! {
+    /// No object that the API server can hold makes the operator panic, and no placement promises what is not there.
+    #[test]
+    fn places_within_what_is_free(
+        shards in 1u32..20, cores in 1u32..5, gib in 1u64..5, max in proptest::option::of(1u32..4),
+        free in proptest::collection::vec((0i64..9000, 0i64..12), 0..6),
+    ) {
+        let mut spec = job().spec;
+        spec.parallelism.shards = shards;
+        spec.resources.cores = Some(cores);
+        spec.resources.memory = Some(format!("{gib}Gi"));
+        spec.placement.max_per_node = max;
+        let rooms: Vec<Room> = free.iter().enumerate()
+            .map(|(i, &(cpu, gib))| Room { cpu, ..room(&format!("n{i}"), 0, gib) }).collect();
+        let need = Need::of(&spec).unwrap();
+        let fit: i64 = rooms.iter().map(|r| {
+            (r.cpu / (i64::from(cores) * 1000)).min((r.memory >> 30) / gib as i64).min(max.map_or(i64::MAX, i64::from))
+        }).sum();
+        match place(&spec, need, &rooms, &[]) {
+            Ok(seats) => {
+                prop_assert!(fit >= i64::from(shards));
+                prop_assert_eq!(seats.iter().map(|s| s.worker).collect::<Vec<_>>(), (0..shards).collect::<Vec<_>>());
+                for r in &rooms {
+                    let n = seats.iter().filter(|s| s.node == r.node).count() as i64;
+                    prop_assert!(n * i64::from(cores) * 1000 <= r.cpu && n * gib as i64 <= r.memory >> 30);
+                    prop_assert!(max.is_none_or(|m| n <= i64::from(m)));
+                }
+            }
+            Err(e) => {
+                prop_assert!(fit < i64::from(shards));
+                prop_assert!(!e.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn survives_any_status_and_any_quantity(cpu in "\\PC{0,8}", start in "\\PC{0,24}", restarts in any::<u32>()) {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n"}, "status": {"allocatable": {"cpu": cpu, "memory": cpu, "pods": cpu}},
+        })).unwrap();
+        let mut world = World::new(&rooms([&node], []));
+        world.job.status = Some(TrainingJobStatus { start_time: Some(start), restarts, ..TrainingJobStatus::default() });
+        world.turn();
+        world.turn();
+    }
+}

@@ -1,0 +1,69 @@
+//! What the head of a job says of it: its answer to whoever asks, and its last words.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest report: one line per shard and worker.
+pub const MAX_REPORT: usize = 4 << 20;
+/// Header line that carries the job's secret: `Authorization: Bearer TOKEN`.
+pub const AUTHORIZATION: &str = "authorization";
+
+/// A job as it stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    pub state: JobState,
+    /// Steps done, those of earlier runs too.
+    pub step: u64,
+    pub steps: u64,
+    /// Of the first step of this run, and of the last one.
+    pub first_loss: Option<f64>,
+    pub loss: Option<f64>,
+    /// Of the last step.
+    pub step_seconds: Option<f64>,
+    /// Seconds left, at the pace of this run.
+    pub eta_seconds: Option<f64>,
+    pub restarts: u32,
+    pub plan: Option<PlanReport>,
+    /// By rank: share of the last step in which the worker computed.
+    pub busy: Vec<f64>,
+    /// What was last said, or why the job ended.
+    pub message: String,
+    /// Where the results of this run lie.
+    pub results: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Workers come and compile.
+    #[default]
+    Starting,
+    Training,
+    Done,
+    /// Stopped on request; another run goes on from its last checkpoint.
+    Interrupted,
+    /// The job's input cannot be used: another run would end the same.
+    Refused,
+    Failed,
+}
+
+/// A plan in force, without its ops.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanReport {
+    pub revision: u64,
+    pub step_seconds: f64,
+    pub bound_seconds: f64,
+    pub microbatch: u64,
+    pub microbatches: u32,
+    pub bytes_cut: u64,
+    pub shards: Vec<ShardReport>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// By replica.
+    pub workers: Vec<u32>,
+    pub ops: u64,
+    pub busy_seconds: f64,
+    pub memory: u64,
+    pub sent: u64,
+}
