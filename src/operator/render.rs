@@ -277,7 +277,6 @@ impl Of<'_> {
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
-                // With an arena for each thread, glibc keeps what it was given in all of them.
             ],
             "securityContext": {
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
