@@ -42,6 +42,29 @@ impl Ideals {
         Self { complete, ..ideals }
     }
 
+    /// Those with the lightest borders: the nodes inside that are needed outside, with their `weight`.
+    pub fn lightest(dag: &Dag, weight: &[f64], width: usize) -> Self {
+        Self::best(dag, &|set| border(dag, set, weight), width)
+    }
+
+    /// Those that differ in the fewest nodes from where stages begin, the lighter border first among equals.
+    pub fn near(dag: &Dag, weight: &[f64], stages: &[&[usize]], width: usize) -> Self {
+        let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
+        let mut borders = Vec::new();
+        for nodes in stages {
+            for &v in *nodes {
+                set[v / 64] |= 1 << (v % 64);
+            }
+            borders.push(set.clone());
+        }
+        let total: f64 = weight.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let rank = |set: &[u64]| {
+            let differ = |other: &Vec<u64>| set.iter().zip(other).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+            f64::from(borders.iter().map(differ).min().unwrap_or(0)) + border(dag, set, weight) / total
+        };
+        Self::best(dag, &rank, width)
+    }
+
     fn empty(n_words: usize) -> Self {
         let (sizes, starts) = (vec![0, 1], vec![0, 0]);
         Self { n_words, words: vec![0; n_words], sizes, starts, smaller: Vec::new(), complete: true }
@@ -107,6 +130,11 @@ impl Ideals {
 
     pub fn has(&self, i: usize, node: usize) -> bool {
         self.set(i)[node / 64] >> (node % 64) & 1 == 1
+    }
+
+    /// Whether the first is part of the second.
+    pub fn within(&self, inner: usize, outer: usize) -> bool {
+        self.set(inner).iter().zip(self.set(outer)).all(|(a, b)| a & !b == 0)
     }
 
     /// Sum of a weight over the nodes of each ideal.

@@ -1,9 +1,11 @@
 //! Splits a computation into pipeline stages: prefixes of its graph, one stage between each prefix and the next.
 
+pub mod choice;
 pub mod dag;
 pub mod ideals;
 mod positions;
 pub mod replicated;
+pub mod sharded;
 
 #[cfg(test)]
 mod tests;

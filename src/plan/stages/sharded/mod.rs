@@ -1,0 +1,215 @@
+//! Stages with data- and tensor-parallel degrees, and a way to compute for every node.
+
+mod search;
+
+use super::dag::{Dag, InvalidDag};
+use super::ideals::Ideals;
+use search::Search;
+
+/// One way to compute a node on a number of devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Way {
+    /// Seconds per sample, forward and backward.
+    pub time: f64,
+    /// Bytes of parameters on each device.
+    pub params: f64,
+    /// Bytes in memory for each microbatch in flight, and besides.
+    pub memory_each: f64,
+    pub memory_fixed: f64,
+    /// Extra bytes for each edge that comes in over a border, in the order of [`Problem::edges`]; then going out.
+    pub sync_in: Vec<f64>,
+    pub sync_out: Vec<f64>,
+}
+
+/// What to place, and on what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// For each node: tensor-parallel degrees, ascending, with the ways to compute it so.
+    pub nodes: Vec<Vec<(usize, Vec<Way>)>>,
+    /// From, to, bytes per sample.
+    pub edges: Vec<(usize, usize, f64)>,
+    pub n_devices: usize,
+    /// Bytes of each device.
+    pub memory: f64,
+    /// Bytes per second.
+    pub bandwidth: f64,
+    pub n_microbatches: usize,
+}
+
+/// Nodes on data · tensor devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    pub nodes: Vec<usize>,
+    pub data: usize,
+    pub tensor: usize,
+    /// Way of each node, as in `nodes`.
+    pub ways: Vec<usize>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pipeline {
+    pub stages: Vec<Stage>,
+    /// Seconds per sample of the slowest stage.
+    pub seconds: f64,
+    /// No pipeline is faster.
+    pub optimal: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Graph(#[from] InvalidDag),
+    #[error("{field} is {value}; it must be a finite number above 0")]
+    Field { field: &'static str, value: f64 },
+    #[error("{field} of node {node} is {value}; give a finite number, at least 0")]
+    Cost { field: &'static str, node: usize, value: f64 },
+    #[error("edge {from} -> {to}: {bytes} bytes; give a finite number, at least 0")]
+    Edge { from: usize, to: usize, bytes: f64 },
+    #[error("node {node} has no way to be computed; give one for tensor degree 1")]
+    NoWay { node: usize },
+    #[error("node {node}: sync has {found} values for {expected} edges")]
+    Sync { node: usize, found: usize, expected: usize },
+    #[error("{n_devices} devices are more than {MOST_DEVICES}; plan for a part of them and repeat it")]
+    TooManyDevices { n_devices: usize },
+    /// `all`: there is none; else none was found among some of the prefixes.
+    #[error(
+        "no pipeline on {n_devices} devices fits into {memory} B each; add devices, memory, or ways that take less"
+    )]
+    Memory { n_devices: usize, memory: f64, all: bool },
+}
+
+/// What comes later is listed for each number of devices.
+const MOST_DEVICES: usize = 1 << 16;
+/// A pipeline is better if it is this much faster.
+const STEP: f64 = 1e-12;
+
+/// Finds the pipeline with the least time per sample of its slowest stage.
+///
+/// A stage with degrees (d, t) takes [2 (bytes + sync) of all edges over its borders / bandwidth + time] / d + 4 (d - 1)
+/// params / (d · microbatches · bandwidth), and y · memory_each + memory_fixed must fit, where y is the data-parallel
+/// degrees of this and later stages over d, rounded up. d divides the number of microbatches; no more devices are used
+/// than there are, nor more replicas than microbatches.
+///
+/// Exact where there are no more than `budget` prefixes of the graph; else among those with few bytes over the border,
+/// and then near the borders found.
+///
+/// # Errors
+/// [`Refusal`]; `Memory` where nothing fits.
+/// # Complexity
+/// For each of up to 60 trial times O(pairs of prefixes · degrees · ways to spend devices on what comes later).
+/// # Source
+/// The dynamic program of Piper (Tarnawski, Narayanan and Phanishayee, NeurIPS 2021) turned into a search for the least
+/// time for which it has a solution, with an exact knapsack.
+pub fn solve(problem: &Problem, budget: usize) -> Result<Pipeline, Refusal> {
+    let dag = check(problem)?;
+    if let Some(all) = Ideals::all(&dag, budget) {
+        return improve(problem, &all, None);
+    }
+    let mut out = vec![0.0; dag.n_nodes()];
+    for &(from, _, bytes) in &problem.edges {
+        out[from] += bytes;
+    }
+    let width = budget / dag.n_nodes();
+    let found = improve(problem, &Ideals::lightest(&dag, &out, width), None)?;
+    let stages: Vec<&[usize]> = found.stages.iter().map(|s| &*s.nodes).collect();
+    let near = Ideals::near(&dag, &out, &stages, width);
+    improve(problem, &near, Some(found))
+}
+
+/// The fastest pipeline between these ideals, or the one given.
+fn improve(problem: &Problem, ideals: &Ideals, given: Option<Pipeline>) -> Result<Pipeline, Refusal> {
+    let mut search = Search::new(problem, ideals);
+    let mut best = match given {
+        Some(given) => given,
+        None => match search.within(f64::INFINITY) {
+            Some(stages) => search.finish(&stages),
+            None => {
+                let &Problem { n_devices, memory, .. } = problem;
+                return Err(Refusal::Memory { n_devices, memory, all: ideals.complete });
+            }
+        },
+    };
+    let mut low = search.work[search.work.len() - 1] / problem.n_devices as f64;
+    // Bisection; but whatever is new may be the best already.
+    let mut by_step = false;
+    while low < best.seconds * (1.0 - 1e-9) {
+        let step = best.seconds * (1.0 - STEP);
+        // The lower end may be 0.
+        let middle = (low.max(best.seconds / 256.0) * best.seconds).sqrt();
+        let trial = if by_step { step } else { middle.clamp(low, step) };
+        match search.within(trial) {
+            Some(stages) => {
+                let found = search.finish(&stages);
+                // Trial and plan add up in different orders: in the last digits they may differ.
+                if found.seconds >= best.seconds {
+                    break;
+                }
+                best = found;
+                by_step = !by_step;
+            }
+            None if by_step => break,
+            None => low = trial,
+        }
+    }
+    best.optimal = ideals.complete && search.exact;
+    Ok(best)
+}
+
+fn check(problem: &Problem) -> Result<Dag, Refusal> {
+    let n_devices = problem.n_devices;
+    if n_devices > MOST_DEVICES {
+        return Err(Refusal::TooManyDevices { n_devices });
+    }
+    let positive = [
+        ("n_devices", problem.n_devices as f64),
+        ("memory", problem.memory),
+        ("bandwidth", problem.bandwidth),
+        ("n_microbatches", problem.n_microbatches as f64),
+        ("n_nodes", problem.nodes.len() as f64),
+    ];
+    for (field, value) in positive {
+        if !(value > 0.0 && value.is_finite()) {
+            return Err(Refusal::Field { field, value });
+        }
+    }
+    for &(from, to, bytes) in &problem.edges {
+        if !usable(bytes) {
+            return Err(Refusal::Edge { from, to, bytes });
+        }
+    }
+    let pairs: Vec<(usize, usize)> = problem.edges.iter().map(|e| (e.0, e.1)).collect();
+    let dag = Dag::new(problem.nodes.len(), &pairs)?;
+    let (mut n_in, mut n_out) = (vec![0; problem.nodes.len()], vec![0; problem.nodes.len()]);
+    for &(from, to) in &pairs {
+        n_out[from] += 1;
+        n_in[to] += 1;
+    }
+    for (node, degrees) in problem.nodes.iter().enumerate() {
+        if degrees.iter().all(|(t, ways)| *t == 0 || ways.is_empty()) {
+            return Err(Refusal::NoWay { node });
+        }
+        for way in degrees.iter().flat_map(|d| &d.1) {
+            let values = [
+                ("time", way.time),
+                ("params", way.params),
+                ("memory_each", way.memory_each),
+                ("memory_fixed", way.memory_fixed),
+            ];
+            let syncs = way.sync_in.iter().chain(&way.sync_out).map(|&s| ("sync", s));
+            if let Some((field, value)) = values.into_iter().chain(syncs).find(|&(_, v)| !usable(v)) {
+                return Err(Refusal::Cost { field, node, value });
+            }
+            for (list, expected) in [(&way.sync_in, n_in[node]), (&way.sync_out, n_out[node])] {
+                if list.len() != expected {
+                    return Err(Refusal::Sync { node, found: list.len(), expected });
+                }
+            }
+        }
+    }
+    Ok(dag)
+}
+
+/// Sums and products of a few such numbers stay finite.
+fn usable(x: f64) -> bool {
+    (0.0..1e100).contains(&x)
+}

@@ -1,0 +1,2 @@
+mod replicated;
+mod sharded;
