@@ -1,5 +1,7 @@
 //! Prefixes of a computation: sets of nodes that contain whatever their members need.
 
+use std::collections::BTreeSet;
+
 use super::dag::Dag;
 
 /// Order ideals of a graph, by size; the first is empty, the last has all nodes.
@@ -63,6 +65,80 @@ impl Ideals {
             f64::from(borders.iter().map(differ).min().unwrap_or(0)) + border(dag, set, weight) / total
         };
         Self::best(dag, &rank, width)
+    }
+
+    /// Those with the lightest borders, up to `most`, spread evenly over the work of the nodes.
+    pub fn spread(&self, dag: &Dag, weight: &[f64], work: &[f64], most: usize) -> Self {
+        let (done, borders) = (self.sums(work), self.borders(dag, weight));
+        let total = done[self.len() - 1].max(f64::MIN_POSITIVE);
+        let inner = most.max(3) - 2;
+        let window = |i: usize| ((done[i] / total * inner as f64) as usize).min(inner - 1);
+        let mut order: Vec<usize> = (1..self.len() - 1).collect();
+        order.sort_by(|&a, &b| window(a).cmp(&window(b)).then(borders[a].total_cmp(&borders[b])));
+        let mut chosen: BTreeSet<Vec<u64>> = [0, self.len() - 1].map(|i| self.set(i).to_vec()).into();
+        // First the lightest of each window, then the second, until there are enough.
+        let mut ranked = Vec::with_capacity(order.len());
+        for group in order.chunk_by(|&a, &b| window(a) == window(b)) {
+            ranked.extend(group.iter().enumerate().map(|(rank, &i)| (rank, i)));
+        }
+        ranked.sort_unstable();
+        chosen.extend(ranked.iter().take(inner).map(|&(_, i)| self.set(i).to_vec()));
+        Self::of(dag, chosen)
+    }
+
+    /// Those in the `spine`, those where stages begin and end, and those a few nodes away, up to `most`; of those
+    /// equally far away the lightest borders first.
+    pub fn around(dag: &Dag, weight: &[f64], stages: &[&[usize]], spine: &Self, most: usize) -> Self {
+        let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
+        let mut chosen: BTreeSet<Vec<u64>> = (0..spine.len()).map(|i| spine.set(i).to_vec()).collect();
+        let most = chosen.len() + most.saturating_sub(chosen.len()).max(stages.len());
+        let mut layer = BTreeSet::new();
+        for nodes in stages {
+            nodes.iter().for_each(|&v| set[v / 64] |= 1 << (v % 64));
+            layer.insert(set.clone());
+        }
+        chosen.extend(layer.iter().cloned());
+        while chosen.len() < most && !layer.is_empty() {
+            let mut next = BTreeSet::new();
+            for set in &layer {
+                let has = |v: usize| set[v / 64] >> (v % 64) & 1 == 1;
+                for v in 0..dag.n_nodes() {
+                    let movable = if has(v) {
+                        dag.after(v).iter().all(|&u| !has(u as usize))
+                    } else {
+                        dag.before(v).iter().all(|&u| has(u as usize))
+                    };
+                    if movable {
+                        let mut other = set.clone();
+                        other[v / 64] ^= 1 << (v % 64);
+                        next.insert(other);
+                    }
+                }
+            }
+            next.retain(|s| !chosen.contains(s));
+            let mut ranked: Vec<(f64, &Vec<u64>)> = next.iter().map(|s| (border(dag, s, weight), s)).collect();
+            ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+            let room = most - chosen.len();
+            chosen.extend(ranked.into_iter().take(room).map(|r| r.1.clone()));
+            layer = next;
+        }
+        Self::of(dag, chosen)
+    }
+
+    /// These alone, without what grows from what.
+    pub fn of(dag: &Dag, sets: BTreeSet<Vec<u64>>) -> Self {
+        let size = |s: &Vec<u64>| s.iter().map(|w| w.count_ones() as usize).sum::<usize>();
+        let mut sets: Vec<Vec<u64>> = sets.into_iter().collect();
+        sets.sort_by_key(size);
+        let sizes = (0..=dag.n_nodes() + 1).map(|n| sets.partition_point(|s| size(s) < n)).collect();
+        Self {
+            n_words: dag.n_nodes().div_ceil(64).max(1),
+            starts: vec![0; sets.len() + 1],
+            words: sets.into_iter().flatten().collect(),
+            sizes,
+            smaller: Vec::new(),
+            complete: false,
+        }
     }
 
     fn empty(n_words: usize) -> Self {

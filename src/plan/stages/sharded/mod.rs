@@ -2,6 +2,7 @@
 
 mod search;
 
+use super::coarse::narrow;
 use super::dag::{Dag, InvalidDag};
 use super::ideals::Ideals;
 use search::Search;
@@ -80,6 +81,8 @@ pub enum Refusal {
 
 /// What comes later is listed for each number of devices.
 const MOST_DEVICES: usize = 1 << 16;
+/// How often a search begins again around what it has found.
+const MOST_ROUNDS: usize = 6;
 /// A pipeline is better if it is this much faster.
 const STEP: f64 = 1e-12;
 
@@ -90,13 +93,13 @@ const STEP: f64 = 1e-12;
 /// degrees of this and later stages over d, rounded up. d divides the number of microbatches; no more devices are used
 /// than there are, nor more replicas than microbatches.
 ///
-/// Exact where there are no more than `budget` prefixes of the graph; else among those with few bytes over the border,
-/// and then near the borders found.
+/// Exact where there are no more than `budget` prefixes of the graph. Else it begins with prefixes that have few bytes
+/// over the border, spread evenly over the work, and goes on around the borders of the best pipeline so far.
 ///
 /// # Errors
 /// [`Refusal`]; `Memory` where nothing fits.
 /// # Complexity
-/// For each of up to 60 trial times O(pairs of prefixes · degrees · ways to spend devices on what comes later).
+/// For each of about 20 trial times O(pairs of prefixes · degrees · ways to spend devices on what comes later).
 /// # Source
 /// The dynamic program of Piper (Tarnawski, Narayanan and Phanishayee, NeurIPS 2021) turned into a search for the least
 /// time for which it has a solution, with an exact knapsack.
@@ -109,29 +112,55 @@ pub fn solve(problem: &Problem, budget: usize) -> Result<Pipeline, Refusal> {
     for &(from, _, bytes) in &problem.edges {
         out[from] += bytes;
     }
-    let width = budget / dag.n_nodes();
-    let found = improve(problem, &Ideals::lightest(&dag, &out, width), None)?;
-    let stages: Vec<&[usize]> = found.stages.iter().map(|s| &*s.nodes).collect();
-    let near = Ideals::near(&dag, &out, &stages, width);
-    improve(problem, &near, Some(found))
+    let work = least_work(problem);
+    let few = (budget / 2).max(3);
+    let spine = Ideals::lightest(&dag, &out, (few / dag.n_nodes()).max(1)).spread(&dag, &out, &work, few / 4);
+    let coarse = narrow(&dag, &size(problem), few).unwrap_or_else(|| spine.clone());
+    let mut found = improve(problem, &coarse, None)?;
+    for _ in 0..MOST_ROUNDS {
+        let stages: Vec<&[usize]> = found.stages.iter().map(|s| &*s.nodes).collect();
+        let before = found.seconds;
+        found = improve(problem, &Ideals::around(&dag, &out, &stages, &spine, few), Some(found))?;
+        if found.seconds >= before * (1.0 - 1e-6) {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// How much of all work, parameters and memory each node has.
+fn size(problem: &Problem) -> Vec<f64> {
+    let way = |v: usize| problem.nodes[v].iter().flat_map(|d| &d.1).next();
+    let mut size = vec![0.0; problem.nodes.len()];
+    let values: [&dyn Fn(&Way) -> f64; 3] = [&|w| w.time, &|w| w.params, &|w| w.memory_each + w.memory_fixed];
+    for value in values {
+        let each: Vec<f64> = (0..size.len()).map(|v| way(v).map_or(0.0, value)).collect();
+        let total = each.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        size.iter_mut().zip(&each).for_each(|(s, x)| *s += x / total);
+    }
+    size
+}
+
+/// Least device-seconds of each node.
+fn least_work(problem: &Problem) -> Vec<f64> {
+    let least = |degrees: &Vec<(usize, Vec<Way>)>| {
+        let each = degrees.iter().flat_map(|(t, ways)| ways.iter().map(move |w| *t as f64 * w.time));
+        each.fold(f64::INFINITY, f64::min)
+    };
+    problem.nodes.iter().map(least).collect()
 }
 
 /// The fastest pipeline between these ideals, or the one given.
 fn improve(problem: &Problem, ideals: &Ideals, given: Option<Pipeline>) -> Result<Pipeline, Refusal> {
     let mut search = Search::new(problem, ideals);
+    let mut low = search.work[search.work.len() - 1] / problem.n_devices as f64;
+    // Whatever is given may be the best already.
+    let mut by_step = given.is_some();
     let mut best = match given {
         Some(given) => given,
-        None => match search.within(f64::INFINITY) {
-            Some(stages) => search.finish(&stages),
-            None => {
-                let &Problem { n_devices, memory, .. } = problem;
-                return Err(Refusal::Memory { n_devices, memory, all: ideals.complete });
-            }
-        },
+        None => first(problem, &mut search, &mut low)?,
     };
-    let mut low = search.work[search.work.len() - 1] / problem.n_devices as f64;
-    // Bisection; but whatever is new may be the best already.
-    let mut by_step = false;
+    // Bisection; but whoever fails may have failed just below the best.
     while low < best.seconds * (1.0 - 1e-9) {
         let step = best.seconds * (1.0 - STEP);
         // The lower end may be 0.
@@ -145,14 +174,34 @@ fn improve(problem: &Problem, ideals: &Ideals, given: Option<Pipeline>) -> Resul
                     break;
                 }
                 best = found;
-                by_step = !by_step;
+                by_step = false;
             }
             None if by_step => break,
-            None => low = trial,
+            None => {
+                low = trial;
+                by_step = true;
+            }
         }
     }
     best.optimal = ideals.complete && search.exact;
     Ok(best)
+}
+
+/// A pipeline within a limit that rises, ever faster, from the lower bound; raises the bound to where there is none.
+fn first(problem: &Problem, search: &mut Search<'_>, low: &mut f64) -> Result<Pipeline, Refusal> {
+    let mut above = 1.0 / 64.0;
+    loop {
+        let limit = if *low > 0.0 && above < 4096.0 { *low * (1.0 + above) } else { f64::INFINITY };
+        if let Some(stages) = search.within(limit) {
+            return Ok(search.finish(&stages));
+        }
+        if limit == f64::INFINITY {
+            let &Problem { n_devices, memory, .. } = problem;
+            return Err(Refusal::Memory { n_devices, memory, all: search.complete() });
+        }
+        *low = limit;
+        above *= 4.0;
+    }
 }
 
 fn check(problem: &Problem) -> Result<Dag, Refusal> {

@@ -42,6 +42,10 @@ struct Degree {
     params: Vec<f64>,
     memory_each: Vec<f64>,
     memory_fixed: Vec<f64>,
+    /// Sums of the ways that take least for each microbatch in flight: time, and bytes as above.
+    light: [Vec<f64>; 3],
+    /// Sums of the least bytes, each and fixed, of any ways.
+    least: [Vec<f64>; 2],
     /// By pair: seconds of transfers over the borders. Uniform degrees only.
     transfer: Vec<f64>,
 }
@@ -96,11 +100,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        let work = problem.nodes.iter().map(|degrees| {
-            let each = degrees.iter().flat_map(|(t, ways)| ways.iter().map(move |w| *t as f64 * w.time));
-            each.fold(f64::INFINITY, f64::min)
-        });
-        let work = ideals.sums(&work.collect::<Vec<f64>>());
+        let work = ideals.sums(&super::least_work(problem));
         let most = problem.n_devices.min(problem.n_microbatches);
         let data = (1..=most).filter(|&d| problem.n_microbatches.is_multiple_of(d)).collect();
         let mut search = Self {
@@ -119,26 +119,44 @@ impl<'a> Search<'a> {
         let mut tensor: Vec<usize> = problem.nodes.iter().flatten().map(|d| d.0).collect();
         tensor.sort_unstable();
         tensor.dedup();
+        let crosses = |i: usize, e: u32| {
+            let (from, to, _) = problem.edges[e as usize];
+            ideals.has(i, from) && !ideals.has(i, to)
+        };
+        let n_edges = problem.edges.len() as u32;
+        let crossing: Vec<Vec<u32>> =
+            (0..ideals.len()).map(|i| (0..n_edges).filter(|&e| crosses(i, e)).collect()).collect();
         search.degrees = tensor
             .into_iter()
             .filter(|&t| t > 0 && t <= problem.n_devices)
-            .map(|t| search.degree(t, n_pairs as usize))
+            .map(|t| search.degree(t, n_pairs as usize, &crossing))
             .collect();
         search
+    }
+
+    /// Whether every prefix is looked at.
+    pub fn complete(&self) -> bool {
+        self.ideals.complete
     }
 
     fn ways(&self, node: usize, tensor: usize) -> &'a [Way] {
         self.problem.nodes[node].iter().find(|d| d.0 == tensor).map_or(&[], |d| &d.1)
     }
 
-    fn degree(&self, tensor: usize, n_pairs: usize) -> Degree {
+    fn degree(&self, tensor: usize, n_pairs: usize, crossing: &[Vec<u32>]) -> Degree {
         let n = self.problem.nodes.len();
         let fastest: Vec<Option<&Way>> =
             (0..n).map(|v| self.ways(v, tensor).iter().min_by(|a, b| a.time.total_cmp(&b.time))).collect();
-        let sums = |value: &dyn Fn(&Way) -> f64| {
-            let values: Vec<f64> = fastest.iter().map(|w| w.map_or(0.0, value)).collect();
+        let sums_of = |ways: &[Option<&Way>], value: &dyn Fn(&Way) -> f64| {
+            let values: Vec<f64> = ways.iter().map(|w| w.map_or(0.0, value)).collect();
             self.ideals.sums(&values)
         };
+        let sums = |value: &dyn Fn(&Way) -> f64| sums_of(&fastest, value);
+        let lightest = |value: &dyn Fn(&Way) -> f64| -> Vec<Option<&Way>> {
+            let by = |a: &&Way, b: &&Way| value(a).total_cmp(&value(b)).then(a.memory_fixed.total_cmp(&b.memory_fixed));
+            (0..n).map(|v| self.ways(v, tensor).iter().min_by(by)).collect()
+        };
+        let (light, fixed) = (lightest(&|w| w.memory_each), lightest(&|w| w.memory_fixed));
         let uniform = (0..n).all(|v| {
             let ways = self.ways(v, tensor);
             let same = |a: &Way, b: &Way| a.params == b.params && a.sync_in == b.sync_in && a.sync_out == b.sync_out;
@@ -152,7 +170,7 @@ impl<'a> Search<'a> {
             for (inner, larger) in self.pairs.iter().enumerate() {
                 for &(outer, pair) in larger {
                     if missing[inner] == missing[outer as usize] {
-                        transfer[pair as usize] = self.transfer(inner, outer as usize, &fastest);
+                        transfer[pair as usize] = self.transfer(inner, outer as usize, crossing, &fastest);
                     }
                 }
             }
@@ -165,19 +183,29 @@ impl<'a> Search<'a> {
             params: sums(&|w| w.params),
             memory_each: sums(&|w| w.memory_each),
             memory_fixed: sums(&|w| w.memory_fixed),
+            light: [
+                sums_of(&light, &|w| w.time),
+                sums_of(&light, &|w| w.memory_each),
+                sums_of(&light, &|w| w.memory_fixed),
+            ],
+            least: [sums_of(&light, &|w| w.memory_each), sums_of(&fixed, &|w| w.memory_fixed)],
             transfer,
         }
     }
 
-    /// Seconds of the transfers over the borders of a stage.
-    fn transfer(&self, before: usize, upto: usize, way: &[Option<&Way>]) -> f64 {
-        let inside = |v: usize| self.ideals.has(upto, v) && !self.ideals.has(before, v);
+    /// Seconds of the transfers over the borders of a stage. `crossing`: edges out of each of the two ideals.
+    fn transfer(&self, before: usize, upto: usize, crossing: &[Vec<u32>], way: &[Option<&Way>]) -> f64 {
         let mut bytes = 0.0;
-        for (e, &(from, to, c)) in self.problem.edges.iter().enumerate() {
-            match (inside(from), inside(to)) {
-                (true, false) => bytes += c + way[from].map_or(0.0, |w| w.sync_out[self.slots[e].1]),
-                (false, true) => bytes += c + way[to].map_or(0.0, |w| w.sync_in[self.slots[e].0]),
-                _ => {}
+        for &e in &crossing[before] {
+            let (_, to, c) = self.problem.edges[e as usize];
+            if self.ideals.has(upto, to) {
+                bytes += c + way[to].map_or(0.0, |w| w.sync_in[self.slots[e as usize].0]);
+            }
+        }
+        for &e in &crossing[upto] {
+            let (from, _, c) = self.problem.edges[e as usize];
+            if !self.ideals.has(before, from) {
+                bytes += c + way[from].map_or(0.0, |w| w.sync_out[self.slots[e as usize].1]);
             }
         }
         2.0 * bytes / self.problem.bandwidth
@@ -225,14 +253,23 @@ impl<'a> Search<'a> {
     fn fits(&mut self, stage: &Placed, in_flight: usize, limit: f64) -> bool {
         let degree = &self.degrees[stage.degree];
         let d = stage.data as f64;
+        let sum = |sums: &[f64]| sums[stage.upto] - sums[stage.before];
+        let bytes = |each: &[f64], fixed: &[f64]| sum(each) * in_flight as f64 + sum(fixed);
+        let capacity = self.problem.memory;
+        if bytes(&degree.least[0], &degree.least[1]) > capacity * (1.0 + 1e-9) {
+            return false;
+        }
         // With a uniform degree the knapsack is about seconds of computing.
         let (key, allowed) = if degree.uniform {
-            let memory = |sums: &[f64]| sums[stage.upto] - sums[stage.before];
-            let needed = memory(&degree.memory_each) * in_flight as f64 + memory(&degree.memory_fixed);
-            if needed <= self.problem.memory * (1.0 - 1e-12) {
+            if bytes(&degree.memory_each, &degree.memory_fixed) <= capacity * (1.0 - 1e-12) {
                 return true;
             }
-            (0, (limit - self.fastest(stage)) * d + memory(&degree.time))
+            let allowed = (limit - self.fastest(stage)) * d + sum(&degree.time);
+            let [time, each, fixed] = &degree.light;
+            if bytes(each, fixed) <= capacity * (1.0 - 1e-12) && sum(time) <= allowed {
+                return true;
+            }
+            (0, allowed)
         } else {
             (stage.data, limit)
         };
@@ -303,19 +340,23 @@ impl<'a> Search<'a> {
         if waste < 0.0 {
             return None;
         }
+        let (needed, least) = self.least_devices(limit, waste);
+        if least[n_ideals - 1] > n_devices {
+            return None;
+        }
         let mut tails: Vec<Vec<Tail>> = vec![Vec::new(); n_ideals];
         tails[n_ideals - 1].push(Tail { devices: 0, replicas: 0, first: None, rest: 0 });
         for before in (0..n_ideals - 1).rev() {
             // Whatever comes before needs devices too.
-            let needed = (self.work[before] / (limit * slack)).ceil() as usize;
-            let Some(most) = n_devices.checked_sub(needed) else { continue };
+            let Some(most) = n_devices.checked_sub(least[before]) else { continue };
             let mut found: Vec<Option<Tail>> = vec![None; most + 1];
             for at in 0..self.pairs[before].len() {
                 let (upto, pair) = self.pairs[before][at];
                 let stage =
                     Placed { before, upto: upto as usize, pair: pair as usize, degree: 0, data: 1, replicas: 0 };
-                if !tails[stage.upto].is_empty() {
-                    self.extend(&tails[stage.upto], stage, limit, waste, &mut found);
+                let after = &tails[stage.upto];
+                if after.first().is_some_and(|t| t.devices.saturating_add(needed[stage.pair]) <= most) {
+                    self.extend(after, stage, limit, waste, &mut found);
                 }
             }
             let mut fewest = usize::MAX;
@@ -335,31 +376,87 @@ impl<'a> Search<'a> {
         Some(stages)
     }
 
+    /// Devices that each pair takes at least, and each prefix, if there were memory without end.
+    fn least_devices(&self, limit: f64, waste: f64) -> (Vec<usize>, Vec<usize>) {
+        let n_devices = self.problem.n_devices;
+        let mut needed = vec![usize::MAX; self.known.len()];
+        let mut least = vec![usize::MAX; self.ideals.len()];
+        least[0] = 0;
+        for before in 0..self.ideals.len() {
+            if least[before] >= n_devices {
+                continue;
+            }
+            for &(upto, pair) in &self.pairs[before] {
+                let (upto, pair) = (upto as usize, pair as usize);
+                let work = self.work[upto] - self.work[before];
+                let stage = Placed { before, upto, pair, degree: 0, data: 1, replicas: 0 };
+                for degree in 0..self.degrees.len() {
+                    let Degree { tensor, missing, .. } = &self.degrees[degree];
+                    let seconds = self.computing(&Placed { degree, ..stage });
+                    if missing[before] != missing[upto] {
+                        continue;
+                    }
+                    let first = self.data.partition_point(|&d| (d as f64) * limit * (1.0 + 1e-9) < seconds);
+                    for &data in &self.data[first..] {
+                        let devices = data * tensor;
+                        if devices >= needed[pair]
+                            || devices + least[before] > n_devices
+                            || devices as f64 * limit - work > waste
+                        {
+                            break;
+                        }
+                        if self.fastest(&Placed { degree, data, ..stage }) <= limit * (1.0 + 1e-14) {
+                            needed[pair] = devices;
+                        }
+                    }
+                }
+                least[upto] = least[upto].min(needed[pair].saturating_add(least[before]));
+            }
+        }
+        (needed, least)
+    }
+
     /// Puts every stage that is possible between two prefixes before every tail. `waste`: device-seconds that may be
     /// wasted.
     fn extend(&mut self, tails: &[Tail], stage: Placed, limit: f64, waste: f64, found: &mut [Option<Tail>]) {
         let most_replicas = self.problem.n_devices.min(self.problem.n_microbatches);
         let work = self.work[stage.upto] - self.work[stage.before];
+        // Degrees so far with as few devices and replicas as any: (devices, data, first tail they can precede).
+        let mut before: Vec<(usize, usize, usize)> = Vec::new();
         for degree in 0..self.degrees.len() {
             let Degree { tensor, missing, .. } = &self.degrees[degree];
             let tensor = *tensor;
             if missing[stage.before] != missing[stage.upto] {
                 continue;
             }
-            for i in 0..self.data.len() {
+            let least = self.computing(&Placed { degree, ..stage }) / (limit * (1.0 + 1e-9));
+            let first = self.data.partition_point(|&d| (d as f64) < least);
+            for i in first..self.data.len() {
                 let data = self.data[i];
                 let devices = data * tensor;
                 if devices as f64 * limit - work > waste {
                     break;
                 }
-                let fit = tails.partition_point(|t| t.devices + devices < found.len());
-                let stage = Placed { degree, data, ..stage };
-                if fit == 0 || self.fastest(&stage) > limit * (1.0 + 1e-14) {
-                    continue;
+                // What can be had with fewer devices and replicas is had already.
+                let mut fit = tails.partition_point(|t| t.devices + devices < found.len());
+                for &(n, d, tail) in &before {
+                    if n <= devices && d <= data {
+                        fit = fit.min(tail);
+                    }
                 }
                 // Later tails have fewer replicas, and fewer microbatches in flight.
+                let mut low = tails[..fit].partition_point(|t| t.replicas + data > most_replicas);
+                let stage = Placed { degree, data, ..stage };
+                if low >= fit || self.fastest(&stage) > limit * (1.0 + 1e-14) {
+                    continue;
+                }
                 let in_flight = |t: &Tail| (t.replicas + data).div_ceil(data);
-                let (mut low, mut high) = (tails[..fit].partition_point(|t| t.replicas + data > most_replicas), fit);
+                let mut high = fit;
+                if self.fits(&stage, in_flight(&tails[low]), limit) {
+                    high = low;
+                } else {
+                    low += 1;
+                }
                 while low < high {
                     let middle = (low + high) / 2;
                     if self.fits(&stage, in_flight(&tails[middle]), limit) {
@@ -376,8 +473,16 @@ impl<'a> Search<'a> {
                         *place = Some(Tail { devices: tail.devices + devices, replicas, first, rest: tail.devices });
                     }
                 }
+                before.push((devices, data, low));
             }
         }
+    }
+
+    /// Seconds of computing, and of transfers where all ways have the same.
+    fn computing(&self, stage: &Placed) -> f64 {
+        let degree = &self.degrees[stage.degree];
+        let transfer = if degree.uniform { degree.transfer[stage.pair] } else { 0.0 };
+        transfer + degree.time[stage.upto] - degree.time[stage.before]
     }
 
     /// Chooses the ways of all nodes.
