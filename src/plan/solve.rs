@@ -12,7 +12,7 @@ use super::predict::{Costs, Prediction, predict};
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardId, ShardPlan};
 use crate::graph::{GradGraph, Graph, Model, OpId};
-use crate::topology::{Device, DeviceId, Topology};
+use crate::topology::{Device, DeviceId, Topology, kinds};
 use crate::units::{Bytes, Seconds};
 
 /// Most parts the line is coarsened into.
@@ -92,6 +92,8 @@ pub(super) struct Line<'a> {
     begins: Vec<u32>,
     /// Work before each border (begins, then the end), for each kind of device in the topology.
     work: Vec<Vec<Seconds>>,
+    /// Kind of each device.
+    kind: Vec<usize>,
     /// Bytes that cross each border, for one microbatch.
     crossing: Vec<Bytes>,
     /// Params, slots and gradients before each border.
@@ -137,10 +139,9 @@ impl<'a> Line<'a> {
             sums.push(sum);
             sums
         };
-        let work = problem
-            .topology
-            .devices
-            .iter()
+        let (devices, kind) = kinds(&problem.topology.devices);
+        let work = devices
+            .into_iter()
             .map(|device| {
                 let mut by_coordinate = vec![0.0; n];
                 for (id, _) in graph.ops() {
@@ -170,7 +171,7 @@ impl<'a> Line<'a> {
         let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        Ok(Self { costs: known, coordinates: all, main, begins, work, crossing, state, residuals })
+        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals })
     }
 
     fn solve(&self, problem: &Problem<'_>, microbatch: u64, variants: &[&GradGraph]) -> Result<Plan, Infeasible> {
@@ -247,30 +248,45 @@ impl<'a> Line<'a> {
             super::ScheduleKind::OneFOneB => (n_shards - s) as u64,
             super::ScheduleKind::GPipe => u64::MAX,
         };
+        let work = |s: usize| &self.work[self.kind[order[s]]];
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
             let device = &problem.topology.devices[order[s]];
             let residuals = (self.residuals[to] - self.residuals[from]) * in_flight(s).min(8);
             if self.state[to] - self.state[from] + residuals > device.memory {
                 return None;
             }
-            let computing = self.work[order[s]][to] - self.work[order[s]][from];
+            let computing = work(s)[to] - work(s)[from];
             let inlet = if from > 0 { link.time(self.crossing[from]) } else { Seconds(0.0) };
             let outlet = if to < n { link.time(self.crossing[to]) } else { Seconds(0.0) };
             Some(computing + inlet + outlet)
         };
-        let bottleneck = self.sweep(n_shards, &stage, &|worst, time, _| worst.max(time))?;
-        let limit = bottleneck.0.0 * SLACK;
+        // Stages that compute longer than a limit need not be looked at; where that leaves none, the limit rises.
+        let most = (0..n_shards).map(|s| work(s)[n].0).fold(0.0, f64::max);
+        let mut limit = 2.0 / (0..n_shards).map(|s| 1.0 / work(s)[n].0.max(f64::MIN_POSITIVE)).sum::<f64>();
+        let bottleneck = loop {
+            let first = |s: usize, to: usize| work(s)[..to].partition_point(|w| work(s)[to].0 - w.0 > limit);
+            let found = self.sweep(n_shards, &first, &stage, &|worst, time, _| worst.max(time));
+            match found {
+                Some((value, _)) if value.0 <= limit => break value,
+                _ if limit < most => limit *= 2.0,
+                found => break found?.0,
+            }
+        };
+        let limit = bottleneck.0 * SLACK;
+        let first = |s: usize, to: usize| work(s)[..to].partition_point(|w| work(s)[to].0 - w.0 > limit);
         let within = |s: usize, from: usize, to: usize| stage(s, from, to).filter(|t| t.0 <= limit);
-        let fewest = self.sweep(n_shards, &within, &|sum, _, border| {
+        let fewest = self.sweep(n_shards, &first, &within, &|sum, _, border| {
             sum + Seconds(if border > 0 { self.crossing[border].0 as f64 } else { 0.0 })
         })?;
         Some(fewest.1)
     }
 
-    /// The dynamic program: best value over the first parts with the first shards.
+    /// The dynamic program: best value over the first parts with the first shards. `first`: where a stage of a shard
+    /// that ends at a border can begin at the earliest.
     fn sweep(
         &self,
         n_shards: usize,
+        first: &dyn Fn(usize, usize) -> usize,
         stage: &dyn Fn(usize, usize, usize) -> Option<Seconds>,
         combine: &dyn Fn(Seconds, Seconds, usize) -> Seconds,
     ) -> Option<(Seconds, Vec<usize>)> {
@@ -279,7 +295,7 @@ impl<'a> Line<'a> {
         best[0][0] = Some((Seconds(0.0), 0));
         for s in 0..n_shards {
             for to in s + 1..=n - (n_shards - s - 1) {
-                for from in s..to {
+                for from in first(s, to).max(s)..to {
                     let Some((so_far, _)) = best[s][from] else { continue };
                     let Some(time) = stage(s, from, to) else { continue };
                     let value = combine(so_far, time, from);
@@ -519,11 +535,7 @@ pub(super) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
     let n = problem.n_shards as usize;
     let devices: &[Device] = &problem.topology.devices[..n];
     let identity: Vec<usize> = (0..n).collect();
-    let alike = |a: &Device, b: &Device| {
-        Device { name: String::new(), node: String::new(), ..a.clone() }
-            == Device { name: String::new(), node: String::new(), ..b.clone() }
-    };
-    if devices.iter().all(|d| alike(d, &devices[0])) {
+    if devices.iter().all(|d| d.alike(&devices[0])) {
         return vec![identity];
     }
     if n <= 4 {

@@ -87,8 +87,22 @@ impl Ideals {
     }
 
     /// Those in the `spine`, those where stages begin and end, and those a few nodes away, up to `most`; of those
-    /// equally far away the lightest borders first.
-    pub fn around(dag: &Dag, weight: &[f64], stages: &[&[usize]], spine: &Self, most: usize) -> Self {
+    /// equally far away the lightest borders first, or any with a number to mix them by.
+    pub fn around(
+        dag: &Dag,
+        weight: &[f64],
+        stages: &[&[usize]],
+        spine: &Self,
+        most: usize,
+        mix: Option<u64>,
+    ) -> Self {
+        let rank = |set: &[u64]| match mix {
+            None => border(dag, set, weight),
+            Some(mix) => {
+                let step = |hash: u64, word: &u64| (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+                set.iter().fold(mix.wrapping_add(1).wrapping_mul(0xBF58_476D_1CE4_E5B9), step) as f64
+            }
+        };
         let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
         let mut chosen: BTreeSet<Vec<u64>> = (0..spine.len()).map(|i| spine.set(i).to_vec()).collect();
         let most = chosen.len() + most.saturating_sub(chosen.len()).max(stages.len());
@@ -116,13 +130,25 @@ impl Ideals {
                 }
             }
             next.retain(|s| !chosen.contains(s));
-            let mut ranked: Vec<(f64, &Vec<u64>)> = next.iter().map(|s| (border(dag, s, weight), s)).collect();
+            let mut ranked: Vec<(f64, &Vec<u64>)> = next.iter().map(|s| (rank(s), s)).collect();
             ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
             let room = most - chosen.len();
             chosen.extend(ranked.into_iter().take(room).map(|r| r.1.clone()));
             layer = next;
         }
         Self::of(dag, chosen)
+    }
+
+    /// Those that are wanted; they are as complete as before if nothing is lost with the others.
+    pub fn only(&self, wanted: &[bool], dag: &Dag) -> Self {
+        let sets = (0..self.len()).filter(|&i| wanted[i]).map(|i| self.set(i).to_vec());
+        Self { complete: self.complete, ..Self::of(dag, sets.collect()) }
+    }
+
+    /// Those of both.
+    pub fn union(&self, other: &Self, dag: &Dag) -> Self {
+        let sets = |ideals: &Self| (0..ideals.len()).map(|i| ideals.set(i).to_vec()).collect::<Vec<_>>();
+        Self::of(dag, sets(self).into_iter().chain(sets(other)).collect())
     }
 
     /// These alone, without what grows from what.

@@ -81,8 +81,14 @@ pub enum Refusal {
 
 /// What comes later is listed for each number of devices.
 const MOST_DEVICES: usize = 1 << 16;
+/// So few prefixes are searched at once.
+const FEW: usize = 300;
+/// Pairs of prefixes, times nodes, that a search with a budget looks at in one trial.
+const WORK: f64 = 1e8;
 /// How often a search begins again around what it has found.
-const MOST_ROUNDS: usize = 6;
+const MOST_ROUNDS: usize = 16;
+/// How many of these may gain next to nothing in a row.
+const MOST_IN_VAIN: usize = 4;
 /// A pipeline is better if it is this much faster.
 const STEP: f64 = 1e-12;
 
@@ -93,8 +99,9 @@ const STEP: f64 = 1e-12;
 /// degrees of this and later stages over d, rounded up. d divides the number of microbatches; no more devices are used
 /// than there are, nor more replicas than microbatches.
 ///
-/// Exact where there are no more than `budget` prefixes of the graph. Else it begins with prefixes that have few bytes
-/// over the border, spread evenly over the work, and goes on around the borders of the best pipeline so far.
+/// Exact where there are no more than `budget` prefixes of the graph: a pipeline between a few of them tells which of
+/// the others can be part of a better one. Else prefixes with few bytes over the border stand for all, and the search
+/// goes on around the borders of the best pipeline so far.
 ///
 /// # Errors
 /// [`Refusal`]; `Memory` where nothing fits.
@@ -105,23 +112,49 @@ const STEP: f64 = 1e-12;
 /// time for which it has a solution, with an exact knapsack.
 pub fn solve(problem: &Problem, budget: usize) -> Result<Pipeline, Refusal> {
     let dag = check(problem)?;
-    if let Some(all) = Ideals::all(&dag, budget) {
-        return improve(problem, &all, None);
+    let all = Ideals::all(&dag, budget);
+    if let Some(all) = all.as_ref().filter(|all| all.len() <= FEW) {
+        return improve(problem, all, None);
     }
     let mut out = vec![0.0; dag.n_nodes()];
     for &(from, _, bytes) in &problem.edges {
         out[from] += bytes;
     }
     let work = least_work(problem);
-    let few = (budget / 2).max(3);
-    let spine = Ideals::lightest(&dag, &out, (few / dag.n_nodes()).max(1)).spread(&dag, &out, &work, few / 4);
-    let coarse = narrow(&dag, &size(problem), few).unwrap_or_else(|| spine.clone());
-    let mut found = improve(problem, &coarse, None)?;
-    for _ in 0..MOST_ROUNDS {
+    let n = dag.n_nodes();
+    let light = |most: usize| Ideals::lightest(&dag, &out, (4 * most / n).max(1)).spread(&dag, &out, &work, most);
+    // A stage of a large graph takes longer to look at.
+    let most = budget.min((WORK / n as f64).sqrt() as usize);
+    let few = (most / 2).clamp(4, FEW);
+    let both = match narrow(&dag, &size(problem), few / 2) {
+        Some(coarse) => coarse.union(&light(few / 2), &dag),
+        None => light(few),
+    };
+    let begin = match improve(problem, &both, None) {
+        Ok(found) => Some(found),
+        Err(Refusal::Memory { .. }) => None,
+        Err(e) => return Err(e),
+    };
+    let mut wide = all.unwrap_or_else(|| light(most));
+    if let Some(found) = &begin {
+        let useful = Search::new(problem, &wide).useful(found.seconds * (1.0 - STEP));
+        wide = wide.only(&useful, &dag);
+    }
+    let mut found = improve(problem, &wide, begin)?;
+    if wide.complete {
+        return Ok(found);
+    }
+    let spine = light(few / 4);
+    let n_rounds = (4.0 * WORK / (most * most * n) as f64).clamp(2.0, MOST_ROUNDS as f64) as usize;
+    let mut in_vain = 0;
+    for round in 0..n_rounds {
         let stages: Vec<&[usize]> = found.stages.iter().map(|s| &*s.nodes).collect();
         let before = found.seconds;
-        found = improve(problem, &Ideals::around(&dag, &out, &stages, &spine, few), Some(found))?;
-        if found.seconds >= before * (1.0 - 1e-6) {
+        // By turns the lightest and any.
+        let mix = (round % 2 == 1).then_some(round as u64);
+        found = improve(problem, &Ideals::around(&dag, &out, &stages, &spine, most, mix), Some(found))?;
+        in_vain = if found.seconds < before * (1.0 - 1e-4) { 0 } else { in_vain + 1 };
+        if in_vain == MOST_IN_VAIN {
             break;
         }
     }

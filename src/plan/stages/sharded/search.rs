@@ -416,6 +416,23 @@ impl<'a> Search<'a> {
         (needed, least)
     }
 
+    /// Which prefixes can be part of a pipeline within a limit of time, or of a faster one, as far as devices tell.
+    pub fn useful(&self, limit: f64) -> Vec<bool> {
+        let (n_ideals, n_devices) = (self.ideals.len(), self.problem.n_devices);
+        let waste = n_devices as f64 * limit * (1.0 + 1e-9) - self.work[n_ideals - 1];
+        let (needed, least) = self.least_devices(limit, waste);
+        let mut after = vec![usize::MAX; n_ideals];
+        after[n_ideals - 1] = 0;
+        for before in (0..n_ideals - 1).rev() {
+            let through = self.pairs[before]
+                .iter()
+                .map(|&(upto, pair)| needed[pair as usize].saturating_add(after[upto as usize]));
+            after[before] = through.min().unwrap_or(usize::MAX);
+        }
+        let ends = |i: usize| i == 0 || i == n_ideals - 1;
+        (0..n_ideals).map(|i| ends(i) || least[i].saturating_add(after[i]) <= n_devices).collect()
+    }
+
     /// Puts every stage that is possible between two prefixes before every tail. `waste`: device-seconds that may be
     /// wasted.
     fn extend(&mut self, tails: &[Tail], stage: Placed, limit: f64, waste: f64, found: &mut [Option<Tail>]) {

@@ -1,2 +1,3 @@
+mod ideals;
 mod replicated;
 mod sharded;
