@@ -400,6 +400,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn many_devices_of_several_kinds_are_planned_and_planned_again() {
+        let planned = replan(600, 12).unwrap();
+        assert_eq!(planned.n_devices, 12);
+        assert!(planned.n_ops.abs_diff(600) < 100, "{planned:?}");
+    }
+
+    #[test]
     fn a_model_of_any_size_is_imported_planned_and_cut() {
         for n_ops in [1, 2000] {
             let taken = measure(n_ops).unwrap();

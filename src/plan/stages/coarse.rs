@@ -33,7 +33,7 @@ pub fn narrow(dag: &Dag, size: &[f64], most: usize) -> Option<Ideals> {
             if let Some(found) = groups.ideals(dag, most) {
                 return Some(found);
             }
-            next = groups.n_alive * 15 / 16;
+            next = groups.n_alive - groups.n_alive / 16;
         }
     }
     groups.ideals(dag, most)

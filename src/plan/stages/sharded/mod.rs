@@ -84,11 +84,11 @@ const MOST_DEVICES: usize = 1 << 16;
 /// So few prefixes are searched at once.
 const FEW: usize = 300;
 /// Pairs of prefixes, times nodes, that a search with a budget looks at in one trial.
-const WORK: f64 = 1e8;
+const WORK: f64 = 4e7;
 /// How often a search begins again around what it has found.
 const MOST_ROUNDS: usize = 16;
 /// How many of these may gain next to nothing in a row.
-const MOST_IN_VAIN: usize = 4;
+const MOST_IN_VAIN: usize = 3;
 /// A pipeline is better if it is this much faster.
 const STEP: f64 = 1e-12;
 
@@ -145,14 +145,14 @@ pub fn solve(problem: &Problem, budget: usize) -> Result<Pipeline, Refusal> {
         return Ok(found);
     }
     let spine = light(few / 4);
-    let n_rounds = (4.0 * WORK / (most * most * n) as f64).clamp(2.0, MOST_ROUNDS as f64) as usize;
+    let n_rounds = (16.0 * WORK / (most * most * n) as f64).clamp(2.0, MOST_ROUNDS as f64) as usize;
     let mut in_vain = 0;
     for round in 0..n_rounds {
         let stages: Vec<&[usize]> = found.stages.iter().map(|s| &*s.nodes).collect();
         let before = found.seconds;
         // By turns the lightest and any.
         let mix = (round % 2 == 1).then_some(round as u64);
-        found = improve(problem, &Ideals::around(&dag, &out, &stages, &spine, most, mix), Some(found))?;
+        found = improve(problem, &Ideals::around(&dag, &out, &stages, &spine, most / 2, mix), Some(found))?;
         in_vain = if found.seconds < before * (1.0 - 1e-4) { 0 } else { in_vain + 1 };
         if in_vain == MOST_IN_VAIN {
             break;
