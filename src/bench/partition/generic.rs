@@ -249,7 +249,7 @@ mod tests {
         // Two paths with edges of weight 1, 2, 3 and 1.
         let paths = parse("6 4 1\n2 1\n1 1 3 2\n2 2 4 3\n3 3\n6 1\n5 1\n").unwrap();
         for n_parts in 2..=6usize {
-            let all = (0..n_parts.pow(6)).map(|code| (0..6).map(|v| (code / n_parts.pow(v) % n_parts) as u32));
+            let all = (0..n_parts.pow(6)).map(|code| (0..6).map(move |v| (code / n_parts.pow(v) % n_parts) as u32));
             let least = all.filter_map(|p| verify(&paths, &p.collect::<Vec<u32>>(), n_parts).ok()).map(|c| c.cut).min();
             assert_eq!(Some(bound(&paths, n_parts)), least, "{n_parts} parts");
         }
