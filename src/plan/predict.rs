@@ -98,7 +98,9 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -
         let placed: Seconds = graph
             .ops()
             .filter(|(id, _)| assignment.place(*id) != Place::Everywhere)
-            .map(|(id, _)| of_each_kind.iter().map(|d| costs[id.index()].time(d)).fold(Seconds(f64::INFINITY), Seconds::min))
+            .map(|(id, _)| {
+                of_each_kind.iter().map(|d| costs[id.index()].time(d)).fold(Seconds(f64::INFINITY), Seconds::min)
+            })
             .sum();
         out.bound = out.bound.max(placed * f64::from(m) / n_shards as f64);
         out.step_time = out.step_time.max(schedule.makespan);

@@ -22,13 +22,15 @@ const SLACK: f64 = 1.03;
 /// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
 /// end, of large ones the time stays in proportion to their size.
 const SEARCHED: usize = 1_500_000;
+/// With fewer tries than this a model is large: then a plan in force is where the next one begins.
+const FEW_TRIES: usize = 32;
 /// The plan in force stays unless another is this much faster.
 const GAIN: f64 = 0.99;
 
 /// Finds a plan.
 ///
 /// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
-/// assignment.
+/// assignment. Of a large model it is also where the search begins, and ends once borders are found anew.
 ///
 /// # Errors
 /// [`Infeasible`], with the limit met and the way out.
@@ -41,32 +43,42 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
     problem.check_devices()?;
     let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
     let costs = Costs::of(problem.model);
+    let usable = problem.microbatches()?;
+    let fits = |previous: &&Plan| {
+        previous.model == problem.model.fingerprint
+            && previous.shards.len() == n_shards as usize
+            && previous.n_replicas == problem.n_replicas
+            && previous.schedule == problem.schedule
+            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
+            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
+    };
+    let kept = previous.filter(fits).and_then(|previous| repredict(problem, previous, &costs));
     let mut best: Option<Plan> = None;
     let mut refusal = None;
-    for (microbatch, variants) in problem.microbatches()? {
-        match Line::new(problem, &variants, &costs).and_then(|line| line.solve(problem, microbatch, &variants)) {
+    for (microbatch, variants) in &usable {
+        let n_ops = variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + problem.model.update.n_ops();
+        // Of a large model only the borders are moved: devices keep their order, microbatches their size.
+        let near = kept.as_ref().filter(|_| SEARCHED / n_ops.max(1) < FEW_TRIES);
+        if near.is_some_and(|kept| kept.microbatch != *microbatch) {
+            continue;
+        }
+        let order = near.and_then(order_within_replica);
+        let found =
+            Line::new(problem, variants, &costs).and_then(|line| line.solve(problem, *microbatch, variants, order));
+        match found {
             Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
             Ok(_) => {}
             Err(e) => refusal = Some(e),
         }
     }
-    let Some(mut plan) = best else {
-        return Err(refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }));
-    };
-    if let Some(previous) = previous {
-        let fits = previous.model == plan.model
-            && previous.shards.len() == plan.shards.len()
-            && previous.n_replicas == plan.n_replicas
-            && previous.schedule == plan.schedule
-            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
-            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices);
-        let again = fits.then(|| repredict(problem, previous, &costs)).flatten();
-        plan = match again {
-            Some(kept) if plan.step_time.0 >= GAIN * kept.step_time.0 => kept,
-            _ => Plan { revision: previous.revision + 1, ..plan },
-        };
+    match (best, kept) {
+        (Some(plan), Some(kept)) if plan.step_time.0 < GAIN * kept.step_time.0 => {
+            Ok(Plan { revision: kept.revision + 1, ..plan })
+        }
+        (_, Some(kept)) => Ok(kept),
+        (Some(plan), None) => Ok(Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan }),
+        (None, None) => Err(refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 })),
     }
-    Ok(plan)
 }
 
 /// An earlier plan under today's devices; `None` when it no longer fits.
@@ -75,6 +87,14 @@ fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Pl
     let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;
     let plan = Plan { revision: previous.revision, ..plan };
     check_memory(problem, &plan).ok().map(|()| plan)
+}
+
+/// Position within a replica of the device that runs each shard; `None` where a replica is no run of devices.
+fn order_within_replica(plan: &Plan) -> Option<Vec<usize>> {
+    let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    sorted.into_iter().eq(0..plan.shards.len()).then_some(order)
 }
 
 fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
@@ -174,10 +194,18 @@ impl<'a> Line<'a> {
         Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals })
     }
 
-    fn solve(&self, problem: &Problem<'_>, microbatch: u64, variants: &[&GradGraph]) -> Result<Plan, Infeasible> {
+    /// `order`: devices by shard, where only the borders are to be found.
+    fn solve(
+        &self,
+        problem: &Problem<'_>,
+        microbatch: u64,
+        variants: &[&GradGraph],
+        order: Option<Vec<usize>>,
+    ) -> Result<Plan, Infeasible> {
+        let search = order.is_none();
         let mut best: Option<(Plan, Vec<usize>, Vec<usize>)> = None;
         let mut refusal = None;
-        for order in device_orders(problem) {
+        for order in order.map_or_else(|| device_orders(problem), |order| vec![order]) {
             let Some(borders) = self.partition(problem, &order) else { continue };
             match self.plan(problem, microbatch, variants, &self.cuts(&borders), &order) {
                 Ok(plan) => {
@@ -191,7 +219,7 @@ impl<'a> Line<'a> {
         let Some((plan, borders, order)) = best else {
             return Err(refusal.unwrap_or_else(|| self.too_large(problem)));
         };
-        Ok(self.search(problem, microbatch, variants, plan, borders, &order))
+        Ok(if search { self.search(problem, microbatch, variants, plan, borders, &order) } else { plan })
     }
 
     /// Moves borders while the simulated step gets faster.

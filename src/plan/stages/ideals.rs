@@ -88,14 +88,7 @@ impl Ideals {
 
     /// Those in the `spine`, those where stages begin and end, and those a few nodes away, up to `most`; of those
     /// equally far away the lightest borders first, or any with a number to mix them by.
-    pub fn around(
-        dag: &Dag,
-        weight: &[f64],
-        stages: &[&[usize]],
-        spine: &Self,
-        most: usize,
-        mix: Option<u64>,
-    ) -> Self {
+    pub fn around(dag: &Dag, weight: &[f64], stages: &[&[usize]], spine: &Self, most: usize, mix: Option<u64>) -> Self {
         let rank = |set: &[u64]| match mix {
             None => border(dag, set, weight),
             Some(mix) => {
