@@ -58,9 +58,7 @@ pub enum GrowthError {
 pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
     let bundle = bundle((n_ops / OPS_PER_LAYER).max(SHARDS));
     let began = Instant::now();
-    let model = Model::import(&mut |file| {
-        bundle.get(file).cloned().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))
-    })?;
+    let model = import(&bundle)?;
     let import = began.elapsed();
 
     let device = nominal("cpu").expect("CPUs are known");
@@ -99,6 +97,48 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
     let n_update_ops = model.update.n_ops();
     let n_ops = model.grads[0].graph.n_ops();
     Ok(Taken { n_ops, n_update_ops, import, plan: planned, cut: began.elapsed(), n_modules })
+}
+
+/// What a plan took, and another one after a device had become slow.
+#[derive(Clone, Debug)]
+pub struct Replanned {
+    pub n_ops: usize,
+    pub n_devices: usize,
+    pub plan: Duration,
+    pub again: Duration,
+}
+
+/// Plans the same network for devices of three kinds, one shard on each, and again when one of them runs at half speed.
+pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> {
+    let bundle = bundle((n_ops / OPS_PER_LAYER).max(n_devices));
+    let model = import(&bundle)?;
+    let devices = (0..n_devices).map(|i| {
+        let mut device = nominal("cpu").expect("CPUs are known");
+        device.speed = [1.0, 0.7, 0.4][3 * i / n_devices];
+        device
+    });
+    let topology = Topology { devices: devices.collect(), local: LOOPBACK, remote: LOOPBACK };
+    let mut slower = topology.clone();
+    slower.devices[n_devices / 2].speed /= 2.0;
+    let problem = |topology| Problem {
+        model: &model,
+        topology,
+        n_shards: n_devices as u32,
+        n_replicas: 1,
+        microbatch: None,
+        schedule: ScheduleKind::OneFOneB,
+    };
+    let began = Instant::now();
+    let plan = solve(&problem(&topology), None)?;
+    let planned = began.elapsed();
+    let began = Instant::now();
+    solve(&problem(&slower), Some(&plan))?;
+    Ok(Replanned { n_ops: model.grads[0].graph.n_ops(), n_devices, plan: planned, again: began.elapsed() })
+}
+
+fn import(bundle: &BTreeMap<String, Vec<u8>>) -> Result<Model, GraphError> {
+    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    Model::import(&mut |file| bundle.get(file).cloned().ok_or_else(missing))
 }
 
 fn f32s(dims: &[u64]) -> ArrayShape {
@@ -358,6 +398,13 @@ pub fn table(all: &[Taken]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_devices_of_several_kinds_are_planned_and_planned_again() {
+        let planned = replan(600, 12).unwrap();
+        assert_eq!(planned.n_devices, 12);
+        assert!(planned.n_ops.abs_diff(600) < 100, "{planned:?}");
+    }
 
     #[test]
     fn a_model_of_any_size_is_imported_planned_and_cut() {

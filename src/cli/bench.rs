@@ -38,6 +38,9 @@ pub struct GrowthArgs {
     /// Ops of the gradient function, for each model; ascending.
     #[arg(long, value_delimiter = ',', default_value = "5000,10000,20000,50000,100000")]
     ops: Vec<usize>,
+    /// Plan for so many devices of three kinds instead, and again after one of them has become slow.
+    #[arg(long)]
+    devices: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,6 +60,18 @@ fn grow(args: &GrowthArgs) -> anyhow::Result<ExitCode> {
     const LARGEST: usize = 1_000_000;
     if let Some(n) = args.ops.iter().find(|&&n| n == 0 || n > LARGEST) {
         return Err(bad_input(anyhow::anyhow!("--ops {n}: give between 1 and {LARGEST}")));
+    }
+    if let Some(n_devices) = args.devices {
+        const MOST: usize = 4096;
+        if !(1..=MOST).contains(&n_devices) {
+            return Err(bad_input(anyhow::anyhow!("--devices {n_devices}: give between 1 and {MOST}")));
+        }
+        println!("{:>8} {:>9} {:>10} {:>14}", "ops", "devices", "plan s", "plan again s");
+        for &n_ops in &args.ops {
+            let growth::Replanned { n_ops, n_devices, plan, again } = growth::replan(n_ops, n_devices)?;
+            println!("{n_ops:>8} {n_devices:>9} {:>10.3} {:>14.3}", plan.as_secs_f64(), again.as_secs_f64());
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let mut all = Vec::new();
     for &n_ops in &args.ops {

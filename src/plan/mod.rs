@@ -10,6 +10,7 @@ pub mod graph_picture;
 pub mod multilevel;
 pub mod picture;
 pub mod pin;
+pub mod place;
 pub mod predict;
 pub mod problem;
 pub mod schedule;

@@ -8,7 +8,7 @@ use super::segment::{Parameters, Segment, SegmentError, Segmentation};
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
-use crate::topology::{Device, Topology};
+use crate::topology::{Device, Topology, kinds};
 use crate::units::{Bytes, Seconds};
 
 /// Predictions for a plan; by shard where there are several.
@@ -58,6 +58,7 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -
         let id = |s: ShardId| plan.shards[s.index()].devices[0];
         topology.link(id(a), id(b))
     };
+    let (of_each_kind, _) = kinds(devices.iter().copied());
     let m = plan.n_microbatches;
     let mut out = Prediction {
         orders: BTreeMap::new(),
@@ -97,7 +98,9 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -
         let placed: Seconds = graph
             .ops()
             .filter(|(id, _)| assignment.place(*id) != Place::Everywhere)
-            .map(|(id, _)| devices.iter().map(|d| costs[id.index()].time(d)).fold(Seconds(f64::INFINITY), Seconds::min))
+            .map(|(id, _)| {
+                of_each_kind.iter().map(|d| costs[id.index()].time(d)).fold(Seconds(f64::INFINITY), Seconds::min)
+            })
             .sum();
         out.bound = out.bound.max(placed * f64::from(m) / n_shards as f64);
         out.step_time = out.step_time.max(schedule.makespan);

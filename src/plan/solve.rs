@@ -12,7 +12,7 @@ use super::predict::{Costs, Prediction, predict};
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardId, ShardPlan};
 use crate::graph::{GradGraph, Graph, Model, OpId};
-use crate::topology::{Device, DeviceId, Topology};
+use crate::topology::{Device, DeviceId, Topology, kinds};
 use crate::units::{Bytes, Seconds};
 
 /// Most parts the line is coarsened into.
@@ -22,13 +22,15 @@ const SLACK: f64 = 1.03;
 /// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
 /// end, of large ones the time stays in proportion to their size.
 const SEARCHED: usize = 1_500_000;
+/// With fewer tries than this a model is large: then a plan in force is where the next one begins.
+const FEW_TRIES: usize = 32;
 /// The plan in force stays unless another is this much faster.
 const GAIN: f64 = 0.99;
 
 /// Finds a plan.
 ///
 /// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
-/// assignment.
+/// assignment. Of a large model it is also where the search begins, and ends once borders are found anew.
 ///
 /// # Errors
 /// [`Infeasible`], with the limit met and the way out.
@@ -41,32 +43,42 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
     problem.check_devices()?;
     let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
     let costs = Costs::of(problem.model);
+    let usable = problem.microbatches()?;
+    let fits = |previous: &&Plan| {
+        previous.model == problem.model.fingerprint
+            && previous.shards.len() == n_shards as usize
+            && previous.n_replicas == problem.n_replicas
+            && previous.schedule == problem.schedule
+            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
+            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
+    };
+    let kept = previous.filter(fits).and_then(|previous| repredict(problem, previous, &costs));
     let mut best: Option<Plan> = None;
     let mut refusal = None;
-    for (microbatch, variants) in problem.microbatches()? {
-        match Line::new(problem, &variants, &costs).and_then(|line| line.solve(problem, microbatch, &variants)) {
+    for (microbatch, variants) in &usable {
+        let n_ops = variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + problem.model.update.n_ops();
+        // Of a large model only the borders are moved: devices keep their order, microbatches their size.
+        let near = kept.as_ref().filter(|_| SEARCHED / n_ops.max(1) < FEW_TRIES);
+        if near.is_some_and(|kept| kept.microbatch != *microbatch) {
+            continue;
+        }
+        let order = near.and_then(order_within_replica);
+        let found =
+            Line::new(problem, variants, &costs).and_then(|line| line.solve(problem, *microbatch, variants, order));
+        match found {
             Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
             Ok(_) => {}
             Err(e) => refusal = Some(e),
         }
     }
-    let Some(mut plan) = best else {
-        return Err(refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }));
-    };
-    if let Some(previous) = previous {
-        let fits = previous.model == plan.model
-            && previous.shards.len() == plan.shards.len()
-            && previous.n_replicas == plan.n_replicas
-            && previous.schedule == plan.schedule
-            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
-            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices);
-        let again = fits.then(|| repredict(problem, previous, &costs)).flatten();
-        plan = match again {
-            Some(kept) if plan.step_time.0 >= GAIN * kept.step_time.0 => kept,
-            _ => Plan { revision: previous.revision + 1, ..plan },
-        };
+    match (best, kept) {
+        (Some(plan), Some(kept)) if plan.step_time.0 < GAIN * kept.step_time.0 => {
+            Ok(Plan { revision: kept.revision + 1, ..plan })
+        }
+        (_, Some(kept)) => Ok(kept),
+        (Some(plan), None) => Ok(Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan }),
+        (None, None) => Err(refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 })),
     }
-    Ok(plan)
 }
 
 /// An earlier plan under today's devices; `None` when it no longer fits.
@@ -75,6 +87,14 @@ fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Pl
     let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;
     let plan = Plan { revision: previous.revision, ..plan };
     check_memory(problem, &plan).ok().map(|()| plan)
+}
+
+/// Position within a replica of the device that runs each shard; `None` where a replica is no run of devices.
+fn order_within_replica(plan: &Plan) -> Option<Vec<usize>> {
+    let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    sorted.into_iter().eq(0..plan.shards.len()).then_some(order)
 }
 
 fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
@@ -92,6 +112,8 @@ pub(super) struct Line<'a> {
     begins: Vec<u32>,
     /// Work before each border (begins, then the end), for each kind of device in the topology.
     work: Vec<Vec<Seconds>>,
+    /// Kind of each device.
+    kind: Vec<usize>,
     /// Bytes that cross each border, for one microbatch.
     crossing: Vec<Bytes>,
     /// Params, slots and gradients before each border.
@@ -137,10 +159,9 @@ impl<'a> Line<'a> {
             sums.push(sum);
             sums
         };
-        let work = problem
-            .topology
-            .devices
-            .iter()
+        let (devices, kind) = kinds(&problem.topology.devices);
+        let work = devices
+            .into_iter()
             .map(|device| {
                 let mut by_coordinate = vec![0.0; n];
                 for (id, _) in graph.ops() {
@@ -170,13 +191,21 @@ impl<'a> Line<'a> {
         let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        Ok(Self { costs: known, coordinates: all, main, begins, work, crossing, state, residuals })
+        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals })
     }
 
-    fn solve(&self, problem: &Problem<'_>, microbatch: u64, variants: &[&GradGraph]) -> Result<Plan, Infeasible> {
+    /// `order`: devices by shard, where only the borders are to be found.
+    fn solve(
+        &self,
+        problem: &Problem<'_>,
+        microbatch: u64,
+        variants: &[&GradGraph],
+        order: Option<Vec<usize>>,
+    ) -> Result<Plan, Infeasible> {
+        let search = order.is_none();
         let mut best: Option<(Plan, Vec<usize>, Vec<usize>)> = None;
         let mut refusal = None;
-        for order in device_orders(problem) {
+        for order in order.map_or_else(|| device_orders(problem), |order| vec![order]) {
             let Some(borders) = self.partition(problem, &order) else { continue };
             match self.plan(problem, microbatch, variants, &self.cuts(&borders), &order) {
                 Ok(plan) => {
@@ -190,7 +219,7 @@ impl<'a> Line<'a> {
         let Some((plan, borders, order)) = best else {
             return Err(refusal.unwrap_or_else(|| self.too_large(problem)));
         };
-        Ok(self.search(problem, microbatch, variants, plan, borders, &order))
+        Ok(if search { self.search(problem, microbatch, variants, plan, borders, &order) } else { plan })
     }
 
     /// Moves borders while the simulated step gets faster.
@@ -247,30 +276,45 @@ impl<'a> Line<'a> {
             super::ScheduleKind::OneFOneB => (n_shards - s) as u64,
             super::ScheduleKind::GPipe => u64::MAX,
         };
+        let work = |s: usize| &self.work[self.kind[order[s]]];
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
             let device = &problem.topology.devices[order[s]];
             let residuals = (self.residuals[to] - self.residuals[from]) * in_flight(s).min(8);
             if self.state[to] - self.state[from] + residuals > device.memory {
                 return None;
             }
-            let computing = self.work[order[s]][to] - self.work[order[s]][from];
+            let computing = work(s)[to] - work(s)[from];
             let inlet = if from > 0 { link.time(self.crossing[from]) } else { Seconds(0.0) };
             let outlet = if to < n { link.time(self.crossing[to]) } else { Seconds(0.0) };
             Some(computing + inlet + outlet)
         };
-        let bottleneck = self.sweep(n_shards, &stage, &|worst, time, _| worst.max(time))?;
-        let limit = bottleneck.0.0 * SLACK;
+        // Stages that compute longer than a limit need not be looked at; where that leaves none, the limit rises.
+        let most = (0..n_shards).map(|s| work(s)[n].0).fold(0.0, f64::max);
+        let mut limit = 2.0 / (0..n_shards).map(|s| 1.0 / work(s)[n].0.max(f64::MIN_POSITIVE)).sum::<f64>();
+        let bottleneck = loop {
+            let first = |s: usize, to: usize| work(s)[..to].partition_point(|w| work(s)[to].0 - w.0 > limit);
+            let found = self.sweep(n_shards, &first, &stage, &|worst, time, _| worst.max(time));
+            match found {
+                Some((value, _)) if value.0 <= limit => break value,
+                _ if limit < most => limit *= 2.0,
+                found => break found?.0,
+            }
+        };
+        let limit = bottleneck.0 * SLACK;
+        let first = |s: usize, to: usize| work(s)[..to].partition_point(|w| work(s)[to].0 - w.0 > limit);
         let within = |s: usize, from: usize, to: usize| stage(s, from, to).filter(|t| t.0 <= limit);
-        let fewest = self.sweep(n_shards, &within, &|sum, _, border| {
+        let fewest = self.sweep(n_shards, &first, &within, &|sum, _, border| {
             sum + Seconds(if border > 0 { self.crossing[border].0 as f64 } else { 0.0 })
         })?;
         Some(fewest.1)
     }
 
-    /// The dynamic program: best value over the first parts with the first shards.
+    /// The dynamic program: best value over the first parts with the first shards. `first`: where a stage of a shard
+    /// that ends at a border can begin at the earliest.
     fn sweep(
         &self,
         n_shards: usize,
+        first: &dyn Fn(usize, usize) -> usize,
         stage: &dyn Fn(usize, usize, usize) -> Option<Seconds>,
         combine: &dyn Fn(Seconds, Seconds, usize) -> Seconds,
     ) -> Option<(Seconds, Vec<usize>)> {
@@ -279,7 +323,7 @@ impl<'a> Line<'a> {
         best[0][0] = Some((Seconds(0.0), 0));
         for s in 0..n_shards {
             for to in s + 1..=n - (n_shards - s - 1) {
-                for from in s..to {
+                for from in first(s, to).max(s)..to {
                     let Some((so_far, _)) = best[s][from] else { continue };
                     let Some(time) = stage(s, from, to) else { continue };
                     let value = combine(so_far, time, from);

@@ -52,6 +52,32 @@ pub struct Device {
     pub measured: Option<Measured>,
 }
 
+impl Device {
+    /// Whether two devices differ in name and node at most: what one takes the other takes too.
+    pub fn alike(&self, other: &Self) -> bool {
+        let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _ } = self;
+        *kind == other.kind
+            && (*flops, *bandwidth, *overhead) == (other.flops, other.bandwidth, other.overhead)
+            && (*memory, *speed, *measured) == (other.memory, other.speed, other.measured)
+    }
+}
+
+/// One device of every kind, and the position of each device's kind among them.
+///
+/// # Complexity
+/// O(devices · kinds).
+pub fn kinds<'a>(devices: impl IntoIterator<Item = &'a Device>) -> (Vec<&'a Device>, Vec<usize>) {
+    let (mut kinds, mut of): (Vec<&Device>, Vec<usize>) = (Vec::new(), Vec::new());
+    for device in devices {
+        let kind = kinds.iter().position(|k| k.alike(device)).unwrap_or(kinds.len());
+        if kind == kinds.len() {
+            kinds.push(device);
+        }
+        of.push(kind);
+    }
+    (kinds, of)
+}
+
 /// A path between two devices.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

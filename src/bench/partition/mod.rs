@@ -3,9 +3,11 @@
 //! A family finds its inputs below the directory it is given, whatever their names: published figures are looked up by
 //! name where there are any, and a row without them is still a row.
 
+mod dnn;
 mod generic;
 pub mod iopddl;
 mod pipedream;
+mod piper;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -66,8 +68,22 @@ pub struct Family {
 }
 
 /// All families, in the order in which they run.
-pub const FAMILIES: &[Family] =
-    &[generic::FAMILY, pipedream::FAMILY, Family { name: iopddl::NAME, about: iopddl::ABOUT, run: iopddl::run }];
+pub const FAMILIES: &[Family] = &[
+    generic::FAMILY,
+    pipedream::FAMILY,
+    piper::FAMILY,
+    Family {
+        name: "dnn-max-load",
+        about: "device placement of DNN graphs: load of the busiest device of a full pipeline",
+        run: dnn::max_load,
+    },
+    Family {
+        name: "dnn-latency",
+        about: "device placement of DNN graphs: latency of one sample, one block for each accelerator",
+        run: dnn::latency,
+    },
+    Family { name: iopddl::NAME, about: iopddl::ABOUT, run: iopddl::run },
+];
 
 /// Runs `solve` and tells how long it took and how much memory the process held meanwhile.
 pub fn measured<T>(solve: impl FnOnce() -> T) -> (T, f64, u64) {

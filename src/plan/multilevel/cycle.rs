@@ -100,7 +100,7 @@ fn improve(graph: &Weighted, of: Vec<u32>, n_blocks: usize, limit: i64, thrift: 
     let mut search = Search::new(&blocks);
     search.rebalance(&mut blocks);
     for _ in 0..4 {
-        if search.improve_border(&mut blocks, 150, random) == 0 {
+        if search.along_border(&mut blocks, 150, random) == 0 {
             break;
         }
     }

@@ -11,8 +11,8 @@ const DEEPEST: i32 = 2;
 /// Scratch space for minimum cuts around borders.
 ///
 /// Between two blocks a corridor of vertices around the border is free, the rest of each block is one terminal. A
-/// maximum flow gives a cut; while the cut leaves one side too heavy, the lighter side's terminal swallows its part and
-/// one vertex more, and the flow is continued, until the sides fit or the cut is no better than the border was.
+/// maximum flow gives a cut; while the cut leaves one side too heavy, vertices just beyond the lighter side become
+/// terminals too, and the flow is continued, until the sides fit or the cut is no better than the border was.
 ///
 /// # Source
 /// FlowCutter (Hamann and Strasser, JEA 2018), for refinement as in Gottesbüren, Hamann and Wagner, ESA 2019.
@@ -22,7 +22,7 @@ pub(super) struct Corridors {
     vertices: Vec<u32>,
     /// Distance from the border, positive in the first block, negative in the second. As `vertices`.
     depth: Vec<i32>,
-    pub network: Network,
+    network: Network,
     budget: usize,
 }
 
@@ -173,7 +173,7 @@ impl Corridors {
             let missing = (total - mine[lighter] - limit[1 - lighter]).max(0);
             let n = ((missing as f64 / 2.0 * pierced as f64 / (gained as f64).max(1.0)) as usize).max(1);
             let before = network.reached_weight[lighter];
-            let more = [lighter, 1 - lighter].into_iter().any(|end| network.pierce(end, n, &worth(end)));
+            let more = [lighter, 1 - lighter].into_iter().any(|end| !network.pierce(end, n, &worth(end)).is_empty());
             if !more || !network.fill(cut, self.budget) {
                 return None;
             }

@@ -22,7 +22,6 @@ pub(super) fn recursive(graph: &Weighted, n_blocks: usize, limit: i64, random: &
     of
 }
 
-#[allow(clippy::too_many_arguments)]
 fn split(graph: Weighted, names: &[u32], n_blocks: usize, first: u32, limit: i64, random: &mut Random, of: &mut [u32]) {
     if n_blocks == 1 {
         for &v in names {
@@ -39,7 +38,8 @@ fn split(graph: Weighted, names: &[u32], n_blocks: usize, first: u32, limit: i64
     let heaviest = (0..graph.n_vertices() as u32).map(|v| graph.vertex_weight(v)).max().unwrap_or(0);
     let limits = sides.map(|k| {
         let even = total as f64 * k as f64 / n_blocks as f64;
-        ((even * slack) as i64).max(even as i64 + heaviest).min(limit * k as i64).max(even.ceil() as i64)
+        let most = limit.saturating_mul(k as i64).min(total);
+        ((even * slack) as i64).max(even as i64 + heaviest).min(most).max(even.ceil() as i64)
     });
     let mut side = bisect(&graph, limits, random);
     keep_enough(&graph, &mut side, sides);
@@ -85,7 +85,7 @@ fn bisect(graph: &Weighted, limits: [i64; 2], random: &mut Random) -> Vec<u32> {
         let mut blocks = Blocks::new(&current, grow(&current, limits, random), limits.to_vec());
         let mut search = Search::new(&blocks);
         search.rebalance(&mut blocks);
-        while search.improve_border(&mut blocks, 40, random) > 0 {}
+        while search.along_border(&mut blocks, 40, random) > 0 {}
         let key = (blocks.excess(), blocks.cut());
         if best.as_ref().is_none_or(|(b, _)| key < *b) {
             best = Some((key, blocks.of));
@@ -97,7 +97,7 @@ fn bisect(graph: &Weighted, limits: [i64; 2], random: &mut Random) -> Vec<u32> {
         let mut blocks = Blocks::new(&finer, fine, limits.to_vec());
         let mut search = Search::new(&blocks);
         search.rebalance(&mut blocks);
-        while search.improve_border(&mut blocks, 60, random) > 0 {}
+        while search.along_border(&mut blocks, 60, random) > 0 {}
         of = blocks.of;
     }
     of

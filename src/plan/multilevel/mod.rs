@@ -1,8 +1,8 @@
 //! Splits an undirected graph into blocks of like weight so that the edges between blocks weigh little.
 //!
-//! Multilevel: the graph is made smaller by contracting heavy edges ([`coarsen`]), the small graph is split ([`initial`]),
-//! and the blocks are improved on every level back to the full graph: by local search ([`refine`]), then by minimum cuts
-//! around the borders ([`flow`]).
+//! Multilevel: the graph is made smaller by contracting heavy edges (`coarsen`), the small graph is split (`initial`), and
+//! the blocks are improved on every level back to the full graph: by local search (`refine`), then by minimum cuts around
+//! the borders (`flow`).
 
 mod blocks;
 mod coarsen;
@@ -14,8 +14,6 @@ mod network;
 mod queue;
 mod random;
 mod refine;
-#[cfg(test)]
-mod tests;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -61,7 +59,7 @@ impl Wanted {
         let n_blocks = self.n_blocks.max(1) as i64;
         // A little more, so that rounding does not turn 1.03 * 100 into 102.
         let allowed = total as f64 / n_blocks as f64 * (1.0 + self.imbalance) * (1.0 + 1e-12);
-        (allowed as i64).max(total / n_blocks + i64::from(total % n_blocks != 0))
+        (allowed as i64).min(total).max(total / n_blocks + i64::from(total % n_blocks != 0))
     }
 }
 
@@ -131,3 +129,6 @@ fn without_isolated(graph: &Weighted, n_blocks: usize, limit: i64, seed: u64) ->
     }
     of
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,11 +110,6 @@ impl Network {
         self.tree[v as usize] as usize == end
     }
 
-    #[cfg(test)]
-    pub fn is_root(&self, end: End, v: u32) -> bool {
-        self.is_reached(end, v) && self.parent[v as usize] == ROOT
-    }
-
     fn row(&self, v: u32) -> std::ops::Range<u32> {
         self.starts[v as usize]..self.starts[v as usize + 1]
     }
@@ -240,7 +235,7 @@ impl Network {
             if self.tree[u as usize] as usize != end || self.left(1 - end, arc) == 0 {
                 continue;
             }
-            if let Some(distance) = self.climb(u)
+            if let Some(distance) = self.distance_to_root(u)
                 && distance < best.0
             {
                 best = (distance, arc);
@@ -277,7 +272,7 @@ impl Network {
     }
 
     /// Distance to the root, if the node is still connected to one.
-    fn climb(&mut self, from: u32) -> Option<u32> {
+    fn distance_to_root(&mut self, from: u32) -> Option<u32> {
         let mut v = from;
         let mut steps = 0;
         let distance = loop {
@@ -308,8 +303,8 @@ impl Network {
     }
 
     /// Makes up to `n` more nodes terminals of one end: those just beyond its reach with the highest `worth`, first
-    /// among those that need no more flow. False when there are none. To be followed by [`Network::fill`].
-    pub fn pierce(&mut self, end: End, n: usize, worth: &dyn Fn(u32) -> i32) -> bool {
+    /// among those that need no more flow. Answers which; to be followed by [`Network::fill`].
+    pub fn pierce(&mut self, end: End, n: usize, worth: &dyn Fn(u32) -> i32) -> Vec<u32> {
         let mut candidates = std::mem::take(&mut self.candidates[end]);
         candidates.sort_unstable();
         candidates.dedup();
@@ -344,7 +339,7 @@ impl Network {
         while let Some(orphan) = self.orphans.pop() {
             self.adopt(orphan);
         }
-        !chosen.is_empty()
+        chosen
     }
 }
 

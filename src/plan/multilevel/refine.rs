@@ -44,7 +44,7 @@ impl Search {
     /// saved.
     ///
     /// The latter matter in power-law graphs: a full block can give up a leaf in its middle for a better vertex.
-    pub fn improve_border(&mut self, blocks: &mut Blocks<'_>, patience: usize, random: &mut Random) -> i64 {
+    pub fn along_border(&mut self, blocks: &mut Blocks<'_>, patience: usize, random: &mut Random) -> i64 {
         let n = blocks.of.len() as u32;
         let all: i64 = (0..n).map(|v| blocks.inside(v) + blocks.near(v).iter().map(|x| x.1).sum::<i64>()).sum();
         let loose = all / i64::from(n.max(1)) / 3;

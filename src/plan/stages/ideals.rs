@@ -1,5 +1,7 @@
 //! Prefixes of a computation: sets of nodes that contain whatever their members need.
 
+use std::collections::BTreeSet;
+
 use super::dag::Dag;
 
 /// Order ideals of a graph, by size; the first is empty, the last has all nodes.
@@ -40,6 +42,122 @@ impl Ideals {
         // Without a limit nothing is given up.
         let ideals = Self::grow(dag, usize::MAX, &mut keep).unwrap_or_else(|| Self::empty(1));
         Self { complete, ..ideals }
+    }
+
+    /// Those with the lightest borders: the nodes inside that are needed outside, with their `weight`.
+    pub fn lightest(dag: &Dag, weight: &[f64], width: usize) -> Self {
+        Self::best(dag, &|set| border(dag, set, weight), width)
+    }
+
+    /// Those that differ in the fewest nodes from where stages begin, the lighter border first among equals.
+    pub fn near(dag: &Dag, weight: &[f64], stages: &[&[usize]], width: usize) -> Self {
+        let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
+        let mut borders = Vec::new();
+        for nodes in stages {
+            for &v in *nodes {
+                set[v / 64] |= 1 << (v % 64);
+            }
+            borders.push(set.clone());
+        }
+        let total: f64 = weight.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let rank = |set: &[u64]| {
+            let differ = |other: &Vec<u64>| set.iter().zip(other).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+            f64::from(borders.iter().map(differ).min().unwrap_or(0)) + border(dag, set, weight) / total
+        };
+        Self::best(dag, &rank, width)
+    }
+
+    /// Those with the lightest borders, up to `most`, spread evenly over the work of the nodes.
+    pub fn spread(&self, dag: &Dag, weight: &[f64], work: &[f64], most: usize) -> Self {
+        let (done, borders) = (self.sums(work), self.borders(dag, weight));
+        let total = done[self.len() - 1].max(f64::MIN_POSITIVE);
+        let inner = most.max(3) - 2;
+        let window = |i: usize| ((done[i] / total * inner as f64) as usize).min(inner - 1);
+        let mut order: Vec<usize> = (1..self.len() - 1).collect();
+        order.sort_by(|&a, &b| window(a).cmp(&window(b)).then(borders[a].total_cmp(&borders[b])));
+        let mut chosen: BTreeSet<Vec<u64>> = [0, self.len() - 1].map(|i| self.set(i).to_vec()).into();
+        // First the lightest of each window, then the second, until there are enough.
+        let mut ranked = Vec::with_capacity(order.len());
+        for group in order.chunk_by(|&a, &b| window(a) == window(b)) {
+            ranked.extend(group.iter().enumerate().map(|(rank, &i)| (rank, i)));
+        }
+        ranked.sort_unstable();
+        chosen.extend(ranked.iter().take(inner).map(|&(_, i)| self.set(i).to_vec()));
+        Self::of(dag, chosen)
+    }
+
+    /// Those in the `spine`, those where stages begin and end, and those a few nodes away, up to `most`; of those
+    /// equally far away the lightest borders first, or any with a number to mix them by.
+    pub fn around(dag: &Dag, weight: &[f64], stages: &[&[usize]], spine: &Self, most: usize, mix: Option<u64>) -> Self {
+        let rank = |set: &[u64]| match mix {
+            None => border(dag, set, weight),
+            Some(mix) => {
+                let step = |hash: u64, word: &u64| (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+                set.iter().fold(mix.wrapping_add(1).wrapping_mul(0xBF58_476D_1CE4_E5B9), step) as f64
+            }
+        };
+        let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
+        let mut chosen: BTreeSet<Vec<u64>> = (0..spine.len()).map(|i| spine.set(i).to_vec()).collect();
+        let most = chosen.len() + most.saturating_sub(chosen.len()).max(stages.len());
+        let mut layer = BTreeSet::new();
+        for nodes in stages {
+            nodes.iter().for_each(|&v| set[v / 64] |= 1 << (v % 64));
+            layer.insert(set.clone());
+        }
+        chosen.extend(layer.iter().cloned());
+        while chosen.len() < most && !layer.is_empty() {
+            let mut next = BTreeSet::new();
+            for set in &layer {
+                let has = |v: usize| set[v / 64] >> (v % 64) & 1 == 1;
+                for v in 0..dag.n_nodes() {
+                    let movable = if has(v) {
+                        dag.after(v).iter().all(|&u| !has(u as usize))
+                    } else {
+                        dag.before(v).iter().all(|&u| has(u as usize))
+                    };
+                    if movable {
+                        let mut other = set.clone();
+                        other[v / 64] ^= 1 << (v % 64);
+                        next.insert(other);
+                    }
+                }
+            }
+            next.retain(|s| !chosen.contains(s));
+            let mut ranked: Vec<(f64, &Vec<u64>)> = next.iter().map(|s| (rank(s), s)).collect();
+            ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+            let room = most - chosen.len();
+            chosen.extend(ranked.into_iter().take(room).map(|r| r.1.clone()));
+            layer = next;
+        }
+        Self::of(dag, chosen)
+    }
+
+    /// Those that are wanted; they are as complete as before if nothing is lost with the others.
+    pub fn only(&self, wanted: &[bool], dag: &Dag) -> Self {
+        let sets = (0..self.len()).filter(|&i| wanted[i]).map(|i| self.set(i).to_vec());
+        Self { complete: self.complete, ..Self::of(dag, sets.collect()) }
+    }
+
+    /// Those of both.
+    pub fn union(&self, other: &Self, dag: &Dag) -> Self {
+        let sets = |ideals: &Self| (0..ideals.len()).map(|i| ideals.set(i).to_vec()).collect::<Vec<_>>();
+        Self::of(dag, sets(self).into_iter().chain(sets(other)).collect())
+    }
+
+    /// These alone, without what grows from what.
+    pub fn of(dag: &Dag, sets: BTreeSet<Vec<u64>>) -> Self {
+        let size = |s: &Vec<u64>| s.iter().map(|w| w.count_ones() as usize).sum::<usize>();
+        let mut sets: Vec<Vec<u64>> = sets.into_iter().collect();
+        sets.sort_by_key(size);
+        let sizes = (0..=dag.n_nodes() + 1).map(|n| sets.partition_point(|s| size(s) < n)).collect();
+        Self {
+            n_words: dag.n_nodes().div_ceil(64).max(1),
+            starts: vec![0; sets.len() + 1],
+            words: sets.into_iter().flatten().collect(),
+            sizes,
+            smaller: Vec::new(),
+            complete: false,
+        }
     }
 
     fn empty(n_words: usize) -> Self {
@@ -107,6 +225,11 @@ impl Ideals {
 
     pub fn has(&self, i: usize, node: usize) -> bool {
         self.set(i)[node / 64] >> (node % 64) & 1 == 1
+    }
+
+    /// Whether the first is part of the second.
+    pub fn within(&self, inner: usize, outer: usize) -> bool {
+        self.set(inner).iter().zip(self.set(outer)).all(|(a, b)| a & !b == 0)
     }
 
     /// Sum of a weight over the nodes of each ideal.

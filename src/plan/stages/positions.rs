@@ -7,7 +7,7 @@ use super::replicated::Network;
 pub(super) struct Move {
     pub from: usize,
     pub to: usize,
-    pub replicas: usize,
+    pub replicas: u32,
     /// Seconds per second of computing, and per byte of parameters.
     pub per_compute: f64,
     pub per_param: f64,
@@ -71,7 +71,16 @@ impl Positions {
                 let near_after = inside && to % per > 0;
                 let devices = (from..to).collect();
                 let per_compute = 1.0 / m as f64;
-                moves.push(Move { from, to, replicas: m, per_compute, per_param, near_before, near_after, devices });
+                moves.push(Move {
+                    from,
+                    to,
+                    replicas: m as u32,
+                    per_compute,
+                    per_param,
+                    near_before,
+                    near_after,
+                    devices,
+                });
             }
         }
         for &(g, u, first) in &shared {
@@ -86,7 +95,7 @@ impl Positions {
                     moves.push(Move {
                         from: at(o),
                         to: at(o + q),
-                        replicas: g * q,
+                        replicas: (g * q) as u32,
                         per_compute: 1.0 / (g * q) as f64,
                         per_param: both(q as f64, g as f64),
                         near_before: o > 0,

@@ -1,7 +1,7 @@
 //! Stages with data-parallel replicas, on machines with fast links inside and slow links between them.
 
 use super::dag::{Chains, Dag};
-use super::ideals::{Ideals, border};
+use super::ideals::Ideals;
 use super::positions::{Move, Positions};
 
 /// Ideals of each size in a first, quick search.
@@ -88,7 +88,7 @@ pub enum BadProblem {
 pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> Result<Pipeline, BadProblem> {
     check(dag, costs, network)?;
     // Few ideals first: they give a bottleneck that all of them need not better by much.
-    let few = lightest(dag, costs.output, FEW);
+    let few = Ideals::lightest(dag, costs.output, FEW);
     let mut pipeline = improve(dag, costs, network, &few, None);
     if few.complete {
         return Ok(pipeline);
@@ -103,7 +103,7 @@ pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> 
     let output: Vec<f64> = chains.nodes.iter().map(|c| c.last().map_or(0.0, |&v| costs.output[v])).collect();
     let (compute, params) = (sum(costs.compute), sum(costs.params));
     let coarse_costs = Costs { compute: &compute, params: &params, output: &output };
-    let light = lightest(coarse, &output, width(coarse));
+    let light = Ideals::lightest(coarse, &output, width(coarse));
     let mut found = improve(coarse, &coarse_costs, network, &light, None);
     if found.seconds < pipeline.seconds {
         for stage in &mut found.stages {
@@ -112,31 +112,9 @@ pub fn solve(dag: &Dag, costs: &Costs<'_>, network: &Network, budget: usize) -> 
         }
         pipeline = found;
     }
-    let near = nearest(dag, costs.output, &pipeline, width(dag));
+    let stages: Vec<&[usize]> = pipeline.stages.iter().map(|s| &*s.nodes).collect();
+    let near = Ideals::near(dag, costs.output, &stages, width(dag));
     Ok(improve(dag, costs, network, &near, Some(pipeline)))
-}
-
-/// Ideals with the lightest borders.
-fn lightest(dag: &Dag, output: &[f64], width: usize) -> Ideals {
-    Ideals::best(dag, &|set| border(dag, set, output), width)
-}
-
-/// Ideals that differ in the fewest nodes from the borders of a pipeline.
-fn nearest(dag: &Dag, output: &[f64], pipeline: &Pipeline, width: usize) -> Ideals {
-    let mut borders = Vec::new();
-    let mut set = vec![0u64; dag.n_nodes().div_ceil(64).max(1)];
-    for stage in &pipeline.stages {
-        for &v in &stage.nodes {
-            set[v / 64] |= 1 << (v % 64);
-        }
-        borders.push(set.clone());
-    }
-    let total: f64 = output.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-    let rank = |set: &[u64]| {
-        let differ = |other: &Vec<u64>| set.iter().zip(other).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
-        f64::from(borders.iter().map(differ).min().unwrap_or(0)) + border(dag, set, output) / total
-    };
-    Ideals::best(dag, &rank, width)
 }
 
 /// The fastest pipeline between these ideals, or the one given.
@@ -189,7 +167,7 @@ fn check(dag: &Dag, costs: &Costs<'_>, network: &Network) -> Result<(), BadProbl
         if values.len() != dag.n_nodes() {
             return Err(BadProblem::Length { field, found: values.len(), expected: dag.n_nodes() });
         }
-        if let Some(node) = values.iter().position(|x| !(0.0..1e300).contains(x)) {
+        if let Some(node) = values.iter().position(|&x| !(0.0..1e300).contains(&x)) {
             return Err(BadProblem::Cost { field, node, value: values[node] });
         }
     }
@@ -206,15 +184,18 @@ struct Reached {
     near: Option<Way>,
 }
 
+/// Small, as there may be millions.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    replicas: usize,
-    ideal: usize,
-    /// `None`: devices stayed idle.
-    by: Option<usize>,
+    replicas: u32,
+    ideal: u32,
+    /// The move, or [`IDLE`].
+    by: u32,
     /// Position before, where devices stayed idle.
     idle_from: u32,
 }
+
+const IDLE: u32 = u32::MAX;
 
 /// One stage of a solution: up to which ideal, and where.
 struct Step {
@@ -305,10 +286,10 @@ impl<'a> Search<'a> {
     }
 
     /// Seconds a border takes between stages.
-    fn transfer(&self, ideal: usize, near: bool, replicas: usize) -> f64 {
+    fn transfer(&self, ideal: usize, near: bool, replicas: u32) -> f64 {
         let slow = if self.network.n_machines > 1 { self.network.between } else { self.network.within };
         let bandwidth = if near { self.network.within } else { slow };
-        2.0 * self.border[ideal] / (bandwidth * replicas as f64)
+        2.0 * self.border[ideal] / (bandwidth * f64::from(replicas))
     }
 
     /// The way a stage can follow, within a bottleneck: near if it must not be far.
@@ -330,7 +311,7 @@ impl<'a> Search<'a> {
         let last = self.ideals.len() - 1;
         let n_devices = (self.network.n_machines * self.network.per_machine) as f64;
         let total = self.compute[last];
-        let start = Way { replicas: usize::MAX, ideal: 0, by: None, idle_from: 0 };
+        let start = Way { replicas: u32::MAX, ideal: 0, by: IDLE, idle_from: 0 };
         let mut reached: Vec<Vec<Reached>> = vec![Vec::new(); self.ideals.len()];
         let mut before = Best::new(0, moves.len());
         for size in 0..=self.n_nodes {
@@ -358,7 +339,7 @@ impl<'a> Search<'a> {
                     let used = positions.used[to.to] as f64;
                     let seconds = to.per_compute * compute + to.per_param * params - value;
                     if seconds <= limit && used >= least && used <= most {
-                        arrive(&mut ways, to, m, best.ideal[offset + m] as usize);
+                        arrive(&mut ways, to, m, best.ideal[offset + m]);
                     }
                 }
                 self.idle(target, &mut ways);
@@ -370,6 +351,7 @@ impl<'a> Search<'a> {
                         }
                     }
                 }
+                ways.shrink_to_fit();
                 reached[target] = ways;
             }
             before = best;
@@ -395,7 +377,7 @@ impl<'a> Search<'a> {
         for i in 0..ways.len() {
             let way = ways[i];
             if let Some(to) = self.positions.skip[way.position as usize] {
-                let any = Way { ideal: target, by: None, idle_from: way.position, ..way.any };
+                let any = Way { ideal: target as u32, by: IDLE, idle_from: way.position, ..way.any };
                 let to = to as u32;
                 match ways.iter_mut().find(|w| w.position == to) {
                     Some(there) if there.any.replicas < any.replicas => there.any = any,
@@ -410,15 +392,15 @@ impl<'a> Search<'a> {
         let mut steps = Vec::new();
         let (mut ideal, mut way) = (last, end);
         while ideal > 0 {
-            let Some(by) = way.by else {
-                // Idle: the same prefix at the position before.
+            if way.by == IDLE {
+                // The same prefix at the position before.
                 let Some(there) = reached[ideal].iter().find(|r| r.position == way.idle_from) else { break };
                 way = there.any;
                 continue;
-            };
-            let step = &self.positions.moves[by];
+            }
+            let step = &self.positions.moves[way.by as usize];
             steps.push(Step { ideal, devices: step.devices.clone() });
-            ideal = way.ideal;
+            ideal = way.ideal as usize;
             let there = reached[ideal].iter().find(|r| r.position as usize == step.from);
             let Some(before) = there.and_then(|r| self.follows(r, ideal, step, limit)) else { break };
             way = before;
@@ -438,7 +420,7 @@ impl<'a> Search<'a> {
             let params = self.params[step.ideal] - self.params[before];
             worst = worst.max(to.per_compute * compute + to.per_param * params);
             if i > 0 {
-                let replicas = steps[i - 1].devices.len().min(to.replicas);
+                let replicas = to.replicas.min(steps[i - 1].devices.len() as u32);
                 let near = self.same_machines(&steps[i - 1].devices, &step.devices);
                 worst = worst.max(self.transfer(before, near, replicas));
             }
@@ -466,8 +448,8 @@ impl<'a> Search<'a> {
 }
 
 /// Keeps the way with most replicas.
-fn arrive(ways: &mut Vec<Reached>, by: &Move, index: usize, ideal: usize) {
-    let way = Way { replicas: by.replicas, ideal, by: Some(index), idle_from: 0 };
+fn arrive(ways: &mut Vec<Reached>, by: &Move, index: usize, ideal: u32) {
+    let way = Way { replicas: by.replicas, ideal, by: index as u32, idle_from: 0 };
     let at = match ways.iter().position(|w| w.position as usize == by.to) {
         Some(at) => at,
         None => {

@@ -361,13 +361,13 @@ fn separate(cost: &[f64], width: usize) -> Option<(Vec<f64>, Vec<f64>)> {
 }
 
 /// Least of any range in constant time.
-pub struct RangeMinimum {
+struct RangeMinimum {
     /// By level: least of the 2^level values from here.
     levels: Vec<Vec<f64>>,
 }
 
 impl RangeMinimum {
-    pub fn new(values: &[f64]) -> Self {
+    fn new(values: &[f64]) -> Self {
         let mut levels = vec![values.to_vec()];
         let mut half = 1;
         while 2 * half <= values.len() {
@@ -380,7 +380,7 @@ impl RangeMinimum {
     }
 
     /// Least in `from..to`; infinity of nothing.
-    pub fn of(&self, from: usize, to: usize) -> f64 {
+    fn of(&self, from: usize, to: usize) -> f64 {
         if from >= to {
             return f64::INFINITY;
         }

@@ -40,9 +40,12 @@ pub struct Relaxation<'f> {
 
 /// What [`Relaxation::dive`] is to decide.
 pub struct Dive<'a> {
+    /// Variables that are not asked, with their values.
     pub decided: &'a [(usize, usize)],
     pub open: &'a [usize],
+    /// Of the open variables, how many are decided at a time.
     pub share: f64,
+    /// Added to the costs, on average.
     pub noise: f64,
 }
 
@@ -82,10 +85,11 @@ impl<'f> Relaxation<'f> {
         &self.best.prices
     }
 
-    /// Table entries that one sweep reads.
+    /// Numbers that one sweep reads.
     pub fn work(&self) -> u64 {
         let tables = (0..self.field.n()).flat_map(|x| self.field.sides(x).iter().map(move |s| (x, s.other)));
-        tables.map(|(x, y)| (self.field.n_values(x) * self.field.n_values(y)) as u64).sum()
+        let entries: usize = tables.map(|(x, y)| self.field.n_values(x) * self.field.n_values(y)).sum();
+        (entries + self.field.cost.len() + self.field.room.len()) as u64
     }
 
     /// Raises the bound by some sweeps, or fewer once the target is within `enough`.
@@ -213,10 +217,10 @@ impl<'f> Relaxation<'f> {
         taken
     }
 
-    /// Decides `open` variables in the order of how sure the messages are, passing messages in between.
+    /// Decides the open variables in the order of how sure the messages are, passing messages in between, and all
+    /// others by the messages then.
     ///
-    /// `soft`: the field, with a finite price on what is forbidden. `decided`: values of variables that are not asked.
-    /// `share`: of the open variables, how many are decided at a time; `noise`: added to the costs.
+    /// `soft`: the field, with a finite price on what is forbidden.
     pub fn dive(&self, soft: &'f Field, dive: Dive<'_>, random: &mut Random) -> Vec<usize> {
         let mut state = Self { field: soft, ..self.clone() };
         state.return_to_best();

@@ -18,7 +18,7 @@ const BALL_CAPS: [u64; 3] = [1_000, 10_000, 100_000];
 const HUB_CAP: u64 = 30_000;
 /// Work before the kind of move changes, in readings of the whole field.
 const SLOT: u64 = 12;
-/// Largest noise, and share of it at least: in typical gaps of a variable.
+/// Least and largest noise, in what a typical variable contributes to the gap.
 const NOISE: (f64, f64) = (0.1, 200.0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,16 +117,51 @@ impl<'f> Search<'f> {
         let end = self.work + work;
         let mut slots = [(Move::Along, 1), (Move::Kick, 1), (Move::Dive, 1), (Move::Near, 1)];
         while self.work < end && !stop() {
+            let before = self.cost();
             for (kind, size) in &mut slots {
                 let before = self.cost();
-                let end = self.work + (SLOT * *size * self.field.tables.len() as u64).max(100_000);
-                while self.work < end && !stop() {
-                    self.make(*kind, stop);
-                }
+                self.slot(*kind, *size, stop);
                 // What has paid gets more.
                 *size = if self.cost() < before { 2 } else { 1 };
             }
+            if self.cost() == before && self.best.is_some() && !stop() {
+                self.afresh(stop);
+            }
         }
+    }
+
+    fn slot(&mut self, kind: Move, size: u64, stop: &mut dyn FnMut() -> bool) {
+        let end = self.work + (SLOT * size * self.field.tables.len() as u64).max(100_000);
+        while self.work < end && !stop() {
+            self.make(kind, stop);
+        }
+    }
+
+    /// Begins again as if nothing were known, and then brings both together.
+    fn afresh(&mut self, stop: &mut dyn FnMut() -> bool) {
+        let known = self.best.take();
+        let (share, noise) = (self.random.scale(0.03, 0.3), self.noise());
+        let dive = Dive { decided: &[], open: &self.hubs, share, noise };
+        self.walk = self.relaxation.dive(self.field, dive, &mut self.random);
+        self.descend(&[], 16, 0.0, stop);
+        loop {
+            let before = self.cost();
+            self.slot(Move::Near, 1, stop);
+            self.slot(Move::Along, 1, stop);
+            let gained = before - self.cost();
+            if stop() || gained.is_nan() || gained < 0.01 * self.grain * self.field.n() as f64 {
+                break;
+            }
+        }
+        let (Some(mut known), Some(mut found)) = (known.clone(), self.best.take()) else {
+            self.best = known;
+            return;
+        };
+        if found.cost < known.cost {
+            std::mem::swap(&mut known, &mut found);
+        }
+        known.improve(self.field, &found.values, &self.everything, &mut self.random);
+        self.best = Some(known);
     }
 
     fn cost(&self) -> f64 {
@@ -238,15 +273,14 @@ impl<'f> Search<'f> {
         self.work += 2 * self.field.tables.len() as u64 * (3 + open.len().min(20) as u64);
     }
 
-    /// Decides a ball around some variable.
+    /// Decides a ball of variables.
     fn near(&mut self) {
+        let (factor, noise) = (self.random.scale(0.5, 2.0), self.noise());
         let Some(best) = &mut self.best else { return };
         let field = self.field;
         let size = self.random.scale(8.0, 256.0) as usize;
         let ball = ball(field, size, &mut self.random);
         let before = sums(self.relaxation.prices());
-        let factor = self.random.scale(0.5, 2.0);
-        let noise = if self.random.below(2) == 0 { 0.0 } else { self.grain * self.random.scale(NOISE.0, NOISE.1) };
         let mut cost = field.cost.clone();
         for &x in &ball {
             let cost = &mut cost[field.first[x]..field.first[x + 1]];
@@ -295,22 +329,31 @@ impl<'f> Search<'f> {
     }
 }
 
-/// Variables around a random one, nearest first, along some of the tables of each.
+/// Variables around one to three random ones, nearest first, along some of the tables of each.
+///
+/// Several places may exchange memory.
 fn ball(field: &Field, size: usize, random: &mut Random) -> Vec<usize> {
-    let mut ball = vec![random.below(field.n())];
-    let mut inside = std::collections::BTreeSet::from_iter(ball.iter().copied());
-    let mut next = 0;
-    while ball.len() < size && next < ball.len() {
-        let sides = field.sides(ball[next]);
-        next += 1;
-        if sides.is_empty() {
-            continue;
+    let mut ball: Vec<usize> = Vec::with_capacity(size);
+    let mut inside = std::collections::BTreeSet::new();
+    let n_places = 1 + random.below(3);
+    for place in 1..=n_places {
+        let mut next = ball.len();
+        let first = random.below(field.n());
+        if inside.insert(first) {
+            ball.push(first);
         }
-        let (some, from) = (1 + random.below(6), random.below(sides.len()));
-        for i in 0..some.min(sides.len()) {
-            let y = sides[(from + i) % sides.len()].other;
-            if inside.insert(y) {
-                ball.push(y);
+        while ball.len() < size * place / n_places && next < ball.len() {
+            let sides = field.sides(ball[next]);
+            next += 1;
+            if sides.is_empty() {
+                continue;
+            }
+            let (some, from) = (1 + random.below(6), random.below(sides.len()));
+            for i in 0..some.min(sides.len()) {
+                let y = sides[(from + i) % sides.len()].other;
+                if inside.insert(y) {
+                    ball.push(y);
+                }
             }
         }
     }

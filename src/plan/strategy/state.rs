@@ -123,7 +123,7 @@ impl State {
 
 /// Changes at points to the level from each point on.
 fn levels(mut steps: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
-    steps.sort_unstable_by_key(|step| step.0);
+    steps.sort_unstable_by_key(|s| s.0);
     let mut out: Vec<(usize, f64)> = Vec::with_capacity(steps.len());
     let mut sum = 0.0;
     for (at, more) in steps {

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::dag::{Chains, Dag, InvalidDag};
-use super::ideals::{Ideals, border};
-use super::replicated::{BadProblem, Costs, Network, Pipeline, solve};
+use super::super::dag::{Chains, Dag, InvalidDag};
+use super::super::ideals::{Ideals, border};
+use super::super::replicated::{BadProblem, Costs, Network, Pipeline, solve};
 
 fn diamond() -> Dag {
     Dag::new(4, &[(0, 1), (0, 2), (1, 3), (2, 3), (2, 3)]).unwrap()

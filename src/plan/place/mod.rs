@@ -1,0 +1,95 @@
+//! Placement of an op graph on accelerators and hosts, so that the busiest device has little to do, or so that one
+//! sample is done soon.
+//!
+//! Three solvers share one [`Problem`]: [`contiguous`] finds pipeline stages, exactly where the graph allows it; [`free`]
+//! puts any op on any device; [`blocks`] finds blocks that run as one. Each returns what it reached with a bound that
+//! nothing can beat. They know nothing of clocks: the caller's `stop` ends what could go on for ever, and until it first
+//! says so results do not depend on it.
+//!
+//! # Cost of a device
+//! An accelerator is busy with the ops it runs, and with every tensor that it does not hold the whole net of, once: made
+//! here and read elsewhere, or made elsewhere and read here. A host is busy with its ops only: tensors lie in its memory.
+//!
+//! # Source
+//! Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph Operators" (NeurIPS 2020) for the problems
+//! and for dynamic programming over downsets.
+
+pub mod anneal;
+pub mod bits;
+pub mod blocks;
+pub mod bound;
+pub mod clusters;
+pub mod contiguous;
+pub mod flow;
+pub mod free;
+pub mod lattice;
+pub mod loads;
+pub mod path;
+pub mod problem;
+pub mod random;
+pub mod reach;
+pub mod serial;
+pub mod stages;
+pub mod stream;
+pub mod timeline;
+
+pub use problem::{Device, Devices, Malformed, Op, Problem};
+
+/// A cost this near to its bound, relatively, is as good as the best.
+const NEAR: f64 = 1e-6;
+
+/// Where every op runs, what that costs, and what it costs at least whatever one does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// By op.
+    pub device: Vec<Device>,
+    /// Load of the busiest device, or latency.
+    pub cost: f64,
+    /// Equal to the cost where that is shown to be the best.
+    pub bound: f64,
+}
+
+/// A problem without a placement.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Infeasible {
+    #[error("op {op} does not run on an accelerator and there is no host; name a host")]
+    NeedsHost { op: usize },
+    #[error("op {op} needs {bytes} bytes, an accelerator has {memory}, and there is no host; name a host")]
+    TooLarge { op: usize, bytes: f64, memory: f64 },
+    #[error("there is no device")]
+    NoDevice,
+    #[error(
+        "nothing fits the memory of {n_accelerators} accelerators with {memory} bytes each; name more of them or a host"
+    )]
+    NothingFits { n_accelerators: usize, memory: f64 },
+}
+
+impl Infeasible {
+    /// What rules a problem out at first sight.
+    fn check(problem: &Problem, n_hosts: usize) -> Result<(), Self> {
+        let Devices { n_accelerators, memory, .. } = problem.devices();
+        if n_hosts > 0 || problem.ops().is_empty() {
+            return Ok(());
+        }
+        if n_accelerators == 0 {
+            return Err(Self::NoDevice);
+        }
+        for (i, op) in problem.ops().iter().enumerate() {
+            if op.accelerator.is_none() {
+                return Err(Self::NeedsHost { op: i });
+            }
+            if op.bytes > memory {
+                return Err(Self::TooLarge { op: i, bytes: op.bytes, memory });
+            }
+        }
+        Ok(())
+    }
+
+    fn nothing_fits(problem: &Problem) -> Self {
+        let Devices { n_accelerators, memory, .. } = problem.devices();
+        Self::NothingFits { n_accelerators, memory }
+    }
+}
+
+#[cfg(test)]
+mod tests;

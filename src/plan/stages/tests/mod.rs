@@ -1,0 +1,3 @@
+mod ideals;
+mod replicated;
+mod sharded;
