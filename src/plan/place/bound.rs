@@ -2,6 +2,7 @@
 
 use super::clusters::Clusters;
 use super::flow::Network;
+use super::heavy::{Volume, overloaded};
 use super::problem::Devices;
 
 /// Steps of the bisection between the bound on computing and the incumbent.
@@ -36,7 +37,7 @@ pub fn lower_bound(
     let mut high = incumbent;
     for _ in 0..STEPS {
         let limit = 0.5 * (low + high);
-        if high - low <= 1e-4 * high || stop() {
+        if high - low <= 5e-4 * high || stop() {
             break;
         }
         if search.refutes(limit, stop) { low = limit } else { high = limit }
@@ -112,6 +113,27 @@ fn overfull(items: &[(f64, f64)], devices: Devices, limit: f64) -> bool {
                 if scaled - whole <= 1e-9 { x.min(whole / parts) } else { whole / parts }
             })
         })
+}
+
+/// The most accelerator time that hosts take over within `limit`.
+fn relief(items: &[(f64, f64)], devices: Devices, limit: f64) -> f64 {
+    let mut room = devices.n_hosts as f64 * limit;
+    let mut useful: Vec<(f64, f64)> = Vec::new();
+    for &(accelerator, host) in items {
+        if accelerator.is_infinite() {
+            room -= host;
+        } else if host <= limit * (1.0 + 1e-9) && accelerator > 0.0 {
+            useful.push((accelerator, host));
+        }
+    }
+    useful.sort_by(|x, y| (y.0 / y.1).total_cmp(&(x.0 / x.1)));
+    let mut sum = 0.0;
+    for (accelerator, host) in useful {
+        let share = if host > room { (room / host).max(0.0) } else { 1.0 };
+        sum += share * accelerator;
+        room -= share * host;
+    }
+    sum
 }
 
 struct Refutation<'a> {
@@ -193,7 +215,17 @@ impl Refutation<'_> {
             let mut accelerator = vec![0.0; n];
             (0..n).for_each(|v| accelerator[group[v]] += self.clusters.accelerator[v]);
             let items: Vec<(f64, f64)> = groups.iter().map(|&g| (accelerator[g], host[g])).collect();
-            overfull(&items, self.devices, limit)
+            overfull(&items, self.devices, limit) || {
+                let mut heavy: Vec<usize> = groups.into_iter().filter(|&g| !on_host(host[g])).collect();
+                heavy.sort_by(|&a, &b| accelerator[b].total_cmp(&accelerator[a]));
+                let volume = Volume {
+                    n_accelerators: self.devices.n_accelerators,
+                    limit,
+                    total: items.iter().map(|i| i.0).filter(|a| a.is_finite()).sum(),
+                    relief: relief(&items, self.devices, limit),
+                };
+                overloaded(&mut network, &heavy, &volume, stop)
+            }
         }
     }
 

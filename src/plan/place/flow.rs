@@ -5,7 +5,7 @@ use super::clusters::Clusters;
 /// Arcs of a network, in pairs: arc `i ^ 1` is the reverse of `i`.
 #[derive(Clone, Debug)]
 pub struct Network {
-    n_clusters: usize,
+    clusters: Clusters,
     source: usize,
     sink: usize,
     to: Vec<u32>,
@@ -13,6 +13,8 @@ pub struct Network {
     arcs: Vec<Vec<u32>>,
     /// Residual capacity that counts as none.
     tiny: f64,
+    /// What is added to the cost of every cut so that no capacity is negative.
+    pub offset: f64,
     /// Kept between calls.
     residual: Vec<f64>,
     level: Vec<u32>,
@@ -41,13 +43,14 @@ impl Network {
         let (source, sink) = (n, n + 1);
         let n_vertices = n + 2 + 2 * clusters.nets.len();
         let mut network = Self {
-            n_clusters: n,
+            clusters: clusters.clone(),
             source,
             sink,
             to: Vec::new(),
             capacity: Vec::new(),
             arcs: vec![Vec::new(); n_vertices],
             tiny: 1e-13 * clusters.accelerator.iter().filter(|t| t.is_finite()).sum::<f64>(),
+            offset: 0.0,
             residual: Vec::new(),
             level: Vec::new(),
             next: Vec::new(),
@@ -55,6 +58,7 @@ impl Network {
         };
         for v in 0..n {
             network.arc(v, sink, clusters.accelerator[v], 0.0);
+            network.arc(source, v, 0.0, 0.0);
         }
         for (i, (cost, pins)) in clusters.nets.iter().enumerate() {
             if let [a, b] = pins[..] {
@@ -77,6 +81,27 @@ impl Network {
         self.capacity.extend([capacity, back]);
         self.arcs[from].push(i);
         self.arcs[to].push(i + 1);
+    }
+
+    /// From now on the cut costs what nets cost, less `rate` times the accelerator time of the clusters on the source's
+    /// side, plus a constant: [`Self::offset`]. At first the rate is -1.
+    pub fn rate(&mut self, rate: f64) {
+        self.offset = 0.0;
+        for (v, &time) in self.clusters.accelerator.iter().enumerate() {
+            if time.is_finite() {
+                self.capacity[4 * v] = time * (-rate).max(0.0);
+                self.capacity[4 * v + 2] = time * rate.max(0.0);
+                self.offset += time * rate.max(0.0);
+            }
+        }
+    }
+
+    /// Accelerator time of a set, and what its nets cost.
+    pub fn sums(&self, set: &[bool]) -> (f64, f64) {
+        let clusters = &self.clusters;
+        let time = (0..set.len()).filter(|&v| set[v]).map(|v| clusters.accelerator[v]).sum();
+        let cut = |pins: &[usize]| pins.iter().any(|&p| set[p] != set[pins[0]]);
+        (time, clusters.nets.iter().filter(|(_, pins)| cut(pins)).map(|(cost, _)| cost).sum())
     }
 
     /// Two clusters are on one side from now on.
@@ -112,7 +137,7 @@ impl Network {
             }
         }
         let members =
-            if load <= enough { self.level[..self.n_clusters].iter().map(|&l| l != 0).collect() } else { Vec::new() };
+            if load <= enough { self.level[..self.clusters.len()].iter().map(|&l| l != 0).collect() } else { Vec::new() };
         // Terminals are for one call.
         for v in inside.iter().chain(outside).copied().chain([self.source, self.sink]) {
             while self.arcs[v].last().is_some_and(|&i| i as usize >= n_arcs) {

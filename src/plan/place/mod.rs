@@ -22,6 +22,7 @@ pub mod clusters;
 pub mod contiguous;
 pub mod flow;
 pub mod free;
+pub mod heavy;
 pub mod lattice;
 pub mod loads;
 pub mod path;
