@@ -1,7 +1,7 @@
 //! Simulated annealing of single moves.
 
 use super::loads::{Loads, Shape};
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// One run of annealing.
 ///

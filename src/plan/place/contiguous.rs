@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::bound::computing;
 use super::lattice::Lattice;
 use super::problem::{Device, Devices, Problem, adjacency};
-use super::random::Random;
 use super::stages::{Chain, Effort, Unfinished, best_chain};
 use super::stream::Stream;
 use super::{Infeasible, Placement};
+use crate::plan::random::Random;
 
 /// First effort for all downsets; each further one is four times as large.
 const WHOLE: Effort = Effort { n_downsets: 1 << 17, n_steps: 1 << 28 };

@@ -136,8 +136,11 @@ impl Network {
                 }
             }
         }
-        let members =
-            if load <= enough { self.level[..self.clusters.len()].iter().map(|&l| l != 0).collect() } else { Vec::new() };
+        let members = if load <= enough {
+            self.level[..self.clusters.len()].iter().map(|&l| l != 0).collect()
+        } else {
+            Vec::new()
+        };
         // Terminals are for one call.
         for v in inside.iter().chain(outside).copied().chain([self.source, self.sink]) {
             while self.arcs[v].last().is_some_and(|&i| i as usize >= n_arcs) {

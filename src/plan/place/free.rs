@@ -14,8 +14,8 @@ use super::bound::{computing, lower_bound};
 use super::clusters::Clusters;
 use super::loads::{Loads, Shape};
 use super::problem::{Device, Devices, Problem};
-use super::random::Random;
 use super::{Infeasible, NEAR, Placement};
+use crate::plan::random::Random;
 
 /// Assignments kept.
 const POPULATION: usize = 20;

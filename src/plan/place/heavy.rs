@@ -42,8 +42,7 @@ pub fn overloaded(network: &mut Network, heavy: &[usize], volume: &Volume, stop:
         if stop() {
             return false;
         }
-        let (inside, outside): (Vec<usize>, Vec<usize>) =
-            (0..n).partition(|&i| set >> i & 1 == 1);
+        let (inside, outside): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| set >> i & 1 == 1);
         let of = |list: Vec<usize>| list.into_iter().map(|i| heavy[i]).collect::<Vec<_>>();
         most.push((set, computes(network, &of(inside), &of(outside), volume.limit)));
     }
@@ -54,7 +53,12 @@ pub fn overloaded(network: &mut Network, heavy: &[usize], volume: &Volume, stop:
 /// Sets of the first so many heavy clusters that one accelerator can hold, as bits; the number is the largest affordable.
 ///
 /// What cannot be held stays so when more is added.
-fn held(network: &mut Network, heavy: &[usize], limit: f64, stop: &mut dyn FnMut() -> bool) -> Option<(usize, Vec<u32>)> {
+fn held(
+    network: &mut Network,
+    heavy: &[usize],
+    limit: f64,
+    stop: &mut dyn FnMut() -> bool,
+) -> Option<(usize, Vec<u32>)> {
     network.rate(-1.0);
     let mut sets = vec![0_u32];
     for n in 0..heavy.len().min(MOST) {
@@ -62,7 +66,8 @@ fn held(network: &mut Network, heavy: &[usize], limit: f64, stop: &mut dyn FnMut
         for i in 0..before {
             let set = sets[i] | 1 << n;
             // Without one of the others it must be held too.
-            let parts_held = (0..n).filter(|&j| set >> j & 1 == 1).all(|j| sets.binary_search(&(set & !(1 << j))).is_ok());
+            let parts_held =
+                (0..n).filter(|&j| set >> j & 1 == 1).all(|j| sets.binary_search(&(set & !(1 << j))).is_ok());
             if !parts_held {
                 continue;
             }

@@ -27,7 +27,6 @@ pub mod lattice;
 pub mod loads;
 pub mod path;
 pub mod problem;
-pub mod random;
 pub mod reach;
 pub mod serial;
 pub mod stages;

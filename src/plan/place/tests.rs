@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::clusters::Clusters;
-use super::random::Random;
 use super::*;
+use crate::plan::random::Random;
 
 /// What a random graph may have.
 #[derive(Clone, Copy, Debug)]
