@@ -19,8 +19,8 @@ pub struct Network {
     residual: Vec<f64>,
     level: Vec<u32>,
     next: Vec<u32>,
-    /// Arcs looked at so far.
-    pub work: u64,
+    /// Arcs that may still be looked at before callers should give up.
+    pub left: u64,
 }
 
 /// Set on an accelerator, and its load.
@@ -54,7 +54,7 @@ impl Network {
             residual: Vec::new(),
             level: Vec::new(),
             next: Vec::new(),
-            work: 0,
+            left: u64::MAX,
         };
         for v in 0..n {
             network.arc(v, sink, clusters.accelerator[v], 0.0);
@@ -161,7 +161,7 @@ impl Network {
         let mut at = 0;
         while let Some(&v) = queue.get(at) {
             at += 1;
-            self.work += self.arcs[v].len() as u64;
+            self.left = self.left.saturating_sub(self.arcs[v].len() as u64);
             for &i in &self.arcs[v] {
                 let w = self.to[i as usize] as usize;
                 if self.level[w] == 0 && self.residual[i as usize] > self.tiny {
@@ -203,7 +203,7 @@ impl Network {
         if least.is_infinite() {
             return least;
         }
-        self.work += path.len() as u64;
+        self.left = self.left.saturating_sub(path.len() as u64);
         for &i in &path {
             self.residual[i as usize] -= least;
             self.residual[i as usize ^ 1] += least;

@@ -39,7 +39,7 @@ pub fn overloaded(network: &mut Network, heavy: &[usize], volume: &Volume, stop:
     let heavy = &heavy[..n];
     let mut most = Vec::with_capacity(sets.len());
     for &set in &sets {
-        if stop() {
+        if network.left == 0 || stop() {
             return false;
         }
         let (inside, outside): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| set >> i & 1 == 1);
@@ -71,7 +71,7 @@ fn held(
             if !parts_held {
                 continue;
             }
-            if stop() {
+            if network.left == 0 || stop() {
                 return None;
             }
             let inside: Vec<usize> = (0..=n).filter(|&j| set >> j & 1 == 1).map(|j| heavy[j]).collect();
