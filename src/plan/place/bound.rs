@@ -226,7 +226,7 @@ impl<'a> Bound<'a> {
                 heavy.sort_by(|&a, &b| accelerator[b].total_cmp(&accelerator[a]));
                 let volume = Volume {
                     n_accelerators: self.devices.n_accelerators,
-                    limit,
+                    limit: within,
                     total: items.iter().map(|i| i.0).filter(|a| a.is_finite()).sum(),
                     relief: relief(&items, self.devices, limit),
                 };
