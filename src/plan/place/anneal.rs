@@ -73,8 +73,8 @@ pub fn anneal(
             }
             x
         };
-        for d in 0..n_devices {
-            terms[d] = term(loads.load(d), excess(d, loads.bytes(d)));
+        for (d, slot) in terms.iter_mut().enumerate() {
+            *slot = term(loads.load(d), excess(d, loads.bytes(d)));
         }
         let mut norm: f64 = terms.iter().sum();
         temperature *= cooling;

@@ -219,14 +219,14 @@ impl<'a> Search<'a> {
         }
         if self.population.len() < POPULATION {
             self.population.push(child);
-        } else if let Some(worst) = self.population.iter_mut().max_by(|a, b| a.load.total_cmp(&b.load)) {
-            if child.load < worst.load {
-                *worst = child;
-                if self.recipes.len() == 2 * POPULATION {
-                    self.recipes.remove(0);
-                }
-                self.recipes.push(recipe);
+        } else if let Some(worst) = self.population.iter_mut().max_by(|a, b| a.load.total_cmp(&b.load))
+            && child.load < worst.load
+        {
+            *worst = child;
+            if self.recipes.len() == 2 * POPULATION {
+                self.recipes.remove(0);
             }
+            self.recipes.push(recipe);
         }
     }
 }
