@@ -13,6 +13,7 @@ pub mod pin;
 pub mod place;
 pub mod predict;
 pub mod problem;
+pub mod random;
 pub mod schedule;
 pub mod segment;
 pub mod solve;

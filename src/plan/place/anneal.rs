@@ -1,7 +1,7 @@
-//! Simulated annealing of single moves.
+//! Simulated annealing of single moves and exchanges.
 
 use super::loads::{Loads, Shape};
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// One run of annealing.
 ///
@@ -26,7 +26,7 @@ const RECOUNT: u64 = 64;
 /// Temperatures are above this.
 const COLD: f64 = 1e-9;
 
-/// Moves clusters one by one, keeps the best assignment met that fits, and returns its largest load.
+/// Moves clusters one by one, exchanges two now and then, keeps the best assignment met that fits, and returns its largest load.
 ///
 /// Only devices of `among` give or get clusters.
 /// Infinite, with the last assignment, when none fits.
@@ -73,8 +73,8 @@ pub fn anneal(
             }
             x
         };
-        for d in 0..n_devices {
-            terms[d] = term(loads.load(d), excess(d, loads.bytes(d)));
+        for (d, slot) in terms.iter_mut().enumerate() {
+            *slot = term(loads.load(d), excess(d, loads.bytes(d)));
         }
         let mut norm: f64 = terms.iter().sum();
         temperature *= cooling;
@@ -85,20 +85,45 @@ pub fn anneal(
             let bits = random.bits();
             let cluster = movable[below(bits as u32, n)] as usize;
             let from = loads.device(cluster);
-            let to = destination(shape, &loads, cluster, (bits >> 32) as u32, random);
-            if to == from || !open(to) || !shape.time(cluster, to).is_finite() {
+            // Where clusters are heavy, no single move keeps the balance.
+            let exchange = bits >> 35 & 3 == 0;
+            let (to, other) = if exchange {
+                let other = movable[random.below(n)] as usize;
+                (loads.device(other), Some(other))
+            } else {
+                (destination(shape, &loads, cluster, (bits >> 32) as u32, random), None)
+            };
+            let runs = |cluster: usize, d: usize| shape.time(cluster, d).is_finite();
+            if to == from || !open(to) || !runs(cluster, to) || other.is_some_and(|o| !runs(o, from)) {
                 continue;
             }
             let change = loads.change(cluster, to);
-            let bytes = shape.bytes(cluster);
-            let left = term(loads.load(from) + change.0, excess(from, loads.bytes(from) - bytes));
-            let entered = term(loads.load(to) + change.1, excess(to, loads.bytes(to) + bytes));
+            let mut sums =
+                [(loads.load(from) + change.0, loads.bytes(from)), (loads.load(to) + change.1, loads.bytes(to))];
+            let bytes = shape.bytes(cluster) - other.map_or(0.0, |o| shape.bytes(o));
+            sums[0].1 -= bytes;
+            sums[1].1 += bytes;
+            let mut back = (0.0, 0.0);
+            if let Some(other) = other {
+                loads.apply(cluster, to, change);
+                back = loads.change(other, from);
+                sums[0].0 += back.1;
+                sums[1].0 += back.0;
+            }
+            let left = term(sums[0].0, excess(from, sums[0].1));
+            let entered = term(sums[1].0, excess(to, sums[1].1));
             let rise = left + entered - terms[from] - terms[to];
             let relative = rise / (exponent * norm * temperature);
             if relative > 0.0 && (relative > 20.0 || random.unit() >= (-relative).exp()) {
+                if other.is_some() {
+                    loads.apply(cluster, from, (-change.1, -change.0));
+                }
                 continue;
             }
-            loads.apply(cluster, to, change);
+            match other {
+                Some(other) => loads.apply(other, from, back),
+                None => loads.apply(cluster, to, change),
+            }
             (terms[from], terms[to]) = (left, entered);
             norm += rise;
             if rise < 0.0 && loads.worst() < best * (1.0 - 1e-12) && loads.fits() {

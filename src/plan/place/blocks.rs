@@ -3,18 +3,18 @@
 use super::loads::{Loads, Shape};
 use super::path;
 use super::problem::{Device, Problem, adjacency};
-use super::random::Random;
 use super::reach::Reach;
 use super::serial::serial;
 use super::stream::Stream;
 use super::timeline::{Scratch, Timeline};
 use super::{Infeasible, NEAR, Placement};
+use crate::plan::random::Random;
 
 /// Temperatures, as [`super::anneal::Heat`] has them.
 const COLD: f64 = 1e-4;
 const WARM: f64 = 2e-3;
 /// The hottest start over [`WARM`].
-const RANGE: f64 = 50.0;
+const RANGE: f64 = 500.0;
 /// Moves between looks at the caller's `stop`.
 const STRIDE: usize = 256;
 /// Latency, in multiples of itself, for exceeding an accelerator's memory once over.

@@ -2,46 +2,24 @@
 
 use super::clusters::Clusters;
 use super::flow::Network;
+use super::heavy::{Volume, overloaded};
 use super::problem::Devices;
 
-/// Steps of the bisection between the bound on computing and the incumbent.
-const STEPS: usize = 12;
+/// A bound this close to the load of a placement, relatively, is not raised any further.
+const CLOSE: f64 = 5e-4;
 
-/// Arcs of networks looked at for one limit.
-const WORK: u64 = 1 << 28;
-
-/// A lower bound on the largest load.
+/// A lower bound on the largest load, which rises with the effort.
 ///
-/// Never below what computing alone takes ([`computing`]), and the incumbent itself when it can be shown that nothing is
-/// better. In between, a limit is refuted when some clusters that cannot be apart within it are too heavy together:
-/// the cheapest set that holds one cluster and not another is a minimum cut, whatever else is on the device.
-///
-/// `incumbent` is the load of `sets`, the clusters on each accelerator of some placement.
-pub fn lower_bound(
-    clusters: &Clusters,
+/// Never below what computing alone takes ([`computing`]). Above that, a limit is refuted when some clusters that cannot be
+/// apart within it are too heavy together (the cheapest set that holds one cluster and not another is a minimum cut,
+/// whatever else is on the device), or when accelerators are overloaded however heavy clusters are spread
+/// ([`super::heavy`]).
+pub struct Bound<'a> {
+    clusters: &'a Clusters,
     devices: Devices,
-    incumbent: f64,
-    sets: &[Vec<bool>],
-    stop: &mut dyn FnMut() -> bool,
-) -> f64 {
-    let mut low = computing(clusters, devices);
-    if !incumbent.is_finite() || clusters.is_empty() || low >= incumbent {
-        return low.min(incumbent);
-    }
-    let search = Refutation { clusters, devices, network: Network::new(clusters), witnesses: sets.to_vec() };
-    // Rounding of sums must not refute the incumbent's own load.
-    if search.refutes(incumbent * (1.0 - 1e-8), stop) {
-        return incumbent;
-    }
-    let mut high = incumbent;
-    for _ in 0..STEPS {
-        let limit = 0.5 * (low + high);
-        if high - low <= 1e-4 * high || stop() {
-            break;
-        }
-        if search.refutes(limit, stop) { low = limit } else { high = limit }
-    }
-    low
+    network: Network,
+    /// No placement has a smaller load.
+    pub value: f64,
 }
 
 /// The largest load at least, from computing alone: accelerators busy all the time, hosts with what suits them best, and
@@ -114,23 +92,73 @@ fn overfull(items: &[(f64, f64)], devices: Devices, limit: f64) -> bool {
         })
 }
 
-struct Refutation<'a> {
-    clusters: &'a Clusters,
-    devices: Devices,
-    network: Network,
-    /// Sets of clusters that an accelerator carries, within whichever limit.
-    witnesses: Vec<Vec<bool>>,
+/// The most accelerator time that hosts take over within `limit`.
+fn relief(items: &[(f64, f64)], devices: Devices, limit: f64) -> f64 {
+    let mut room = devices.n_hosts as f64 * limit;
+    let mut useful: Vec<(f64, f64)> = Vec::new();
+    for &(accelerator, host) in items {
+        if accelerator.is_infinite() {
+            room -= host;
+        } else if host <= limit * (1.0 + 1e-9) && accelerator > 0.0 {
+            useful.push((accelerator, host));
+        }
+    }
+    useful.sort_by(|x, y| (y.0 / y.1).total_cmp(&(x.0 / x.1)));
+    let mut sum = 0.0;
+    for (accelerator, host) in useful {
+        let share = if host > room { (room / host).max(0.0) } else { 1.0 };
+        sum += share * accelerator;
+        room -= share * host;
+    }
+    sum
 }
 
-impl Refutation<'_> {
+impl<'a> Bound<'a> {
+    pub fn new(clusters: &'a Clusters, devices: Devices) -> Self {
+        Self { clusters, devices, network: Network::new(clusters), value: computing(clusters, devices) }
+    }
+
+    /// Raises the bound: to the incumbent where nothing is better, otherwise by bisection.
+    ///
+    /// `incumbent` is the load of `sets`, the clusters on each accelerator of some placement. `effort` is in looks at arcs
+    /// of networks; what is left of it is returned: nothing when more might have helped.
+    pub fn raise(
+        &mut self,
+        incumbent: f64,
+        sets: &[Vec<bool>],
+        mut effort: u64,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> u64 {
+        if !incumbent.is_finite() || self.clusters.is_empty() || self.value >= incumbent {
+            return effort;
+        }
+        // Rounding of sums must not refute the incumbent's own load.
+        if self.refutes(incumbent * (1.0 - 1e-8), sets, &mut effort, stop) {
+            self.value = incumbent;
+        }
+        let mut high = incumbent;
+        while high - self.value > CLOSE * high && effort > 0 && !stop() {
+            let limit = 0.5 * (self.value + high);
+            if self.refutes(limit, sets, &mut effort, stop) { self.value = limit } else { high = limit }
+        }
+        effort
+    }
+
     /// Whether no placement has all loads within `limit`. False when not shown, or when `stop` says so.
-    fn refutes(&self, limit: f64, stop: &mut dyn FnMut() -> bool) -> bool {
+    fn refutes(&self, limit: f64, sets: &[Vec<bool>], effort: &mut u64, stop: &mut dyn FnMut() -> bool) -> bool {
+        let mut network = self.network.clone();
+        network.left = *effort;
+        let refuted = self.searched(limit, sets, &mut network, stop);
+        *effort = network.left;
+        refuted
+    }
+
+    fn searched(&self, limit: f64, sets: &[Vec<bool>], network: &mut Network, stop: &mut dyn FnMut() -> bool) -> bool {
         let n = self.clusters.len();
         let within = limit * (1.0 + 1e-10);
-        let mut network = self.network.clone();
         let mut group: Vec<usize> = (0..n).collect();
         let mut host = self.clusters.host.clone();
-        let mut witnesses: Vec<Vec<bool>> = self.witnesses.iter().filter(|w| self.load(w) <= limit).cloned().collect();
+        let mut witnesses: Vec<Vec<bool>> = sets.iter().filter(|w| self.load(w) <= limit).cloned().collect();
         let on_host = |time: f64| self.devices.n_hosts > 0 && time <= within;
         let mut nets: Vec<&(f64, Vec<usize>)> = self.clusters.nets.iter().collect();
         nets.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -142,7 +170,7 @@ impl Refutation<'_> {
                     if u == v {
                         continue;
                     }
-                    if network.work > WORK || stop() {
+                    if network.left == 0 || stop() {
                         return false;
                     }
                     let (hu, hv) = (on_host(host[u]), on_host(host[v]));
@@ -193,7 +221,17 @@ impl Refutation<'_> {
             let mut accelerator = vec![0.0; n];
             (0..n).for_each(|v| accelerator[group[v]] += self.clusters.accelerator[v]);
             let items: Vec<(f64, f64)> = groups.iter().map(|&g| (accelerator[g], host[g])).collect();
-            overfull(&items, self.devices, limit)
+            overfull(&items, self.devices, limit) || {
+                let mut heavy: Vec<usize> = groups.into_iter().filter(|&g| !on_host(host[g])).collect();
+                heavy.sort_by(|&a, &b| accelerator[b].total_cmp(&accelerator[a]));
+                let volume = Volume {
+                    n_accelerators: self.devices.n_accelerators,
+                    limit: within,
+                    total: items.iter().map(|i| i.0).filter(|a| a.is_finite()).sum(),
+                    relief: relief(&items, self.devices, limit),
+                };
+                overloaded(network, &heavy, &volume, stop)
+            }
         }
     }
 

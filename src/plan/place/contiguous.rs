@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::bound::computing;
 use super::lattice::Lattice;
 use super::problem::{Device, Devices, Problem, adjacency};
-use super::random::Random;
 use super::stages::{Chain, Effort, Unfinished, best_chain};
 use super::stream::Stream;
 use super::{Infeasible, Placement};
+use crate::plan::random::Random;
 
 /// First effort for all downsets; each further one is four times as large.
 const WHOLE: Effort = Effort { n_downsets: 1 << 17, n_steps: 1 << 28 };
@@ -30,7 +30,7 @@ const FIRST: f64 = 0.005;
 /// [`Infeasible`].
 pub fn contiguous(problem: &Problem, stop: &mut dyn FnMut() -> bool) -> Result<Placement, Infeasible> {
     let devices = problem.devices();
-    Infeasible::check(problem, devices.n_hosts)?;
+    Infeasible::check(problem)?;
     let stream = Stream::new(problem).folded();
     let n = stream.clusters.len();
     let devices = devices.at_most(n);
@@ -50,12 +50,22 @@ pub fn contiguous(problem: &Problem, stop: &mut dyn FnMut() -> bool) -> Result<P
     let _ = search.climb(&line, 1, &mut PART.clone(), stop);
     let whole: Vec<usize> = (0..n).collect();
     let mut effort = WHOLE;
-    while search.climb(&whole, n, &mut effort.clone(), stop) == Err(Unfinished::TooMany) {
-        search.improve(effort.n_steps, stop);
+    let searched = loop {
+        match search.climb(&whole, n, &mut effort.clone(), stop) {
+            Ok(()) => break true,
+            Err(Unfinished::Stopped) => break false,
+            Err(Unfinished::TooMany) => search.improve(effort.n_steps, stop),
+        }
         effort.n_steps = effort.n_steps.saturating_mul(4);
         effort.n_downsets = (4 * effort.n_downsets).min(MOST);
-    }
-    let Some(chain) = search.best else { return Err(Infeasible::nothing_fits(problem)) };
+    };
+    let Some(chain) = search.best else {
+        let Devices { n_accelerators, memory, .. } = problem.devices();
+        return Err(match searched {
+            true => Infeasible::NoStages { n_accelerators, memory },
+            false => Infeasible::NotFound { n_accelerators, memory },
+        });
+    };
     let mut used = (0, 0);
     let of_stage: Vec<Device> = chain
         .accelerated

@@ -5,7 +5,7 @@ use super::clusters::Clusters;
 /// Arcs of a network, in pairs: arc `i ^ 1` is the reverse of `i`.
 #[derive(Clone, Debug)]
 pub struct Network {
-    n_clusters: usize,
+    clusters: Clusters,
     source: usize,
     sink: usize,
     to: Vec<u32>,
@@ -13,12 +13,14 @@ pub struct Network {
     arcs: Vec<Vec<u32>>,
     /// Residual capacity that counts as none.
     tiny: f64,
+    /// What is added to the cost of every cut so that no capacity is negative.
+    pub offset: f64,
     /// Kept between calls.
     residual: Vec<f64>,
     level: Vec<u32>,
     next: Vec<u32>,
-    /// Arcs looked at so far.
-    pub work: u64,
+    /// Arcs that may still be looked at before callers should give up.
+    pub left: u64,
 }
 
 /// Set on an accelerator, and its load.
@@ -41,20 +43,22 @@ impl Network {
         let (source, sink) = (n, n + 1);
         let n_vertices = n + 2 + 2 * clusters.nets.len();
         let mut network = Self {
-            n_clusters: n,
+            clusters: clusters.clone(),
             source,
             sink,
             to: Vec::new(),
             capacity: Vec::new(),
             arcs: vec![Vec::new(); n_vertices],
             tiny: 1e-13 * clusters.accelerator.iter().filter(|t| t.is_finite()).sum::<f64>(),
+            offset: 0.0,
             residual: Vec::new(),
             level: Vec::new(),
             next: Vec::new(),
-            work: 0,
+            left: u64::MAX,
         };
         for v in 0..n {
             network.arc(v, sink, clusters.accelerator[v], 0.0);
+            network.arc(source, v, 0.0, 0.0);
         }
         for (i, (cost, pins)) in clusters.nets.iter().enumerate() {
             if let [a, b] = pins[..] {
@@ -77,6 +81,27 @@ impl Network {
         self.capacity.extend([capacity, back]);
         self.arcs[from].push(i);
         self.arcs[to].push(i + 1);
+    }
+
+    /// From now on the cut costs what nets cost, less `rate` times the accelerator time of the clusters on the source's
+    /// side, plus a constant: [`Self::offset`]. At first the rate is -1.
+    pub fn rate(&mut self, rate: f64) {
+        self.offset = 0.0;
+        for (v, &time) in self.clusters.accelerator.iter().enumerate() {
+            if time.is_finite() {
+                self.capacity[4 * v] = time * (-rate).max(0.0);
+                self.capacity[4 * v + 2] = time * rate.max(0.0);
+                self.offset += time * rate.max(0.0);
+            }
+        }
+    }
+
+    /// Accelerator time of a set, and what its nets cost.
+    pub fn sums(&self, set: &[bool]) -> (f64, f64) {
+        let clusters = &self.clusters;
+        let time = (0..set.len()).filter(|&v| set[v]).map(|v| clusters.accelerator[v]).sum();
+        let cut = |pins: &[usize]| pins.iter().any(|&p| set[p] != set[pins[0]]);
+        (time, clusters.nets.iter().filter(|(_, pins)| cut(pins)).map(|(cost, _)| cost).sum())
     }
 
     /// Two clusters are on one side from now on.
@@ -111,8 +136,11 @@ impl Network {
                 }
             }
         }
-        let members =
-            if load <= enough { self.level[..self.n_clusters].iter().map(|&l| l != 0).collect() } else { Vec::new() };
+        let members = if load <= enough {
+            self.level[..self.clusters.len()].iter().map(|&l| l != 0).collect()
+        } else {
+            Vec::new()
+        };
         // Terminals are for one call.
         for v in inside.iter().chain(outside).copied().chain([self.source, self.sink]) {
             while self.arcs[v].last().is_some_and(|&i| i as usize >= n_arcs) {
@@ -133,7 +161,7 @@ impl Network {
         let mut at = 0;
         while let Some(&v) = queue.get(at) {
             at += 1;
-            self.work += self.arcs[v].len() as u64;
+            self.left = self.left.saturating_sub(self.arcs[v].len() as u64);
             for &i in &self.arcs[v] {
                 let w = self.to[i as usize] as usize;
                 if self.level[w] == 0 && self.residual[i as usize] > self.tiny {
@@ -175,7 +203,7 @@ impl Network {
         if least.is_infinite() {
             return least;
         }
-        self.work += path.len() as u64;
+        self.left = self.left.saturating_sub(path.len() as u64);
         for &i in &path {
             self.residual[i as usize] -= least;
             self.residual[i as usize ^ 1] += least;

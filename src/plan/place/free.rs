@@ -10,17 +10,19 @@
 //! in place of the cut and annealing in place of local search.
 
 use super::anneal::{Heat, anneal};
-use super::bound::{computing, lower_bound};
+use super::bound::Bound;
 use super::clusters::Clusters;
 use super::loads::{Loads, Shape};
 use super::problem::{Device, Devices, Problem};
-use super::random::Random;
 use super::{Infeasible, NEAR, Placement};
+use crate::plan::random::Random;
 
 /// Assignments kept.
 const POPULATION: usize = 20;
-/// Children between looks at the bound, which takes as long as several of them.
-const PROOF: usize = 3 * POPULATION;
+/// The first look at the bound is after so many moves, the next ones each time that there were twice as many.
+const PROOF: u64 = 1 << 20;
+/// Effort for the bound over all moves so far: about a fifth of the time.
+const SHARE: u64 = 5;
 /// Temperature that forgets where it came from.
 const HOT: f64 = 0.2;
 const COLD: f64 = 3e-5;
@@ -53,9 +55,9 @@ struct Found {
 /// to begin with, by op, such as that of [`super::contiguous`].
 ///
 /// # Errors
-/// [`Infeasible`]; that nothing fits is what the search found, not a proof.
+/// [`Infeasible`]; with [`Infeasible::NotFound`] there may be a placement all the same.
 pub fn free(problem: &Problem, seeds: &[&[Device]], stop: &mut dyn FnMut() -> bool) -> Result<Placement, Infeasible> {
-    Infeasible::check(problem, problem.devices().n_hosts)?;
+    Infeasible::check(problem)?;
     let (clusters, of) = Clusters::of_problem(problem);
     let devices = problem.devices().at_most(clusters.len());
     let k = devices.n_accelerators;
@@ -71,120 +73,162 @@ pub fn free(problem: &Problem, seeds: &[&[Device]], stop: &mut dyn FnMut() -> bo
             device
         })
         .collect();
-    let (found, bound) = search(&clusters, devices, &seeds, stop);
+    let (found, bound) = Search::new(&clusters, devices).run(&seeds, stop);
     if found.load.is_infinite() {
-        return Err(Infeasible::nothing_fits(problem));
+        let Devices { n_accelerators, memory, .. } = problem.devices();
+        return Err(Infeasible::NotFound { n_accelerators, memory });
     }
     let place = |d: usize| if d < k { Device::Accelerator(d) } else { Device::Host(d - k) };
     let device = of.iter().map(|&c| place(found.device[c] as usize)).collect();
     Ok(Placement { device, cost: found.load, bound: bound.min(found.load) })
 }
 
-/// The best assignment of clusters, accelerators numbered first, and a bound on the load of all.
-fn search(clusters: &Clusters, devices: Devices, seeds: &[Vec<u32>], stop: &mut dyn FnMut() -> bool) -> (Found, f64) {
-    let mut random = Random::new(clusters.len() as u64);
-    let shape = Shape::new(clusters, devices);
-    let mut population: Vec<Found> = Vec::new();
-    let mut best = Found { load: f64::INFINITY, device: Vec::new() };
-    let mut bound = computing(clusters, devices);
-    let mut recipes: Vec<Recipe> = Vec::new();
-    let unlabelled = vec![0; clusters.len()];
-    let mut n_children = 0;
-    // When the bound was last worked out, and for which load.
-    let mut proven = (0, f64::INFINITY);
-    loop {
-        let recipe = if recipes.len() >= 8 && random.below(2) == 0 {
-            recipes[random.below(recipes.len())].varied(&mut random)
-        } else {
-            Recipe::any(&mut random)
-        };
-        let child = if let Some(seed) = seeds.get(n_children) {
-            let mut device = seed.clone();
-            let load = anneal(&shape, &mut device, None, &recipe.heat(&shape, COLD, 1.0), &mut random, stop);
-            Found { load, device }
-        } else if population.len() < POPULATION {
-            cycle(clusters, devices, &unlabelled, None, None, HOT, &recipe, &mut random, stop)
-        } else {
-            let mut pair = [random.below(POPULATION), random.below(POPULATION - 1)];
-            pair[1] += usize::from(pair[1] >= pair[0]);
-            pair.sort_by(|&a, &b| population[a].load.total_cmp(&population[b].load));
-            let (one, other) = (&population[pair[0]].device, &population[pair[1]].device);
-            // Two parents; one, warmed up; one, taken apart and put together anew; some devices of one.
-            let kind = random.below(4);
-            let among = (kind == 3).then(|| some_devices(&shape, one, &mut random));
-            let label = |v: usize| u64::from(one[v]) << 32 | if kind == 0 { u64::from(other[v]) } else { 0 };
-            let labels: Vec<u64> = (0..clusters.len()).map(label).collect();
-            let start = if kind == 2 { HOT } else { recipe.warm };
-            cycle(clusters, devices, &labels, Some(one), among.as_deref(), start, &recipe, &mut random, stop)
-        };
-        n_children += 1;
-        if best.device.is_empty() || child.load < best.load {
-            best = child.clone();
-        }
-        if n_children >= proven.0 + PROOF && best.load < proven.1 {
-            let sets = (0..devices.n_accelerators).map(|d| best.device.iter().map(|&x| x as usize == d).collect());
-            let sets: Vec<Vec<bool>> = sets.collect();
-            bound = bound.max(lower_bound(clusters, devices, best.load, &sets, stop));
-            proven = (n_children, best.load);
-        }
-        if stop() || best.load <= bound * (1.0 + NEAR) {
-            return (best, bound);
-        }
-        if population.iter().any(|p| (p.load - child.load).abs() <= 1e-12 * child.load) {
-            continue;
-        }
-        if population.len() < POPULATION {
-            population.push(child);
-        } else if let Some(worst) = population.iter_mut().max_by(|a, b| a.load.total_cmp(&b.load)) {
-            if child.load < worst.load {
-                *worst = child;
-                if recipes.len() == 2 * POPULATION {
-                    recipes.remove(0);
-                }
-                recipes.push(recipe);
-            }
-        }
-    }
+/// A population and what is needed to make the next child.
+struct Search<'a> {
+    clusters: &'a Clusters,
+    devices: Devices,
+    shape: Shape,
+    random: Random,
+    population: Vec<Found>,
+    /// Those of children that were kept.
+    recipes: Vec<Recipe>,
+    n_moves: u64,
 }
 
-/// Coarsens clusters of one label, anneals on the coarsest level, then on every finer one.
-#[allow(clippy::too_many_arguments)]
-fn cycle(
-    clusters: &Clusters,
-    devices: Devices,
-    labels: &[u64],
-    from: Option<&Vec<u32>>,
-    among: Option<&[bool]>,
-    start: f64,
-    recipe: &Recipe,
-    random: &mut Random,
-    stop: &mut dyn FnMut() -> bool,
-) -> Found {
-    let coarsest = recipe.coarsest as usize;
-    let mut levels: Vec<(Clusters, Vec<usize>)> = Vec::new();
-    let (mut current, mut labels, mut device) = (clusters.clone(), labels.to_vec(), from.cloned());
-    while current.len() > coarsest {
-        let (map, n) = matched(&current, &labels, coarsest.max(current.len() / 2), random);
-        if n as f64 > 0.95 * current.len() as f64 {
-            break;
+impl<'a> Search<'a> {
+    fn new(clusters: &'a Clusters, devices: Devices) -> Self {
+        Self {
+            clusters,
+            devices,
+            shape: Shape::new(clusters, devices),
+            random: Random::new(clusters.len() as u64),
+            population: Vec::new(),
+            recipes: Vec::new(),
+            n_moves: 0,
         }
-        labels = carried(&labels, &map, n);
-        device = device.map(|d| carried(&d, &map, n));
-        let next = current.merged(&map, n);
-        levels.push((current, map));
-        current = next;
     }
-    let shape = Shape::new(&current, devices);
-    let mut device = device.unwrap_or_else(|| anywhere(&shape, random));
-    let mut heat = recipe.heat(&shape, start, 4.0);
-    heat.sharpness = recipe.coarse_sharpness as u32;
-    let mut load = anneal(&shape, &mut device, among, &heat, random, stop);
-    while let Some((finer, map)) = levels.pop() {
-        device = map.iter().map(|&c| device[c]).collect();
-        let shape = Shape::new(&finer, devices);
-        load = anneal(&shape, &mut device, among, &recipe.heat(&shape, recipe.warm, 1.0), random, stop);
+
+    /// The best assignment of clusters, accelerators numbered first, and a bound on the load of all.
+    fn run(mut self, seeds: &[Vec<u32>], stop: &mut dyn FnMut() -> bool) -> (Found, f64) {
+        let mut best = Found { load: f64::INFINITY, device: Vec::new() };
+        let mut bound = Bound::new(self.clusters, self.devices);
+        let mut proof = PROOF;
+        // For which load the bound is as good as it gets.
+        let mut proven = f64::INFINITY;
+        for n_children in 0.. {
+            let recipe = self.recipe();
+            let child = match seeds.get(n_children) {
+                Some(seed) => {
+                    let mut device = seed.clone();
+                    let heat = recipe.heat(&self.shape, COLD, 1.0);
+                    let load = anneal(&self.shape, &mut device, None, &heat, &mut self.random, stop);
+                    Found { load, device }
+                }
+                None => self.child(&recipe, stop),
+            };
+            if best.device.is_empty() || child.load < best.load * (1.0 - 1e-12) {
+                best = child.clone();
+            }
+            if self.n_moves >= proof && best.load < proven {
+                let sets =
+                    (0..self.devices.n_accelerators).map(|d| best.device.iter().map(|&x| x as usize == d).collect());
+                let sets: Vec<Vec<bool>> = sets.collect();
+                let left = bound.raise(best.load, &sets, SHARE * self.n_moves, stop);
+                proof = 2 * self.n_moves;
+                if left > 0 {
+                    proven = best.load;
+                }
+            }
+            if stop() || best.load <= bound.value * (1.0 + NEAR) {
+                break;
+            }
+            self.keep(child, recipe);
+        }
+        (best, bound.value)
     }
-    Found { load, device }
+
+    fn recipe(&mut self) -> Recipe {
+        let n = self.recipes.len();
+        if n >= POPULATION / 2 && self.random.below(2) == 0 {
+            self.recipes[self.random.below(n)].varied(&mut self.random)
+        } else {
+            Recipe::any(&mut self.random)
+        }
+    }
+
+    /// From nothing while there are few; then of two parents, or of one: warmed up, taken apart and put together anew, or
+    /// changed on some devices only.
+    fn child(&mut self, recipe: &Recipe, stop: &mut dyn FnMut() -> bool) -> Found {
+        let n = self.clusters.len();
+        if self.population.len() < POPULATION {
+            return self.cycle(vec![0; n], None, None, HOT, recipe, stop);
+        }
+        let mut pair = [self.random.below(POPULATION), self.random.below(POPULATION - 1)];
+        pair[1] += usize::from(pair[1] >= pair[0]);
+        pair.sort_by(|&a, &b| self.population[a].load.total_cmp(&self.population[b].load));
+        let [one, other] = pair.map(|i| self.population[i].device.clone());
+        let kind = self.random.below(4);
+        let among = (kind == 3).then(|| some_devices(&self.shape, &one, &mut self.random));
+        let label = |v: usize| u64::from(one[v]) << 32 | if kind == 0 { u64::from(other[v]) } else { 0 };
+        let labels = (0..n).map(label).collect();
+        let start = if kind == 2 { HOT } else { recipe.warm };
+        self.cycle(labels, Some(one), among.as_deref(), start, recipe, stop)
+    }
+
+    /// Coarsens clusters of one label, anneals on the coarsest level, then on every finer one.
+    fn cycle(
+        &mut self,
+        mut labels: Vec<u64>,
+        mut device: Option<Vec<u32>>,
+        among: Option<&[bool]>,
+        start: f64,
+        recipe: &Recipe,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Found {
+        let coarsest = recipe.coarsest as usize;
+        let mut levels: Vec<(Clusters, Vec<usize>)> = Vec::new();
+        let mut current = self.clusters.clone();
+        while current.len() > coarsest {
+            let (map, n) = matched(&current, &labels, coarsest.max(current.len() / 2), &mut self.random);
+            if n as f64 > 0.95 * current.len() as f64 {
+                break;
+            }
+            labels = carried(&labels, &map, n);
+            device = device.map(|d| carried(&d, &map, n));
+            let next = current.merged(&map, n);
+            levels.push((current, map));
+            current = next;
+        }
+        let mut shape = Shape::new(&current, self.devices);
+        let mut device = device.unwrap_or_else(|| anywhere(&shape, &mut self.random));
+        let mut heat = Heat { sharpness: recipe.coarse_sharpness as u32, ..recipe.heat(&shape, start, 4.0) };
+        loop {
+            self.n_moves += heat.n_moves;
+            let load = anneal(&shape, &mut device, among, &heat, &mut self.random, stop);
+            let Some((finer, map)) = levels.pop() else { return Found { load, device } };
+            device = map.iter().map(|&c| device[c]).collect();
+            shape = Shape::new(&finer, self.devices);
+            heat = recipe.heat(&shape, recipe.warm, 1.0);
+        }
+    }
+
+    /// Takes a child in, in place of the worst, unless there is one as good.
+    fn keep(&mut self, child: Found, recipe: Recipe) {
+        if self.population.iter().any(|p| (p.load - child.load).abs() <= 1e-12 * child.load) {
+            return;
+        }
+        if self.population.len() < POPULATION {
+            self.population.push(child);
+        } else if let Some(worst) = self.population.iter_mut().max_by(|a, b| a.load.total_cmp(&b.load))
+            && child.load < worst.load
+        {
+            *worst = child;
+            if self.recipes.len() == 2 * POPULATION {
+                self.recipes.remove(0);
+            }
+            self.recipes.push(recipe);
+        }
+    }
 }
 
 /// The busiest device and some others.

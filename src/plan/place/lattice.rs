@@ -253,7 +253,8 @@ impl Downsets {
                 std::cmp::Ordering::Greater => drop(b.next()),
                 std::cmp::Ordering::Equal => {
                     sum -= self.transfer[x as usize] * if n == m { 2.0 } else { 1.0 };
-                    (a.next(), b.next());
+                    a.next();
+                    b.next();
                 }
             }
         }

@@ -134,9 +134,9 @@ impl<'a> Loads<'a> {
             self.bytes[d as usize] += shape.bytes[cluster];
         }
         for (net, held) in self.held.chunks_exact(n.max(1)).enumerate() {
-            for d in 0..shape.n_accelerators {
-                if held[d] > 0 && held[d] < shape.size[net] {
-                    self.load[d] += shape.cost[net];
+            for (load, &held) in self.load[..shape.n_accelerators].iter_mut().zip(held) {
+                if held > 0 && held < shape.size[net] {
+                    *load += shape.cost[net];
                 }
             }
         }

@@ -22,17 +22,18 @@ pub mod clusters;
 pub mod contiguous;
 pub mod flow;
 pub mod free;
+pub mod heavy;
 pub mod lattice;
 pub mod loads;
 pub mod path;
 pub mod problem;
-pub mod random;
 pub mod reach;
 pub mod serial;
 pub mod stages;
 pub mod stream;
 pub mod timeline;
 
+use clusters::Clusters;
 pub use problem::{Device, Devices, Malformed, Op, Problem};
 
 /// A cost this near to its bound, relatively, is as good as the best.
@@ -54,40 +55,54 @@ pub struct Placement {
 pub enum Infeasible {
     #[error("op {op} does not run on an accelerator and there is no host; name a host")]
     NeedsHost { op: usize },
-    #[error("op {op} needs {bytes} bytes, an accelerator has {memory}, and there is no host; name a host")]
+    #[error(
+        "op {op}, with all of its colour, needs {bytes} bytes, an accelerator has {memory}, and there is no host; name a host"
+    )]
     TooLarge { op: usize, bytes: f64, memory: f64 },
     #[error("there is no device")]
     NoDevice,
     #[error(
-        "nothing fits the memory of {n_accelerators} accelerators with {memory} bytes each; name more of them or a host"
+        "all ops together need {bytes} bytes, more than {n_accelerators} accelerators with {memory} bytes each, and there is \
+         no host; name more accelerators or a host"
     )]
-    NothingFits { n_accelerators: usize, memory: f64 },
+    TooMuch { bytes: f64, n_accelerators: usize, memory: f64 },
+    #[error(
+        "no contiguous stages fit the memory of {n_accelerators} accelerators with {memory} bytes each; let stages be of \
+         several parts, or name more accelerators or a host"
+    )]
+    NoStages { n_accelerators: usize, memory: f64 },
+    #[error(
+        "nothing was found that fits the memory of {n_accelerators} accelerators with {memory} bytes each, which is no proof; \
+         give it more time, or name more accelerators or a host"
+    )]
+    NotFound { n_accelerators: usize, memory: f64 },
 }
 
 impl Infeasible {
     /// What rules a problem out at first sight.
-    fn check(problem: &Problem, n_hosts: usize) -> Result<(), Self> {
-        let Devices { n_accelerators, memory, .. } = problem.devices();
+    fn check(problem: &Problem) -> Result<(), Self> {
+        let Devices { n_accelerators, n_hosts, memory } = problem.devices();
         if n_hosts > 0 || problem.ops().is_empty() {
             return Ok(());
         }
         if n_accelerators == 0 {
             return Err(Self::NoDevice);
         }
-        for (i, op) in problem.ops().iter().enumerate() {
-            if op.accelerator.is_none() {
-                return Err(Self::NeedsHost { op: i });
+        let (clusters, of) = Clusters::of_problem(problem);
+        for (op, &c) in of.iter().enumerate() {
+            if problem.ops()[op].accelerator.is_none() {
+                return Err(Self::NeedsHost { op });
             }
-            if op.bytes > memory {
-                return Err(Self::TooLarge { op: i, bytes: op.bytes, memory });
+            if clusters.bytes[c] > memory {
+                return Err(Self::TooLarge { op, bytes: clusters.bytes[c], memory });
             }
         }
+        let bytes = clusters.bytes.iter().sum::<f64>();
+        // Rounding of the sum rules nothing out.
+        if bytes > n_accelerators as f64 * memory * (1.0 + 1e-12) {
+            return Err(Self::TooMuch { bytes, n_accelerators, memory });
+        }
         Ok(())
-    }
-
-    fn nothing_fits(problem: &Problem) -> Self {
-        let Devices { n_accelerators, memory, .. } = problem.devices();
-        Self::NothingFits { n_accelerators, memory }
     }
 }
 

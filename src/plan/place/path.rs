@@ -108,8 +108,9 @@ impl Path {
         let mut time = vec![vec![f64::INFINITY; k + 1]; n + 1];
         time[0].fill(0.0);
         for first in 0..n {
-            for a in 0..=k {
-                time[first + 1][a] = time[first + 1][a].min(time[first][a] + self.host[first]);
+            let (before, after) = time.split_at_mut(first + 1);
+            for (after, before) in after[0].iter_mut().zip(&before[first]) {
+                *after = after.min(before + self.host[first]);
             }
             for last in first..n {
                 if stop() {

@@ -154,10 +154,10 @@ pub fn best_chain(
         let cuts: Vec<u32> =
             (0..downsets.len()).filter(|&i| limits.admits(h, a, &downsets.sums[i])).map(|i| i as u32).collect();
         let mut window = Window { load: vec![limit; cuts.len()], from: vec![(true, From::Start); cuts.len()], cuts };
-        if state == 0 {
-            if let Some(start) = window.cuts.iter().position(|&c| downsets.sums[c as usize].n == 0) {
-                window.load[start] = 0.0;
-            }
+        if state == 0
+            && let Some(start) = window.cuts.iter().position(|&c| downsets.sums[c as usize].n == 0)
+        {
+            window.load[start] = 0.0;
         }
         let before = [(a > 0, true, 1), (h > 0, false, per_host)];
         for (_, accelerated, back) in before.into_iter().filter(|b| b.0) {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::clusters::Clusters;
-use super::random::Random;
 use super::*;
+use crate::plan::random::Random;
 
 /// What a random graph may have.
 #[derive(Clone, Copy, Debug)]
@@ -220,12 +220,25 @@ fn bounds_on_the_load_are_below_the_best_of_all() {
         let (clusters, _) = Clusters::of_problem(&problem);
         let Some(best) = least(&problem, &devices_of(kind.devices), &|d| load(&problem, d)) else { continue };
         for incumbent in [best, 1.1 * best, 3.0 * best] {
-            let bound = bound::lower_bound(&clusters, kind.devices, incumbent, &[], &mut || false);
-            assert!(bound <= best * (1.0 + 1e-9), "{bound} {best} {problem:?}");
-            tight += usize::from(bound >= best);
+            let mut bound = bound::Bound::new(&clusters, kind.devices);
+            bound.raise(incumbent, &[], u64::MAX, &mut || false);
+            assert!(bound.value <= best * (1.0 + 1e-9), "{} {best} {problem:?}", bound.value);
+            tight += usize::from(bound.value >= best);
         }
     }
     assert!(tight > 100, "of 960 bounds, {tight} are the optimum");
+}
+
+#[test]
+fn three_heavy_ops_meet_on_one_of_two_accelerators() {
+    let op = Op { accelerator: Some(2.0), host: 100.0, transfer: 1.0, bytes: 0.0, colour: None, backward: false };
+    let devices = Devices { n_accelerators: 2, n_hosts: 1, memory: 1.0 };
+    let problem = Problem::new(vec![op; 3], vec![(0, 1), (1, 2)], devices).unwrap();
+    let (clusters, _) = Clusters::of_problem(&problem);
+    let mut bound = bound::Bound::new(&clusters, devices);
+    assert!(bound.value < 4.1, "whichever two share, they compute for 4");
+    bound.raise(5.0, &[], u64::MAX, &mut || false);
+    assert_eq!(bound.value, 5.0, "and carry the tensor to or from the third");
 }
 
 #[test]
@@ -297,13 +310,34 @@ fn what_cannot_be_placed_is_refused_with_the_reason() {
         (vec![op(Some(1.0), 0.0)], devices(0, 0), Infeasible::NoDevice),
         (vec![op(Some(1.0), 0.0), op(None, 0.0)], devices(2, 0), Infeasible::NeedsHost { op: 1 }),
         (vec![op(Some(1.0), 5.0)], devices(2, 0), Infeasible::TooLarge { op: 0, bytes: 5.0, memory: 4.0 }),
-        (vec![op(Some(1.0), 3.0); 3], devices(2, 0), Infeasible::NothingFits { n_accelerators: 2, memory: 4.0 }),
+        (
+            vec![op(Some(1.0), 3.0); 3],
+            devices(2, 0),
+            Infeasible::TooMuch { bytes: 9.0, n_accelerators: 2, memory: 4.0 },
+        ),
     ];
     for (ops, devices, expected) in cases {
         let problem = Problem::new(ops, Vec::new(), devices).unwrap();
         assert_eq!(contiguous::contiguous(&problem, &mut || false), Err(expected.clone()));
-        assert_eq!(free::free(&problem, &[], &mut after(50)), Err(expected));
+        assert_eq!(free::free(&problem, &[], &mut || false), Err(expected));
     }
+    // Each of these fills more than half of a device.
+    let problem = Problem::new(vec![op(Some(1.0), 2.5); 3], Vec::new(), devices(2, 0)).unwrap();
+    let (n_accelerators, memory) = (2, 4.0);
+    let exact = contiguous::contiguous(&problem, &mut || false);
+    assert_eq!(exact, Err(Infeasible::NoStages { n_accelerators, memory }));
+    let stopped = contiguous::contiguous(&problem, &mut || true);
+    assert!(matches!(stopped, Err(Infeasible::NoStages { .. } | Infeasible::NotFound { .. })));
+    assert_eq!(free::free(&problem, &[], &mut after(50)), Err(Infeasible::NotFound { n_accelerators, memory }));
+}
+
+#[test]
+fn a_colour_too_large_for_a_device_is_refused_by_the_size_of_all_of_it() {
+    let op = Op { accelerator: Some(1.0), host: 1.0, transfer: 0.0, bytes: 3.0, colour: Some(5), backward: false };
+    let devices = Devices { n_accelerators: 4, n_hosts: 0, memory: 4.0 };
+    let problem = Problem::new(vec![op; 2], Vec::new(), devices).unwrap();
+    let expected = Infeasible::TooLarge { op: 0, bytes: 6.0, memory: 4.0 };
+    assert_eq!(contiguous::contiguous(&problem, &mut || false), Err(expected));
 }
 
 #[test]

@@ -159,3 +159,6 @@ impl Instance {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

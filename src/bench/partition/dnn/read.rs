@@ -107,7 +107,7 @@ pub fn read(text: &str) -> Result<Input, Bad> {
         }
         // A time is checked even where it is not used.
         let supported = node.supported_on_fpga.of(id, "supportedOnFpga")?;
-        if !supported && !(node.fpga_latency >= 0.0) {
+        if !supported && (node.fpga_latency.is_nan() || node.fpga_latency < 0.0) {
             let cause =
                 Malformed::Number { op: ops.len(), field: "the time on an accelerator", value: node.fpga_latency };
             return Err(Bad::Op { id, cause });
