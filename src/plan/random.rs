@@ -32,4 +32,14 @@ impl Random {
             items.swap(i, self.below(i + 1));
         }
     }
+
+    /// Exponentially distributed.
+    pub fn exponential(&mut self, mean: f64) -> f64 {
+        -mean * (1.0 - self.unit()).ln()
+    }
+
+    /// Between `low` and `high`, every order of magnitude alike.
+    pub fn scale(&mut self, low: f64, high: f64) -> f64 {
+        low * (high / low).powf(self.unit())
+    }
 }

@@ -1,7 +1,7 @@
 //! Fewer, heavier vertices: pairs joined by heavy edges become one.
 
 use super::graph::Weighted;
-use super::random::Random;
+use crate::plan::random::Random;
 
 const ALONE: u32 = u32::MAX;
 

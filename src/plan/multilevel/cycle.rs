@@ -5,8 +5,8 @@ use super::coarsen::coarsen;
 use super::flow::Corridors;
 use super::graph::Weighted;
 use super::initial::recursive;
-use super::random::Random;
 use super::refine::Search;
+use crate::plan::random::Random;
 
 /// Several first partitions are tried on a graph of about this many vertices per block, and at least `START`.
 const START_PER_BLOCK: usize = 30;

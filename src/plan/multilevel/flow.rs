@@ -2,7 +2,7 @@
 
 use super::blocks::Blocks;
 use super::network::{NONE, Network};
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// A corridor is this many vertices deep on each side. Every level of the hierarchy improves on the one below, so a
 /// shallow one is enough.

@@ -4,8 +4,8 @@ use super::blocks::Blocks;
 use super::coarsen::coarsen;
 use super::graph::Weighted;
 use super::queue::Queues;
-use super::random::Random;
 use super::refine::Search;
+use crate::plan::random::Random;
 
 /// Bisections start on graphs of about this many vertices.
 const SMALL: usize = 60;

@@ -12,7 +12,6 @@ mod graph;
 mod initial;
 mod network;
 mod queue;
-mod random;
 mod refine;
 
 use std::cmp::Reverse;

@@ -2,7 +2,7 @@
 
 use super::blocks::Blocks;
 use super::queue::Queues;
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// Scratch space of a search.
 pub(super) struct Search {

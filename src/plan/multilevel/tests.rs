@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::blocks::Blocks;
 use super::network::Network;
-use super::random::Random;
 use super::*;
+use crate::plan::random::Random;
 
 /// A graph from a list of edges; those named again add up, loops are left out.
 fn graph(vertex: Vec<i64>, edges: &[(usize, usize, i64)]) -> Weighted {
@@ -79,7 +79,7 @@ fn small_graphs_are_split_as_well_as_by_brute_force() {
         let (mut ours, mut best) = (0, 0);
         for _ in 0..60 {
             let graph = small_graph(&mut random, 9, 1);
-            let wanted = wanted(n_blocks, random.next());
+            let wanted = wanted(n_blocks, random.bits());
             let optimum = brute_force(&graph, n_blocks, wanted.limit(&graph)).unwrap();
             let found = partition(&graph, &wanted).unwrap();
             assert!(found.cut >= optimum && found.heaviest <= wanted.limit(&graph));

@@ -11,8 +11,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::field::Field;
-use super::random::Random;
 use super::relaxation::least_at;
+use crate::plan::random::Random;
 
 /// Variables in the order in which they are eliminated.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +62,7 @@ impl Eliminator {
             self.near[x].extend(sides.filter(|&y| self.inside[y]));
         }
         for &x in block {
-            heap.push((Reverse(self.size(field, x)), random.next() as u32, x, self.stamp[x]));
+            heap.push((Reverse(self.size(field, x)), random.bits() as u32, x, self.stamp[x]));
         }
         let mut order = Order::default();
         // Where a variable to leave out is looked for; shrinks with the block.
@@ -93,7 +93,7 @@ impl Eliminator {
                     self.near[y].extend(missing);
                 }
                 self.stamp[y] = self.stamp[y].wrapping_add(1);
-                heap.push((Reverse(self.size(field, y)), random.next() as u32, y, self.stamp[y]));
+                heap.push((Reverse(self.size(field, y)), random.bits() as u32, y, self.stamp[y]));
             }
         }
         order

@@ -16,7 +16,6 @@ mod elimination;
 mod field;
 mod network;
 mod problem;
-mod random;
 mod reduce;
 mod relaxation;
 mod search;

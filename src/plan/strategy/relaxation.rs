@@ -8,7 +8,7 @@
 //! above the best bound.
 
 use super::field::Field;
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// Sweeps before prices move.
 const WARM_UP: usize = 20;

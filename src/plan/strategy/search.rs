@@ -6,9 +6,9 @@
 
 use super::elimination::Eliminator;
 use super::field::{Field, sums};
-use super::random::Random;
 use super::relaxation::{Dive, Relaxation};
 use super::state::{State, fits};
+use crate::plan::random::Random;
 
 /// Largest tables of successive decisions about everything.
 const CAPS: [u64; 6] = [3_000, 300, 30_000, 3_000, 300, 100_000];

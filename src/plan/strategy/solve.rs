@@ -3,10 +3,10 @@
 use super::field::Field;
 use super::network::Network;
 use super::problem::{Malformed, Problem};
-use super::random::Random;
 use super::reduce::{Contradiction, Reduced};
 use super::relaxation::Relaxation;
 use super::search::Search;
+use crate::plan::random::Random;
 
 /// Sweeps of the first turn; later turns take longer.
 const FIRST_SWEEPS: usize = 200;
@@ -65,7 +65,7 @@ pub fn solve(problem: &Problem, seed: u64, stop: &mut dyn FnMut() -> bool) -> Re
         points: (0..moments.len()).collect(),
         reduced: Reduced::new(network, vec![limit; moments.len()]),
         level: None,
-        random: Random(seed),
+        random: Random::new(seed),
         outcome: Outcome { strategies: None, cost: f64::INFINITY, bound: f64::NEG_INFINITY, turns: Vec::new() },
     };
     turns.reduced.reduce(stop).map_err(|contradiction| match contradiction {

@@ -4,7 +4,7 @@
 //! taken over without the others.
 
 use super::field::Field;
-use super::random::Random;
+use crate::plan::random::Random;
 
 /// A choice for every variable that fits, with what follows from it.
 #[derive(Clone, Debug)]

@@ -2,11 +2,11 @@
 
 use super::elimination::Eliminator;
 use super::field::Field;
-use super::random::Random;
 use super::reduce::Reduced;
 use super::relaxation::Relaxation;
 use super::state::State;
 use super::*;
+use crate::plan::random::Random;
 
 /// A random problem that can be enumerated; `tight`: how much of the memory range the limit leaves.
 fn problem(random: &mut Random, n_ops: usize, tight: f64) -> Problem {
@@ -84,7 +84,7 @@ fn after(n: usize) -> impl FnMut() -> bool {
 
 #[test]
 fn finds_the_optimum_of_small_problems_and_no_bound_above_it() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let (mut n_feasible, mut n_proven, mut n_refused) = (0, 0, 0);
     for i in 0..400 {
         let problem = problem(&mut random, 2 + i % 6, [0.9, 0.5, 0.35][i % 3]);
@@ -110,7 +110,7 @@ fn finds_the_optimum_of_small_problems_and_no_bound_above_it() {
 
 #[test]
 fn reduction_keeps_the_optimum() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let mut n_smaller = 0;
     for i in 0..400 {
         let problem = problem(&mut random, 2 + i % 6, 0.5);
@@ -144,7 +144,7 @@ fn allowed(mut problem: Problem) -> Problem {
 
 #[test]
 fn elimination_is_exact_whatever_is_left_out() {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for i in 0..200 {
         let problem = allowed(problem(&mut random, 6, 1.0));
         let field = field(&problem).softened(1e4);
@@ -165,7 +165,7 @@ fn elimination_is_exact_whatever_is_left_out() {
 
 #[test]
 fn no_choice_with_a_value_is_cheaper_than_bound_and_excess_say() {
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for i in 0..150 {
         let problem = allowed(problem(&mut random, 5, 0.5));
         let mut field = field(&problem);
@@ -186,7 +186,7 @@ fn no_choice_with_a_value_is_cheaper_than_bound_and_excess_say() {
 
 #[test]
 fn trees_are_bounded_exactly() {
-    let mut random = Random(13);
+    let mut random = Random::new(13);
     for i in 0..50 {
         let mut problem = allowed(problem(&mut random, 6, 1.0));
         // Each op coupled with one before.
@@ -206,7 +206,7 @@ fn trees_are_bounded_exactly() {
 
 #[test]
 fn what_is_taken_over_fits_saves_and_adds_up() {
-    let mut random = Random(17);
+    let mut random = Random::new(17);
     let mut n_better = 0;
     for i in 0..300 {
         let problem = allowed(problem(&mut random, 7, 0.4));
@@ -237,7 +237,7 @@ fn what_is_taken_over_fits_saves_and_adds_up() {
 
 #[test]
 fn the_same_question_gets_the_same_answer() {
-    let mut random = Random(23);
+    let mut random = Random::new(23);
     let problem = problem(&mut random, 40, 0.4);
     let answer = |seed| solve(&problem, seed, &mut after(200)).map(|o| (o.strategies, o.cost, o.bound, o.turns));
     assert_eq!(answer(1), answer(1));
