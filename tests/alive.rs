@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// A step takes about a millisecond, a cutover some hundred of them.
-const STEPS: u64 = 2000;
+const STEPS: u64 = 3000;
 
 /// How far a loss, and a param, may be off where plans are cut at other ops or into other microbatches.
 ///
@@ -249,7 +249,8 @@ fn recut(step: u64, args: &[&str]) -> Event {
 
 #[test]
 fn a_cutover_to_more_and_fewer_shards_changes_roundings_only() {
-    let events = vec![recut(20, &["--shards", "3"]), recut(40, &["--shards", "1"]), recut(60, &["--shards", "2"])];
+    // One shard comes last: it trains so fast that there might be no time for another.
+    let events = vec![recut(20, &["--shards", "3"]), recut(40, &["--shards", "2"]), recut(60, &["--shards", "1"])];
     let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, ROUNDINGS);
     assert_eq!(told.count("cutover"), 3);
 }
