@@ -147,10 +147,12 @@ def single(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
 def pipeline(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
     n = GPT["batch"]
     print(f"\ntwo shards on one core each, {n} microbatches, against one-core JAX")
-    ours, jax = rounds(
+    ours, alone, jax, parts = rounds(
         3,
         lambda: foreshard(bundle, data, scratch, 2, 1, 1, steps)["seconds"],
+        lambda: foreshard(bundle, data, scratch, 1, 1, 1, steps)["seconds"],
         lambda: reference(data, GPT["batch"], "0"),
+        lambda: reference(data, 1, "0"),
     )
     print(f"  foreshard {said(ours)} per step, {TOKENS / ours:.0f} tokens/s")
     if jax is not None:
@@ -158,6 +160,8 @@ def pipeline(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
         ideal = 2 * (1 - bubble) * TOKENS / jax
         print(f"  one-core jax {said(jax)} per step, {TOKENS / jax:.0f} tokens/s")
         print(f"  2 x jax x (1 - bubble {bubble:.3f}) = {ideal:.0f} tokens/s, ratio {TOKENS / ours / ideal:.3f} (target >= 0.90)")
+        print(f"  the same {n} microbatches on one core: foreshard {said(alone)}, jax {said(parts)}; two shards against "
+              f"2 x foreshard's one x (1 - bubble): {alone / (2 * (1 - bubble)) / ours:.3f}")
     try:
         out = json.loads(python("peers/torch_pipeline.py", cores="0-1").splitlines()[-1])
     except Missing as e:
