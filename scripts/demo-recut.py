@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a GPT in two workers while a real process competes for the core of one of them.
+"""Trains a GPT in two workers while real processes compete for the core of one of them.
 
 First once, as a surprise; then again and again, as something that can be foreseen. Everything ends with the job.
 """
@@ -15,7 +15,9 @@ from pathlib import Path
 FORESHARD = ["target/debug/foreshard"]
 VICTIM = "1"
 # (idle seconds before, busy seconds), after the first step.
-SCHEDULE = [(35, 35), (30, 20), (20, 20), (20, 20), (20, 20), (20, 20), (20, 20)]
+SCHEDULE = [(25, 60), (30, 25), (25, 25), (25, 25), (25, 25), (25, 25), (25, 25)]
+# So many at a time: what they leave to the worker is a third of its core.
+COMPETITORS = 2
 
 
 def burn(cores: set[int], seconds: float) -> int:
@@ -35,7 +37,7 @@ def main() -> int:
     n = next(n for n in range(1, 100_000) if not Path(f"runs/recut-{n}").exists())
     run = Path(f"runs/recut-{n}")
     job = subprocess.Popen([*FORESHARD, "local", "run", manifest, "--run-dir", str(run)])
-    burning = None
+    burning: list[int] = []
     try:
         while job.poll() is None and not (run / "log.jsonl").exists():
             time.sleep(0.1)
@@ -46,14 +48,14 @@ def main() -> int:
                 break
             pid = json.loads((run / "pids.json").read_text())[VICTIM]
             cores = os.sched_getaffinity(pid)
-            print(f"--- a competitor runs on the core of worker {VICTIM} for {busy} s", file=sys.stderr)
-            burning = burn(cores, busy)
+            print(f"--- competitors run on the core of worker {VICTIM} for {busy} s", file=sys.stderr)
+            burning = [burn(cores, busy) for _ in range(COMPETITORS)]
             ended = wait(job, busy)
             stop(burning)
-            burning = None
+            burning = []
             if ended:
                 break
-            print("--- the competitor is gone", file=sys.stderr)
+            print("--- the competitors are gone", file=sys.stderr)
         code = job.wait()
     except KeyboardInterrupt:
         code = job.wait()
@@ -72,8 +74,8 @@ def wait(job: subprocess.Popen, seconds: float) -> bool:
         return False
 
 
-def stop(child: int | None) -> None:
-    if child is not None:
+def stop(children: list[int]) -> None:
+    for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
