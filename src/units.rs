@@ -143,6 +143,34 @@ impl fmt::Display for Seconds {
     }
 }
 
+/// A number with a suffix of Kubernetes quantities: decimal (`n u m k M G T P E`) or binary (`Ki Mi Gi Ti Pi Ei`).
+/// `None` for what is none.
+pub fn quantity(text: &str) -> Option<f64> {
+    // An exponent is a number's own; the suffix `E` (exa) has no digits behind it.
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).filter(|_| text.parse::<f64>().is_err());
+    let (number, suffix) = text.split_at(split.unwrap_or(text.len()));
+    let scale = match suffix {
+        "" => 1.0,
+        "n" => 1e-9,
+        "u" => 1e-6,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        "Pi" => 1024f64.powi(5),
+        "Ei" => 1024f64.powi(6),
+        _ => return None,
+    };
+    number.parse::<f64>().ok().map(|n| n * scale).filter(|n| n.is_finite())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +182,18 @@ mod tests {
         assert_eq!(Seconds(0.0123).to_string(), "12.3 ms");
         assert_eq!(FlopsPerSec(2.5e12).to_string(), "2.50 Tflop/s");
         assert_eq!((Bytes(1000) / BytesPerSec(1e6)).to_string(), "1.00 ms");
+    }
+
+    #[test]
+    fn quantities_are_read_with_their_suffixes() {
+        for (text, value) in
+            [("1.5", 1.5), ("250m", 0.25), ("4Gi", 4294967296.0), ("2E", 2e18), ("1e3", 1e3), ("-1k", -1e3)]
+        {
+            assert_eq!(quantity(text), Some(value), "{text}");
+        }
+        for text in ["", "4GB", "four", "1..2", "inf", "nan", "1e999", "Gi"] {
+            assert_eq!(quantity(text), None, "{text}");
+        }
     }
 
     #[test]

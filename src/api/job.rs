@@ -11,7 +11,7 @@ use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::plan::ScheduleKind;
 use crate::transition::{self, Settings};
-use crate::units::Seconds;
+use crate::units::{Seconds, quantity};
 
 /// Train a model: cut its graph over devices and run it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -394,22 +394,8 @@ impl Resources {
     /// `memory` in bytes.
     pub fn memory_bytes(&self) -> Result<Option<u64>, String> {
         let Some(text) = &self.memory else { return Ok(None) };
-        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(split);
-        let scale = match unit {
-            "" => 1.0,
-            "Ki" => 1024.0,
-            "Mi" => 1024.0 * 1024.0,
-            "Gi" => 1024.0 * 1024.0 * 1024.0,
-            "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-            "k" => 1e3,
-            "M" => 1e6,
-            "G" => 1e9,
-            "T" => 1e12,
-            _ => f64::NAN,
-        };
-        match number.parse::<f64>() {
-            Ok(n) if n * scale >= 1.0 => Ok(Some((n * scale) as u64)),
+        match quantity(text) {
+            Some(n) if n >= 1.0 => Ok(Some(n as u64)),
             _ => Err(format!("spec.resources.memory: {text:?} is not a quantity; write one like 4Gi or 512Mi")),
         }
     }

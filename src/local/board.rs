@@ -4,25 +4,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::plan::{Place, Plan, ShardId};
 use crate::runtime::{StepReport, same_token};
+use crate::units::Seconds;
 use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, ShardReport};
 
 /// The report of a job, as far as it has come.
+#[derive(Default)]
 pub struct Board {
-    began: Instant,
-    first_step: Mutex<Option<u64>>,
     report: Mutex<JobReport>,
-}
-
-impl Default for Board {
-    fn default() -> Self {
-        Self { began: Instant::now(), first_step: Mutex::default(), report: Mutex::default() }
-    }
 }
 
 impl Board {
@@ -34,18 +28,15 @@ impl Board {
         change(&mut self.report.lock().unwrap_or_else(|p| p.into_inner()));
     }
 
-    pub fn step(&self, report: &StepReport) {
-        let mut first = self.first_step.lock().unwrap_or_else(|p| p.into_inner());
-        let first = *first.get_or_insert(report.step);
-        let elapsed = self.began.elapsed().as_secs_f64();
+    /// A step is done; `eta`: time to the end of the job, where something can be said of it.
+    pub fn step(&self, report: &StepReport, eta: Option<Seconds>) {
         self.write(|r| {
             r.state = JobState::Training;
             r.step = report.step + 1;
             r.first_loss.get_or_insert(report.loss.into());
             r.loss = Some(report.loss.into());
             r.step_seconds = Some(report.seconds);
-            let done = r.step.saturating_sub(first).max(1) as f64;
-            r.eta_seconds = Some(elapsed / done * r.steps.saturating_sub(r.step) as f64);
+            r.eta_seconds = eta.map(|eta| eta.0);
             r.busy = report.workers.iter().map(|w| w.busy_s / report.seconds.max(1e-9)).collect();
         });
     }

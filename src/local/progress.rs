@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::board::Board;
 use crate::plan::Plan;
 use crate::runtime::StepReport;
+use crate::units::Seconds;
 
 /// A bar on a terminal, a line now and then elsewhere, nothing when quiet.
 pub struct Progress {
@@ -17,9 +18,9 @@ pub struct Progress {
     unit: &'static str,
     per_step: f64,
     steps: u64,
-    /// Steps that were done before.
-    first: u64,
-    began: Instant,
+    /// When the first step was reported, and the steps done by then: what came before was no training, and the first
+    /// step is slower than others.
+    first: Option<(Instant, u64)>,
     last_line: Option<Instant>,
     /// Moving average of units per second.
     rate: Option<f64>,
@@ -50,18 +51,7 @@ impl Progress {
             bar.set_position(first);
             bar
         });
-        Self {
-            bar,
-            plain: !quiet && !terminal,
-            unit,
-            per_step,
-            steps,
-            first,
-            began: Instant::now(),
-            last_line: None,
-            rate: None,
-            board,
-        }
+        Self { bar, plain: !quiet && !terminal, unit, per_step, steps, first: None, last_line: None, rate: None, board }
     }
 
     pub fn say(&self, line: &str) {
@@ -96,13 +86,16 @@ impl Progress {
     }
 
     pub fn step(&mut self, report: &StepReport) {
+        let done = report.step + 1;
+        let (since, first) = *self.first.get_or_insert((Instant::now(), done));
+        let eta =
+            eta(Seconds(since.elapsed().as_secs_f64()), done.saturating_sub(first), self.steps.saturating_sub(done));
         if let Some(board) = &self.board {
-            board.step(report);
+            board.step(report, eta);
         }
         let now = self.per_step / report.seconds.max(1e-9);
         let rate = self.rate.map_or(now, |r| r + 0.1 * (now - r));
         self.rate = Some(rate);
-        let done = report.step + 1;
         let load: Vec<String> = report.workers.iter().map(|w| load(w.busy_s / report.seconds.max(1e-9))).collect();
         let text = format!("loss {:.4} {} {}/s load {}", report.loss, thousands(rate), self.unit, load.join(" "));
         if let Some(bar) = &self.bar {
@@ -110,9 +103,8 @@ impl Progress {
             bar.set_message(text);
         } else if self.plain && (done == self.steps || self.last_line.is_none_or(|l| l.elapsed() > EVERY)) {
             self.last_line = Some(Instant::now());
-            let each = self.began.elapsed().as_secs_f64() / done.saturating_sub(self.first).max(1) as f64;
-            let left = each * self.steps.saturating_sub(done) as f64;
-            eprintln!("step {done}/{} {text} eta {left:.0} s", self.steps);
+            let eta = eta.map(|eta| format!(" eta {:.0} s", eta.0)).unwrap_or_default();
+            eprintln!("step {done}/{} {text}{eta}", self.steps);
         }
     }
 
@@ -121,6 +113,11 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Time to the end when `done` steps took `elapsed`; `None` before there is one.
+fn eta(elapsed: Seconds, done: u64, left: u64) -> Option<Seconds> {
+    (done > 0).then(|| elapsed * (left as f64 / done as f64))
 }
 
 /// A small bar and a percentage.
@@ -140,4 +137,15 @@ pub fn thousands(n: f64) -> String {
         out.push(c);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_told_from_the_second_step_on() {
+        assert_eq!(eta(Seconds(0.0), 0, 199), None);
+        assert_eq!(eta(Seconds(3.0), 2, 10), Some(Seconds(15.0)));
+    }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::units::quantity;
+
 /// A node and what is free on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Room {
@@ -103,39 +105,11 @@ pub fn pinned(pod: &Pod) -> Option<String> {
     fields.iter().find(|f| f.key == "metadata.name")?.values.as_ref()?.first().cloned()
 }
 
-fn milli(quantity: &Quantity) -> i64 {
-    (number(&quantity.0) * 1000.0).round() as i64
+/// What the API server should not hold counts as nothing.
+fn milli(of: &Quantity) -> i64 {
+    (quantity(&of.0).unwrap_or(0.0) * 1000.0).round() as i64
 }
 
-fn whole(quantity: &Quantity) -> i64 {
-    number(&quantity.0) as i64
-}
-
-/// A Kubernetes quantity; 0 for what is none.
-fn number(text: &str) -> f64 {
-    // An exponent is a number's own; the suffix `E` (exa) has no digits behind it.
-    if let Ok(n) = text.parse::<f64>() {
-        return if n.is_finite() { n } else { 0.0 };
-    }
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let scale = match suffix {
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 1024.0,
-        "Mi" => 1024f64.powi(2),
-        "Gi" => 1024f64.powi(3),
-        "Ti" => 1024f64.powi(4),
-        "Pi" => 1024f64.powi(5),
-        "Ei" => 1024f64.powi(6),
-        _ => return 0.0,
-    };
-    number.parse::<f64>().map_or(0.0, |n| n * scale)
+fn whole(of: &Quantity) -> i64 {
+    quantity(&of.0).unwrap_or(0.0) as i64
 }

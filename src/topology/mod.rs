@@ -178,27 +178,10 @@ pub fn parse_devices(text: &str) -> Result<Topology, String> {
     Ok(Topology { devices, local: LOOPBACK, remote: NETWORK })
 }
 
-/// A positive number with a decimal (`k M G T P`) or binary (`Ki Mi Gi Ti`) suffix.
+/// A positive number, as [`units::quantity`](crate::units::quantity) reads it.
 fn quantity(key: &str, text: &str) -> Result<f64, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let scale = match suffix {
-        "" => 1.0,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0f64.powi(2),
-        "Gi" => 1024.0f64.powi(3),
-        "Ti" => 1024.0f64.powi(4),
-        _ => f64::NAN,
-    };
-    match number.parse::<f64>().map(|n| n * scale) {
-        Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
-        _ => Err(format!("{key}={text}: not a positive number such as 50G or 4Gi")),
-    }
+    let positive = crate::units::quantity(text).filter(|n| *n > 0.0);
+    positive.ok_or_else(|| format!("{key}={text}: not a positive number such as 50G or 4Gi"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::device::DeviceError;
 ///
 /// XNNPACK packs the weights of a matrix product once per address and takes them to be the same for ever after. Ours
 /// are updated in place, so matrix products go to YNNPACK, as in JAX: see docs/decisions/0005.
+/// Loops over 512 bits where there are registers for that made a step of a GPT 5 % faster than the default of 256.
 pub const CPU_KERNELS: &str = "--xla_cpu_use_xnnpack=false --xla_cpu_experimental_ynn_fusion_type=individual_dot,reduce \
     --xla_cpu_prefer_vector_width=512";
 

@@ -1,5 +1,9 @@
-//! Forecasts and decisions on series that others recorded: `FORESHARD_TRACES` names a directory that holds them, one folder
-//! per origin (M4 hourly, Crane's CPU usage, Azure's long-lived machines, Alibaba PAI's mini-batch times), as CSV or gzipped.
+//! Forecasts and decisions on series that others recorded, against what they have to reach at least:
+//!
+//!     cargo bench --profile dev --bench traces -- DIR
+//!
+//! DIR holds one folder per origin (M4 hourly, Crane's CPU usage, Azure's long-lived machines, Alibaba PAI's mini-batch
+//! times), as CSV or gzipped. Panics where less is reached.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,20 +16,17 @@ use world::{Noise, Story, World};
 #[allow(dead_code)]
 mod world;
 
-/// The text of a file below the directory of traces; `None`, with a line that says so, when there is none.
-fn trace(path: &str) -> Option<String> {
-    let Some(directory) = std::env::var_os("FORESHARD_TRACES") else {
-        eprintln!("skipped: set FORESHARD_TRACES to a directory with {path}");
-        return None;
-    };
-    let path = PathBuf::from(directory).join(path);
+/// The text of a file below the directory of traces.
+fn trace(path: &str) -> String {
+    let directory = std::env::args().nth(1).filter(|a| !a.starts_with('-'));
+    let path = PathBuf::from(directory.expect("give the directory of traces")).join(path);
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut text = String::new();
     match path.extension().is_some_and(|e| e == "gz") {
         true => flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap(),
         false => (&bytes[..]).read_to_string(&mut text).unwrap(),
     };
-    Some(text)
+    text
 }
 
 /// Values of a column by the text of another.
@@ -47,12 +48,8 @@ fn play(speeds: &[Vec<f64>], hold: f64, until: f64) -> Story {
     World { noise, ..World::new(0.5, speeds.len(), speed) }.run(until, 1)
 }
 
-#[test]
 fn forecasts_of_m4_hourly_are_better_than_the_season_before() {
-    let (Some(train), Some(test)) = (trace("m4_hourly/Hourly-train.csv.gz"), trace("m4_hourly/Hourly-test.csv.gz"))
-    else {
-        return;
-    };
+    let (train, test) = (trace("m4_hourly/Hourly-train.csv.gz"), trace("m4_hourly/Hourly-test.csv.gz"));
     let values = |line: &str| -> Vec<f64> { line.split(',').skip(1).map(|v| v.parse().unwrap()).collect() };
     let (mut ours, mut naive, mut held, mut n) = (0.0, 0.0, 0, 0);
     for (past, future) in train.lines().zip(test.lines()).step_by(4) {
@@ -73,10 +70,9 @@ fn forecasts_of_m4_hourly_are_better_than_the_season_before() {
     assert!((0.8..0.97).contains(&held), "{held} of the values held");
 }
 
-#[test]
 fn machines_as_they_drift_by_themselves_move_nothing() {
     for what in ["mlc_read_bandwidth_mib_per_s", "sysbench_cpu_events_per_s"] {
-        let Some(text) = trace(&format!("azure_vmnoise2024/{what}_westus2.csv.gz")) else { return };
+        let text = trace(&format!("azure_vmnoise2024/{what}_westus2.csv.gz"));
         let relative = |v: &Vec<f64>| v.iter().map(|x| x / forecast::robust::median(v)).collect();
         let speeds: Vec<Vec<f64>> = columns(&text, 3, 0).values().take(3).map(relative).collect();
         let story = play(&speeds, 30.0, 3600.0);
@@ -84,10 +80,9 @@ fn machines_as_they_drift_by_themselves_move_nothing() {
     }
 }
 
-#[test]
 fn neighbours_with_a_daily_rhythm_are_worked_around() {
     for i in [0, 8, 14] {
-        let Some(text) = trace(&format!("crane_dsp/input{i}.csv.gz")) else { return };
+        let text = trace(&format!("crane_dsp/input{i}.csv.gz"));
         let usage: Vec<f64> = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap().parse().unwrap()).collect();
         let most = usage.iter().copied().fold(0.0, f64::max);
         // A neighbour takes up to 60 % of one worker; a day lasts 12 minutes.
@@ -99,10 +94,9 @@ fn neighbours_with_a_daily_rhythm_are_worked_around() {
     }
 }
 
-#[test]
 fn stragglers_of_real_jobs_cost_little() {
     for job in [1, 2, 4] {
-        let Some(text) = trace(&format!("alibaba_pai_minibatch2020/job_{job}_norm.csv.gz")) else { return };
+        let text = trace(&format!("alibaba_pai_minibatch2020/job_{job}_norm.csv.gz"));
         let speeds = |v: &Vec<f64>| v.iter().map(|x| forecast::robust::median(v) / x).collect();
         let speeds: Vec<Vec<f64>> = columns(&text, 0, 3).values().take(3).map(speeds).collect();
         let story = play(&speeds, 0.5, 600.0);
@@ -110,4 +104,11 @@ fn stragglers_of_real_jobs_cost_little() {
         // Job 4 is slow for its first seconds: the loop answers that, and is careful from then on.
         assert!(story.saved > -0.06, "job {job}: saved {}: {}", story.saved, story.told());
     }
+}
+
+fn main() {
+    forecasts_of_m4_hourly_are_better_than_the_season_before();
+    machines_as_they_drift_by_themselves_move_nothing();
+    neighbours_with_a_daily_rhythm_are_worked_around();
+    stragglers_of_real_jobs_cost_little();
 }
