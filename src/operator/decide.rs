@@ -287,7 +287,7 @@ fn why(s: &Snapshot<'_>, current: Option<&PartitionPlan>, kept: &[Seat]) -> Stri
 
 fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String) -> PartitionPlanSpec {
     let job = s.job.metadata.name.clone().unwrap_or_default();
-    let revision = s.plans.last().map_or(1, |p| p.spec.revision + 1);
+    let revision = s.plans.last().map_or(1, |p| p.spec.revision.saturating_add(1));
     let of = serde_json::json!({"spec": s.job.spec, "shards": shards});
     let inputs = Sha256::digest(of.to_string().as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
     let nodes: BTreeSet<String> = shards.iter().map(|s| s.node.clone()).collect();

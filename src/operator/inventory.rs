@@ -34,9 +34,9 @@ pub fn rooms<'a>(nodes: impl IntoIterator<Item = &'a Node>, taken: impl IntoIter
     let mut rooms: BTreeMap<String, Room> = nodes.into_iter().filter_map(room).map(|r| (r.node.clone(), r)).collect();
     for Taken { node, cpu, memory } in taken {
         if let Some(room) = rooms.get_mut(&node) {
-            room.cpu -= cpu;
-            room.memory -= memory;
-            room.pods -= 1;
+            room.cpu = room.cpu.saturating_sub(cpu);
+            room.memory = room.memory.saturating_sub(memory);
+            room.pods = room.pods.saturating_sub(1);
         }
     }
     rooms.into_values().collect()
@@ -88,8 +88,9 @@ pub fn taken(pod: &Pod) -> Option<Taken> {
     let sum = |resource: &str, scale: fn(&Quantity) -> i64| {
         let inits = spec.init_containers.as_ref().into_iter().flatten();
         let (sidecars, inits): (Vec<_>, Vec<_>) = inits.partition(|c| c.restart_policy.as_deref() == Some("Always"));
-        let beside: i64 = sidecars.iter().map(|c| request(c, resource, scale)).sum();
-        let main: i64 = spec.containers.iter().map(|c| request(c, resource, scale)).sum();
+        let of_all = |sum: i64, c: &Container| sum.saturating_add(request(c, resource, scale));
+        let beside = sidecars.into_iter().fold(0, of_all);
+        let main = spec.containers.iter().fold(0, of_all);
         let before = inits.iter().map(|c| request(c, resource, scale)).max().unwrap_or(0);
         let overhead = spec.overhead.as_ref().and_then(|o| o.get(resource)).map_or(0, scale);
         beside.saturating_add(main.max(before)).saturating_add(overhead)

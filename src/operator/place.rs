@@ -110,7 +110,7 @@ pub fn place(spec: &TrainingJobSpec, need: Need, rooms: &[Room], kept: &[Seat]) 
         let shut = rooms.iter().filter(selected).find_map(|r| Some((r.node.clone(), r.closed.clone()?)));
         return Err(Box::new(NoRoom {
             need,
-            fit: by_slots.iter().map(|(n, _)| n).sum(),
+            fit: by_slots.iter().fold(0, |sum: i64, (n, _)| sum.saturating_add(*n)),
             open: open.len(),
             best: best.map(|r| (r.node.clone(), r.cpu, r.memory)),
             closed: shut,

@@ -192,7 +192,7 @@ impl Of<'_> {
     /// One worker: it executes a shard.
     fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
         let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
-        let cpu = seat.cores * 1000 - if beside_head { HEAD_CPU } else { 0 };
+        let cpu = seat.cores.saturating_mul(1000).saturating_sub(if beside_head { HEAD_CPU } else { 0 });
         let mut container = self.container(RUNTIME);
         container["args"] = json!([
             "worker",

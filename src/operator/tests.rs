@@ -346,6 +346,33 @@ fn nodes_offer_what_others_left_and_closed_ones_say_why() {
     assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), Some("has the taint gpu")]);
 }
 
+#[test]
+fn quantities_beyond_all_numbers_saturate() {
+    let node = |name: &str| -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "status": {
+                "allocatable": {"cpu": "9E", "memory": "9E", "pods": "9E"},
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }))
+        .unwrap()
+    };
+    let container = json!({"name": "c", "resources": {"requests": {"cpu": "9E", "memory": "9E"}}});
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "p"}, "spec": {"nodeName": "a", "containers": [container, container]},
+    }))
+    .unwrap();
+    let all = rooms(&[node("a"), node("b")], [taken(&pod), taken(&pod), taken(&pod)].into_iter().flatten());
+    assert!(all[0].memory < 0, "{all:?}");
+    let mut world = World::new(&all);
+    world.job.spec.parallelism.shards = 3;
+    world.job.spec.placement.max_per_node = Some(1);
+    assert!(world.decide().plan.is_none());
+    world.job.spec.placement.max_per_node = None;
+    assert!(world.decide().plan.is_some());
+}
+
 proptest! {
     /// No object that the API server can hold makes the operator panic, and no placement promises what is not there.
     #[test]
@@ -389,6 +416,20 @@ proptest! {
         let mut world = World::new(&rooms([&node], []));
         world.job.status = Some(TrainingJobStatus { start_time: Some(start), restarts, ..TrainingJobStatus::default() });
         world.turn();
+        world.turn();
+    }
+
+    #[test]
+    fn survives_any_plan(cores in any::<u32>(), memory in any::<u64>(), revision in any::<u64>()) {
+        let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+        world.turn();
+        for plan in &mut world.plans {
+            plan.spec.revision = revision;
+            plan.spec.shards.iter_mut().for_each(|seat| (seat.cores, seat.memory) = (cores, memory));
+        }
+        render(&world.job, &world.plans[0].spec, &site(), true);
+        world.turn();
+        world.pods.clear();
         world.turn();
     }
 }
