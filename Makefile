@@ -1,8 +1,8 @@
 # make demo        trains a GPT in two worker processes on this machine
-# make demo-recut  the same while another process competes for a core: the plan follows
+# make demo-recut  the same while other processes compete for a core: the plan follows
 # make test        runs all tests
 # make soak        tells SOAK stories of recuts, kills, hangs and resumes; the losses must not change
-# make e2e        runs jobs in pods of a real Kubernetes on this machine, built once; needs root (e2e/README.md)
+# make e2e         runs jobs in pods of a real Kubernetes on this machine, built once; needs root (e2e/README.md)
 # make lint        checks format and clippy's advice
 # make bench       measures against JAX and PyTorch on the same cores
 # make fuzz        feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each

@@ -477,7 +477,8 @@ def main():
     finally:
         if "--keep" not in sys.argv:
             cluster("down")
-    print(f"{len(failed)} failed, {time.monotonic() - began:.0f} s")
+    n_passed = len(args or SCENARIOS) - len(failed)
+    print(f"{time.monotonic() - began:.0f} s\n{n_passed} passed, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 
 

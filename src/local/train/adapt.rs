@@ -310,7 +310,7 @@ impl Adapt {
             Proposed::Infeasible(problem) => Proposal::Infeasible(problem),
             Proposed::Plans(plans) if plans.is_empty() => Proposal::Same,
             Proposed::Plans(plans) => {
-                let mut known = std::mem::take(&mut self.plans);
+                let known = std::mem::take(&mut self.plans);
                 let candidates = plans.into_iter().map(|(plan, candidate)| {
                     // A plan that comes out the same again keeps its number, so that an approval holds.
                     let again = known.iter().find(|(_, k)| same(k, &plan));
@@ -318,9 +318,7 @@ impl Adapt {
                     self.plans.insert(number, Plan { revision: number, ..plan });
                     Candidate { revision: number, ..candidate }
                 });
-                let candidates = candidates.collect();
-                known.clear();
-                Proposal::Plans(candidates)
+                Proposal::Plans(candidates.collect())
             }
         });
         true
