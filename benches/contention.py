@@ -325,6 +325,8 @@ def contention(binary: Path, arms: list[str] = ARMS, day: float = 24, days: int 
     print(f"\ncontention: two workers, {days} recorded days of {day:.0f} s; of an undisturbed job an even split can do "
           f"{even:.3f}, the best at each moment {best:.3f}, ratio {even / best:.3f}", flush=True)  # fmt: skip
     done = {}
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for name in arms:
             r = done[name] = arm(name, trace, day, binary, keep or Path(scratch))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 FORESHARD = ["target/debug/foreshard"]
 VICTIM = "1"
-# (idle seconds before, busy seconds), after the first step.
-SCHEDULE = [(25, 60), (30, 25), (25, 25), (25, 25), (25, 25), (25, 25), (25, 25)]
+# (idle seconds before, busy seconds), once plans for slow devices have been compiled.
+SCHEDULE = [(5, 40)] + 6 * [(20, 20)]
 # So many at a time: what they leave to the worker is a third of its core.
 COMPETITORS = 2
 
@@ -32,46 +32,84 @@ def burn(cores: set[int], seconds: float) -> int:
     return child
 
 
+class Run:
+    def __init__(self, manifest: str) -> None:
+        n = next(n for n in range(1, 100_000) if not Path(f"runs/recut-{n}").exists())
+        self.directory = Path(f"runs/recut-{n}")
+        self.job = subprocess.Popen([*FORESHARD, "local", "run", manifest, "--run-dir", str(self.directory)])
+
+    def ended(self) -> bool:
+        return self.job.poll() is not None
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the job ended meanwhile."""
+        try:
+            self.job.wait(seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+
+    def steps(self) -> int:
+        log = self.directory / "log.jsonl"
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    def events(self, kind: str) -> list[dict]:
+        path = self.directory / "events.jsonl"
+        whole = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [e for e in map(json.loads, (line for line in whole if line.endswith("\n"))) if e["event"] == kind]
+
+    def rehearsed(self) -> None:
+        """Waits until no more plans are compiled for later."""
+        seen, since = -1, time.monotonic()
+        began = since
+        while not self.ended() and time.monotonic() - since < 15 and time.monotonic() - began < 120:
+            if (now := len(self.events("rehearsal"))) != seen:
+                seen, since = now, time.monotonic()
+            time.sleep(0.2)
+
+
 def main() -> int:
-    manifest = sys.argv[1] if len(sys.argv) > 1 else "manifests/recut.yaml"
-    n = next(n for n in range(1, 100_000) if not Path(f"runs/recut-{n}").exists())
-    run = Path(f"runs/recut-{n}")
-    job = subprocess.Popen([*FORESHARD, "local", "run", manifest, "--run-dir", str(run)])
+    run = Run(sys.argv[1] if len(sys.argv) > 1 else "manifests/recut.yaml")
     burning: list[int] = []
+    contentions: list[tuple[int, int]] = []
     try:
-        while job.poll() is None and not (run / "log.jsonl").exists():
+        while not run.ended() and run.steps() == 0:
             time.sleep(0.1)
-        while job.poll() is None and not (run / "log.jsonl").read_text():
-            time.sleep(0.1)
+        print("--- it is quiet: plans for slower devices are compiled for later", file=sys.stderr)
+        run.rehearsed()
         for idle, busy in SCHEDULE:
-            if wait(job, idle):
+            if run.wait(idle):
                 break
-            pid = json.loads((run / "pids.json").read_text())[VICTIM]
+            pid = json.loads((run.directory / "pids.json").read_text())[VICTIM]
             cores = os.sched_getaffinity(pid)
             print(f"--- competitors run on the core of worker {VICTIM} for {busy} s", file=sys.stderr)
+            first = run.steps()
             burning = [burn(cores, busy) for _ in range(COMPETITORS)]
-            ended = wait(job, busy)
+            ended = run.wait(busy)
             stop(burning)
             burning = []
+            contentions.append((first, run.steps()))
             if ended:
                 break
             print("--- the competitors are gone", file=sys.stderr)
-        code = job.wait()
+        code = run.job.wait()
     except KeyboardInterrupt:
-        code = job.wait()
+        code = run.job.wait()
     finally:
         stop(burning)
-    report = subprocess.run([*FORESHARD, "report", str(run)])
+    tell(run, contentions)
+    report = subprocess.run([*FORESHARD, "report", str(run.directory)])
     return code or report.returncode
 
 
-def wait(job: subprocess.Popen, seconds: float) -> bool:
-    """Whether the job ended meanwhile."""
-    try:
-        job.wait(seconds)
-        return True
-    except subprocess.TimeoutExpired:
-        return False
+def tell(run: Run, contentions: list[tuple[int, int]]) -> None:
+    """What the plan did about each contention, in steps."""
+    moves = [e["at"] for e in run.events("cutover")]
+    for n, (first, last) in enumerate(contentions):
+        since = contentions[n - 1][1] if n else 0
+        within = [m for m in moves if since < m <= last]
+        said = ", ".join(f"{first - m} steps before" if m <= first else f"{m - first} steps after" for m in within)
+        print(f"competitors at steps {first} to {last}: the plan moved {said or 'not'}", file=sys.stderr)
 
 
 def stop(children: list[int]) -> None:

@@ -7,8 +7,8 @@
 //! - **The step is more than its segments** (also constant): transfers, queues and the work between two executables.
 //!   One factor for the whole step, [`Calibration::stretch`].
 //! - **The device has changed** (all its segments at once, compared with themselves, or with themselves on a device of
-//!   the same kind when all are new to it): [`Calibration::speed`]. No prediction of a segment takes part in it, so a
-//!   wrong model is no slow device.
+//!   the same kind when they are new to it): [`Calibration::speed`]. Predictions take part only in the first steps of
+//!   segments that are new everywhere, so a wrong model is no slow device.
 //! - **Noise**: medians everywhere.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +31,10 @@ const KIND: f64 = 0.2;
 const SLACK: f64 = 0.02;
 /// Segments remembered per worker: those of a few plans.
 const SEGMENTS: usize = 512;
+/// Share of a step that has to be known for the speed of all of it to be told.
+const COMPARED: f64 = 0.25;
+/// Logarithm of the factor by which what is said of segments never seen may be wrong.
+const UNSURE: f64 = 0.12;
 /// Median absolute deviation to standard deviation of a normal distribution.
 const MAD: f64 = 1.4826;
 
@@ -254,6 +258,16 @@ impl Calibration {
     }
 }
 
+/// The speed by each segment against itself; `None` where too little of the step can be compared.
+fn compared(runs: &[(Key, Run)], level: &dyn Fn(&Key) -> Option<f64>) -> Option<f64> {
+    let known = runs.iter().filter_map(|(key, run)| Some((level(key)?, run)));
+    let mut ratios: Vec<(f64, f64)> = known.map(|(level, run)| (level / run.seconds, level * run.runs)).collect();
+    let seconds = |(ratio, weight): &(f64, f64)| weight / ratio;
+    let all: f64 = runs.iter().map(|(_, run)| run.seconds * run.runs).sum();
+    let enough = ratios.iter().map(seconds).sum::<f64>() >= COMPARED * all;
+    if enough { weighted_median(&mut ratios) } else { None }
+}
+
 fn check(report: &Report<'_>) -> Result<(), CalibrationError> {
     let (device, expected, found) = (report.device, report.segments.len(), report.seconds.len());
     if expected != found {
@@ -294,19 +308,10 @@ impl Worker {
         let error = off(&predict);
         let nominal_error = off(&|timed| timed.time(&Measured::NOMINAL).0);
 
-        // Each segment against itself; when all are new here, against themselves elsewhere.
-        let mut ratios: Vec<(f64, f64)> = runs
-            .iter()
-            .filter_map(|(key, run)| {
-                let level = self.segments.get(key).filter(|l| l.is_established())?.seconds()?;
-                Some((level / run.seconds, level * run.runs))
-            })
-            .collect();
-        if ratios.is_empty() {
-            let known = runs.iter().filter_map(|(key, run)| Some((elsewhere(key)?, run)));
-            ratios.extend(known.map(|(level, run)| (level / run.seconds, level * run.runs)));
-        }
-        let speed = weighted_median(&mut ratios);
+        let own = |key: &Key| self.segments.get(key).filter(|l| l.is_established())?.seconds();
+        let speed = compared(&runs, &own)
+            .or_else(|| compared(&runs, &|key| own(key).or_else(|| elsewhere(key))))
+            .or_else(|| self.modelled(predicted, measured, before));
 
         self.segments.values_mut().for_each(Level::age);
         for (key, run) in &runs {
@@ -323,6 +328,14 @@ impl Worker {
         }
         push(&mut self.speeds, speed);
         Observed { device: report.device, predicted: Seconds(predicted), measured: Seconds(measured), speed }
+    }
+
+    /// The speed in a step whose segments are new: what the factors say of it, where that is another speed than `before`
+    /// by more than they may be wrong. A plan often changes because a device does, which by then has changed again.
+    fn modelled(&self, predicted: f64, measured: f64, before: f64) -> Option<f64> {
+        let ratio = predicted / measured;
+        let known = self.segments.values().any(Level::is_established) && ratio.is_finite() && ratio > 0.0;
+        (known && ratio.ln().abs() > UNSURE).then_some(ratio * before)
     }
 
     /// Drops the segments with the least weight where there are too many.

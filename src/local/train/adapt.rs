@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use anyhow::Context;
 
 use super::background;
-use super::propose::{Preparing, Proposed, Question, propose, same};
+use super::propose::{Preparing, Proposed, Question, propose, same, trained};
 use super::rehearse::Rehearsals;
 use super::watch::{Watch, What};
 use crate::local::inputs::Inputs;
@@ -60,8 +60,8 @@ pub struct Adapt {
     plans: BTreeMap<u64, Plan>,
     considered: Option<Considered>,
     moves: Vec<Move>,
-    /// The plan before, and whether leaving it paid.
-    left: Option<(Priced, Ledger)>,
+    /// The plan before with the variant it trained, and whether leaving it paid.
+    left: Option<(Priced, String, Ledger)>,
     approved: Option<u64>,
     /// Until when the move under way was said to pay.
     promised: Option<Seconds>,
@@ -157,9 +157,9 @@ impl Adapt {
         for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {
             tracker.push(duration, worker.busy_s);
         }
-        if let (Some((left, ledger)), Some(after)) = (&mut self.left, &estimate) {
+        if let (Some((left, left_variant, ledger)), Some(after)) = (&mut self.left, &estimate) {
             let calibration = &self.calibration;
-            let before = left.estimate(variant, calibration, &|d| calibration.speed(d), None);
+            let before = left.estimate(left_variant, calibration, &|d| calibration.speed(d), None);
             if let Some(before) = before {
                 ledger.note(now, duration, before.step, after.step);
             }
@@ -397,7 +397,8 @@ impl Adapt {
     ) -> anyhow::Result<()> {
         let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
         let until = self.promised.take().unwrap_or(now + self.settings.horizon);
-        self.left = Some((std::mem::replace(&mut self.priced, priced), Ledger::new(until)));
+        let left_variant = trained(&self.running, &self.variant);
+        self.left = Some((std::mem::replace(&mut self.priced, priced), left_variant, Ledger::new(until)));
         if self.moves.last().is_none_or(|m| m.revision != plan.revision) {
             // By hand: nothing was expected of it.
             let unknown = |expected| Measured { expected, measured: None };
@@ -419,7 +420,7 @@ impl Adapt {
         self.watch.forget_steps();
         (self.considered, self.proposal, self.solving) = (None, None, None);
         self.plans.clear();
-        let variant = plan.grads.keys().next().cloned().unwrap_or_default();
+        let variant = trained(plan, &self.variant);
         self.predicted = self.estimate(&variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));
         Ok(())
     }

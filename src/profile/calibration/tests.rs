@@ -126,6 +126,34 @@ fn a_new_plan_does_not_make_a_slow_device_fast() {
 }
 
 #[test]
+fn a_device_that_has_changed_on_the_way_to_a_new_plan_is_seen_by_its_factors() {
+    for (slow, after) in [(0.5, 1.0), (1.0, 0.5)] {
+        let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+        device.run(&mut calibration, 40, 1.0);
+        device.run(&mut calibration, 20, slow);
+        Device::new(0, 1).run(&mut calibration, 40, after);
+        let speed = calibration.speed(DeviceId(0));
+        assert!((speed / after - 1.0).abs() < 0.12, "{slow} {after}: {speed}");
+    }
+}
+
+#[test]
+fn a_small_segment_that_is_known_does_not_speak_for_all() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    let small = Timed { terms: Terms::from_array([Seconds(0.0), Seconds(1e-6), Seconds(0.0), Seconds(0.0)]), runs: 1 };
+    device.segments.push(small);
+    device.run(&mut calibration, 40, 1.0);
+    let mut recut = Device::new(0, 1);
+    recut.segments.push(small);
+    for _ in 0..20 {
+        let seconds = recut.step(1.0, &[1.0, 1.0, 1.0, 1.0, 3.0]);
+        calibration.observe(&[recut.report(&seconds)]).unwrap();
+    }
+    let speed = calibration.speed(DeviceId(0));
+    assert!((speed - 1.0).abs() < 0.05, "{speed}");
+}
+
+#[test]
 fn what_is_learned_of_one_device_is_a_first_guess_for_its_kind() {
     let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
     device.run(&mut calibration, 60, 1.0);
