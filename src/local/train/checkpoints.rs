@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -10,13 +11,16 @@ use crate::api;
 use crate::local::inputs::Inputs;
 use crate::runtime::checkpoint::{CheckpointError, Draft, Keep, Milestone, ShardEntry, prune};
 
+/// So many times as long as a step may take before it hangs, a checkpoint may: disks are slow now and then.
+const PATIENCE: u32 = 5;
+
 /// What is under way, and what is there.
 pub struct Checkpoints {
     every: u64,
     keep: Keep,
     directory: PathBuf,
-    /// Workers write into it.
-    draft: Option<(Draft, Milestone)>,
+    /// Workers write into it, since then.
+    draft: Option<(Draft, Milestone, Instant)>,
     /// A thread makes it visible and removes old ones.
     closing: Option<Receiver<(Milestone, Result<PathBuf, CheckpointError>)>>,
     /// (step, path) of the newest.
@@ -91,7 +95,7 @@ impl Training<'_> {
         match Draft::begin(&self.checkpoints.directory) {
             Ok(draft) => {
                 if self.session.save(step, &|shard| draft.shard(shard)) {
-                    self.checkpoints.draft = Some((draft, milestone));
+                    self.checkpoints.draft = Some((draft, milestone, Instant::now()));
                 }
                 Ok(())
             }
@@ -100,7 +104,9 @@ impl Training<'_> {
     }
 
     pub(super) fn checkpoint_written(&mut self, step: u64, entries: Vec<Value>, seconds: f64) -> Result<(), Fault> {
-        let Some((draft, milestone)) = self.checkpoints.draft.take_if(|(_, m)| m.step == step) else { return Ok(()) };
+        let Some((draft, milestone, _)) = self.checkpoints.draft.take_if(|(_, m, _)| m.step == step) else {
+            return Ok(());
+        };
         let entries: Result<Vec<ShardEntry>, _> = entries.into_iter().map(serde_json::from_value).collect();
         let entries = match entries {
             Ok(entries) => entries,
@@ -121,8 +127,14 @@ impl Training<'_> {
         Ok(())
     }
 
-    /// Takes note of a checkpoint that has become visible.
+    /// Takes note of a checkpoint that has become visible, and gives up one that nobody gets on with: others may come.
     pub(super) fn settle_checkpoint(&mut self) -> Result<(), Fault> {
+        let limit = Duration::from_secs(self.inputs.job.spec.failure_policy.hang_seconds.into()) * PATIENCE;
+        if let Some((_, milestone, _)) = self.checkpoints.draft.take_if(|(_, _, since)| since.elapsed() > limit) {
+            self.session.give_up_save();
+            let why = format!("workers have not written it within {} s; is the disk slow or full?", limit.as_secs());
+            return self.checkpoint_failed(milestone.step, &why);
+        }
         let Some(closing) = &self.checkpoints.closing else { return Ok(()) };
         let (milestone, closed) = match closing.try_recv() {
             Ok(closed) => closed,

@@ -379,6 +379,11 @@ impl Session {
         true
     }
 
+    /// Waits no longer for a checkpoint; what workers still say of it is ignored.
+    pub fn give_up_save(&mut self) {
+        self.saving = None;
+    }
+
     /// The next thing that happens, or `None` after `timeout`.
     ///
     /// # Errors
