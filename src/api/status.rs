@@ -38,6 +38,9 @@ pub struct TrainingJobStatus {
     pub first_loss: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_seconds: Option<String>,
+    /// What is trained per second, such as `12300 tokens/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput: Option<String>,
     /// Time left, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta: Option<String>,

@@ -4,22 +4,38 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::plan::{Place, Plan, ShardId};
 use crate::runtime::{StepReport, same_token};
+use crate::telemetry::Health;
+use crate::tls::{Identity, Name, Stream};
 use crate::units::Seconds;
 use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, ShardReport};
 
-/// The report of a job, as far as it has come.
+/// The report of a job, as far as it has come. What is written on it is logged, too: a line per event, and one for steps
+/// now and then.
 #[derive(Default)]
 pub struct Board {
+    /// Name of the job, for the log.
+    job: String,
     report: Mutex<JobReport>,
+    /// When a step was last logged.
+    logged: Mutex<Option<Instant>>,
+    health: Arc<Health>,
 }
 
+/// How often a step is logged.
+const EVERY: Duration = Duration::from_secs(5);
+
 impl Board {
+    /// `health`: ready while steps go on.
+    pub fn new(job: String, health: Arc<Health>) -> Self {
+        Self { job, health, ..Self::default() }
+    }
+
     pub fn read(&self) -> JobReport {
         self.report.lock().unwrap_or_else(|p| p.into_inner()).clone()
     }
@@ -28,9 +44,32 @@ impl Board {
         change(&mut self.report.lock().unwrap_or_else(|p| p.into_inner()));
     }
 
-    /// A step is done; `eta`: time to the end of the job, where something can be said of it.
-    pub fn step(&self, report: &StepReport, eta: Option<Seconds>) {
+    /// Something that a person would want to hear.
+    pub fn say(&self, line: &str) {
+        self.write(|r| line.clone_into(&mut r.message));
+        let (plan, step) = self.at();
+        tracing::info!(job = self.job, plan, step, "{line}");
+    }
+
+    /// The plan in force and the steps done.
+    fn at(&self) -> (Option<u64>, u64) {
+        let report = self.report.lock().unwrap_or_else(|p| p.into_inner());
+        (report.plan.as_ref().map(|p| p.revision), report.step)
+    }
+
+    /// A step is done. `eta`: time to the end of the job, where something can be said of it; `rate`: of so many units per
+    /// second.
+    pub fn step(&self, report: &StepReport, eta: Option<Seconds>, (rate, unit): (f64, &str)) {
+        self.health.set_ready(true);
+        let mut logged = self.logged.lock().unwrap_or_else(|p| p.into_inner());
+        if logged.is_none_or(|at| at.elapsed() > EVERY) {
+            *logged = Some(Instant::now());
+            let (plan, step, loss) = (report.revision, report.step + 1, report.loss);
+            tracing::info!(job = self.job, plan, step, loss, rate, unit, seconds = report.seconds, "trains");
+        }
         self.write(|r| {
+            r.rate = Some(rate);
+            unit.clone_into(&mut r.unit);
             r.state = JobState::Training;
             r.step = report.step + 1;
             r.first_loss.get_or_insert(report.loss.into());
@@ -64,11 +103,17 @@ impl Board {
             bytes_cut: plan.bytes_cut.0,
             shards: shards.collect(),
         };
+        for (stage, shard) in report.shards.iter().enumerate() {
+            for (rank, worker) in shard.workers.iter().enumerate() {
+                let (job, plan, ops) = (&self.job, report.revision, shard.ops);
+                tracing::info!(job, plan, stage, rank, worker, ops, "planned");
+            }
+        }
         self.write(|r| r.plan = Some(report));
     }
 
-    /// Answers `GET /status` to those who know the token, and `GET /healthz` to everyone.
-    pub fn serve(self: &Arc<Self>, at: SocketAddr, token: String) -> anyhow::Result<()> {
+    /// Answers `GET /status` to those who know the token; with an identity, to the operator alone.
+    pub fn serve(self: &Arc<Self>, at: SocketAddr, token: String, identity: Option<Identity>) -> anyhow::Result<()> {
         let listener = TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))?;
         let board = self.clone();
         let serve = move || {
@@ -76,19 +121,24 @@ impl Board {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
                 // Whoever went away asks again.
-                let _ = board.answer(stream, &token);
+                if let Err(e) = board.answer(stream, &token, identity.as_ref()) {
+                    tracing::warn!(job = board.job, why = e.to_string(), "a question for the status is not answered");
+                }
             }
         };
         std::thread::Builder::new().name("status".to_owned()).spawn(serve).context("cannot start a thread")?;
         Ok(())
     }
 
-    fn answer(&self, stream: TcpStream, token: &str) -> std::io::Result<()> {
+    fn answer(&self, socket: TcpStream, token: &str, identity: Option<&Identity>) -> std::io::Result<()> {
         const PATIENCE: Duration = Duration::from_secs(2);
         const MAX_REQUEST: u64 = 16 << 10;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut lines = BufReader::new((&stream).take(MAX_REQUEST)).lines();
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let stream = Stream::accept(socket, identity)?;
+        stream.is(Name::Operator)?;
+        let Stream { reader, mut writer } = stream;
+        let mut lines = BufReader::new(reader.take(MAX_REQUEST)).lines();
         let request = lines.next().transpose()?.unwrap_or_default();
         let mut shown = None;
         for line in lines {
@@ -101,16 +151,14 @@ impl Board {
         let path = request.split_whitespace().nth(1).unwrap_or_default();
         let known = shown.is_some_and(|s| same_token(&s, token));
         let (status, body) = match path {
-            "/healthz" => ("200 OK", "ok\n".to_owned()),
             "/status" if known => ("200 OK", serde_json::to_string(&self.read())?),
             "/status" => ("401 Unauthorized", String::new()),
             _ => ("404 Not Found", String::new()),
         };
-        write!(
-            &stream,
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n");
+        writer.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes())?;
+        writer.close()
     }
 
     /// Leaves the report behind, cut short where the place is small: Kubernetes keeps 4 KiB of a container's last words.
@@ -145,12 +193,11 @@ mod tests {
         let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let board = Arc::new(Board::default());
         board.write(|r| r.step = 7);
-        board.serve(at, "secret".to_owned()).unwrap();
+        board.serve(at, "secret".to_owned(), None).unwrap();
         let answer = ask(at, "/status", "secret");
         let body = answer.split_once("\r\n\r\n").unwrap().1;
         assert_eq!(serde_json::from_str::<JobReport>(body).unwrap().step, 7);
         assert!(ask(at, "/status", "guess").starts_with("HTTP/1.1 401"));
-        assert!(ask(at, "/healthz", "guess").starts_with("HTTP/1.1 200"));
         assert!(ask(at, "/etc/passwd", "secret").starts_with("HTTP/1.1 404"));
     }
 

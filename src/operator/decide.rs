@@ -67,6 +67,8 @@ pub struct Desired {
     pub plan: Option<PartitionPlanSpec>,
     /// New status of a plan, by name; and whether it tells more than new figures.
     pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
+    /// Workers whose pods are made: they get certificates before anything is applied.
+    pub certify: Vec<u32>,
     /// To be applied, in order.
     pub apply: Vec<Value>,
     /// Pods to delete, and whether at once.
@@ -326,8 +328,10 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     let rendered = render(s.job, plan, s.site, !whole);
     if !whole {
         d.apply.extend(rendered.support);
-        let missing = rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker));
-        d.apply.extend(missing.map(|(_, pod)| pod));
+        for (worker, pod) in rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker)) {
+            d.certify.push(worker);
+            d.apply.push(pod);
+        }
         d.again = 2;
     } else {
         let gated: BTreeSet<u32> = s.pods.iter().filter(|p| p.gated).map(|p| p.worker).collect();
@@ -378,6 +382,8 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     }
     status.loss = report.loss.map(number).or(status.loss.take());
     status.step_seconds = report.step_seconds.map(|s| Seconds(s).to_string()).or(status.step_seconds.take());
+    let rate = report.rate.map(|rate| format!("{} {}/s", three_digits(rate), report.unit));
+    status.throughput = rate.or(status.throughput.take());
     status.eta = report.eta_seconds.filter(|_| report.state == JobState::Training).map(eta);
     let heads = s.pods.iter().filter_map(|p| p.head.as_ref()).map(|h| h.restarts).max().unwrap_or(0);
     status.restarts = status.restarts.max(report.restarts + heads);
@@ -434,6 +440,13 @@ fn eta(seconds: f64) -> String {
         s if s < 172_800.0 => format!("{:.1}h", s / 3600.0),
         s => format!("{:.1}d", s / 86_400.0),
     }
+}
+
+/// Rounded, so that it does not change with every look.
+fn three_digits(rate: f64) -> String {
+    let digits = rate.abs().max(1e-9).log10().floor() as i32 - 2;
+    let unit = 10f64.powi(digits);
+    format!("{:.*}", digits.min(0).unsigned_abs().min(6) as usize, (rate / unit).round() * unit)
 }
 
 /// Sets a condition; its time is that of the last change of its status.

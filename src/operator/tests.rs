@@ -290,7 +290,7 @@ fn is_restricted(pod: &Value) -> bool {
     };
     let all = |list: &str| spec[list].as_array().into_iter().flatten().all(container);
     let context = &spec["securityContext"];
-    let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "image", "name"];
+    let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "image", "secret", "name"];
     let volumes = spec["volumes"].as_array().unwrap();
     context["runAsNonRoot"] == json!(true)
         && context["seccompProfile"]["type"] == "RuntimeDefault"

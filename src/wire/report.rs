@@ -19,6 +19,9 @@ pub struct JobReport {
     pub loss: Option<f64>,
     /// Of the last step.
     pub step_seconds: Option<f64>,
+    /// Trained per second, and of what: a moving average.
+    pub rate: Option<f64>,
+    pub unit: String,
     /// Seconds left, at the pace of this run.
     pub eta_seconds: Option<f64>,
     pub restarts: u32,

@@ -2,6 +2,7 @@
 
 mod adapt;
 mod checkpoints;
+mod depart;
 mod propose;
 mod recover;
 mod recut;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 use self::adapt::{Adapt, Advice};
 use self::checkpoints::Checkpoints;
+use self::depart::Departing;
 use self::recut::Recut;
 use super::batches::{Batches, Missing};
 use super::control::ControlSocket;
@@ -73,6 +75,8 @@ pub struct Seen {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     pub cutovers: u32,
+    /// Of these, so many because a worker was told to go.
+    pub departures: u32,
     pub restarts: u32,
     pub checkpoints: u32,
 }
@@ -104,6 +108,7 @@ pub struct Training<'a> {
     checkpoints: Checkpoints,
     /// The plan on its way in.
     recut: Option<Recut>,
+    departing: Option<Departing>,
     adapt: Option<Adapt>,
     /// What each worker had used when that was last looked at.
     used: BTreeMap<WorkerId, (Seconds, Used)>,
@@ -173,6 +178,7 @@ impl<'a> Training<'a> {
             last_sign: now,
             checkpoints,
             recut: None,
+            departing: None,
             adapt: None,
             used: BTreeMap::new(),
             profiles: BTreeMap::new(),
@@ -315,8 +321,9 @@ impl<'a> Training<'a> {
         self.pursue_recut()?;
         self.adapt()?;
         self.settle_checkpoint()?;
+        let halted = self.depart()?;
         // With steps under way, their reports come first.
-        if self.fed < self.steps && self.fed < self.reported + AHEAD {
+        if !halted && self.fed < self.steps && self.fed < self.reported + AHEAD {
             let patience = if self.fed == self.reported { TICK } else { Duration::ZERO };
             match self.batches.next(self.fed, patience) {
                 Ok((batch, profile)) => {
@@ -337,7 +344,7 @@ impl<'a> Training<'a> {
         }
         // Also with nothing under way: a worker may die while data is awaited.
         let under_way = self.fed > self.reported;
-        match self.session.poll(if under_way { TICK } else { Duration::ZERO })? {
+        match self.session.poll(if under_way || halted { TICK } else { Duration::ZERO })? {
             Some(notice) => self.take(notice),
             None => {
                 self.check_workers()?;
@@ -360,6 +367,10 @@ impl<'a> Training<'a> {
             Notice::Refused { worker, message, .. } => {
                 let why = format!("worker {worker} cannot prepare it: {message}");
                 self.call_off_recut(&why);
+                Ok(())
+            }
+            Notice::Leaving { worker } => {
+                self.told_to_go(worker);
                 Ok(())
             }
             Notice::Saved { step, entries, seconds } => self.checkpoint_written(step, entries, seconds),

@@ -20,6 +20,7 @@ use super::RuntimeError;
 use super::weights::WeightsFile;
 use crate::graph::Model;
 use crate::plan::Plan;
+use crate::tls::Stream;
 use crate::wire::control::{FailureClass, Move, Prepare, ReadyReport, Seat, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::{Batch, Tensor};
 
@@ -74,6 +75,10 @@ pub enum Notice {
     NotSaved {
         step: u64,
         message: String,
+    },
+    /// A worker of the running plan has been told to go, and stays for a moment.
+    Leaving {
+        worker: WorkerId,
     },
 }
 
@@ -224,9 +229,9 @@ impl Session {
         Ok(())
     }
 
-    fn admit(&mut self, worker: WorkerId, stream: std::net::TcpStream, listen: SocketAddr) -> Result<(), RuntimeError> {
+    fn admit(&mut self, worker: WorkerId, stream: Box<Stream>, listen: SocketAddr) -> Result<(), RuntimeError> {
         self.n_connections += 1;
-        let outbox = converse(worker, self.n_connections, stream, listen, self.to_session.clone())?;
+        let outbox = converse(worker, self.n_connections, *stream, listen, self.to_session.clone())?;
         self.done.remove(&worker);
         self.workers.insert(worker, outbox);
         Ok(())
@@ -454,6 +459,7 @@ impl Session {
             ToParent::NotSaved { step, message } => {
                 self.saving.take_if(|s| s.step == step).map(|_| Notice::NotSaved { step, message })
             }
+            ToParent::Leaving => self.seats().contains(&worker).then_some(Notice::Leaving { worker }),
             // The answer to a reset that was given up.
             ToParent::Idle { .. } => None,
             ToParent::Done => {
