@@ -9,6 +9,8 @@ pub mod condition {
     pub const PLACED: &str = "Placed";
     /// Steps go on; the reason tells the state in one word, whichever it is.
     pub const TRAINING: &str = "Training";
+    /// Another plan waits for a person to agree.
+    pub const RECOMMENDED: &str = "Recommended";
     /// All steps are done and the weights lie on the volume.
     pub const COMPLETE: &str = "Complete";
     /// The job has ended and will not go on.

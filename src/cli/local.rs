@@ -102,7 +102,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     let args = match command {
         Command::Run(args) => args,
         Command::Recut(args) => return recut(args),
-        Command::Approve(args) => return tell(&args.run_dir, &Request::Approve),
+        Command::Approve(args) => return tell(&args.run_dir, &Request::Approve { revision: None }),
     };
     let options = Options {
         job: args.job,

@@ -79,8 +79,8 @@ pub const TOKEN: &str = "FORESHARD_TOKEN";
 /// Most that executables may take on disk; those used longest ago go first.
 const CACHE_LIMIT: Bytes = Bytes(10 << 30);
 
-/// How long a worker that is told to go waits for its state to be saved: less than Kubernetes waits for it.
-const MOMENT: Duration = Duration::from_secs(20);
+/// How long a worker that is told to go waits for its state to be saved: less than Kubernetes waits for its end.
+const MOMENT: Duration = Duration::from_secs(100);
 /// As a shell says it of a process that SIGTERM ended.
 const TERMINATED: u8 = 128 + 15;
 

@@ -3,17 +3,19 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use super::control::{Answer, Asked, Request};
 use crate::plan::{Place, Plan, ShardId};
 use crate::runtime::{StepReport, same_token};
 use crate::telemetry::Health;
 use crate::tls::{Identity, Name, Stream};
 use crate::units::Seconds;
-use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, ShardReport};
+use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, Recommended, ShardReport};
 
 /// The report of a job, as far as it has come. What is written on it is logged, too: a line per event, and one for steps
 /// now and then.
@@ -25,6 +27,8 @@ pub struct Board {
     /// When a step was last logged.
     logged: Mutex<Option<Instant>>,
     health: Arc<Health>,
+    /// Takes requests, once the job trains.
+    control: Mutex<Option<Sender<Asked>>>,
 }
 
 /// How often a step is logged.
@@ -42,6 +46,17 @@ impl Board {
 
     pub fn write(&self, change: impl FnOnce(&mut JobReport)) {
         change(&mut self.report.lock().unwrap_or_else(|p| p.into_inner()));
+    }
+
+    /// Hands requests on from now on.
+    pub fn hand_on(&self, to: Sender<Asked>) {
+        *self.control.lock().unwrap_or_else(|p| p.into_inner()) = Some(to);
+    }
+
+    /// A plan waits for approval, or none does.
+    pub fn recommend(&self, plan: Option<&(u64, String)>) {
+        let recommended = plan.map(|(revision, why)| Recommended { revision: *revision, why: why.clone() });
+        self.write(|r| r.recommended = recommended);
     }
 
     /// Something that a person would want to hear.
@@ -112,7 +127,8 @@ impl Board {
         self.write(|r| r.plan = Some(report));
     }
 
-    /// Answers `GET /status` to those who know the token; with an identity, to the operator alone.
+    /// Answers `GET /status` and takes `POST /approve/REVISION` from those who know the token; with an identity, from the
+    /// operator alone.
     pub fn serve(self: &Arc<Self>, at: SocketAddr, token: String, identity: Option<Identity>) -> anyhow::Result<()> {
         let listener = TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))?;
         let board = self.clone();
@@ -148,11 +164,17 @@ impl Board {
                 shown = value.trim().strip_prefix("Bearer ").map(str::to_owned);
             }
         }
-        let path = request.split_whitespace().nth(1).unwrap_or_default();
+        let mut words = request.split_whitespace();
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let approved = path.strip_prefix("/approve/").and_then(|n| n.parse().ok());
         let known = shown.is_some_and(|s| same_token(&s, token));
-        let (status, body) = match path {
-            "/status" if known => ("200 OK", serde_json::to_string(&self.read())?),
-            "/status" => ("401 Unauthorized", String::new()),
+        let (status, body) = match (method, path, approved) {
+            ("GET", "/status", _) | ("POST", _, Some(_)) if !known => ("401 Unauthorized", String::new()),
+            ("GET", "/status", _) => ("200 OK", serde_json::to_string(&self.read())?),
+            ("POST", _, Some(revision)) => match self.approve(revision, PATIENCE) {
+                Ok(done) => ("200 OK", serde_json::to_string(&done)?),
+                Err(why) => ("409 Conflict", serde_json::to_string(&why)?),
+            },
             _ => ("404 Not Found", String::new()),
         };
         let length = body.len();
@@ -161,12 +183,22 @@ impl Board {
         writer.close()
     }
 
+    fn approve(&self, revision: u64, patience: Duration) -> Answer {
+        let (answer, answers) = channel();
+        let control = self.control.lock().unwrap_or_else(|p| p.into_inner()).clone();
+        let request = Request::Approve { revision: Some(revision) };
+        let asked = control.and_then(|control| control.send(Asked { request, answer }).ok());
+        let answered = asked.and_then(|()| answers.recv_timeout(patience).ok());
+        answered.unwrap_or_else(|| Err("the job has no time for that now".to_owned()))
+    }
+
     /// Leaves the report behind, cut short where the place is small: Kubernetes keeps 4 KiB of a container's last words.
     pub fn last_words(&self, path: &Path) -> anyhow::Result<()> {
         const MAX: usize = 4000;
         const MAX_MESSAGE: usize = 1500;
         let mut report = self.read();
         report.message = report.message.chars().take(MAX_MESSAGE).collect();
+        report.recommended = None;
         let mut text = serde_json::to_string(&report)?;
         if text.len() > MAX {
             (report.plan, report.busy) = (None, Vec::new());
@@ -181,8 +213,12 @@ mod tests {
     use super::*;
 
     fn ask(at: SocketAddr, path: &str, token: &str) -> String {
+        say(at, "GET", path, token)
+    }
+
+    fn say(at: SocketAddr, method: &str, path: &str, token: &str) -> String {
         let mut stream = TcpStream::connect(at).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -199,6 +235,26 @@ mod tests {
         assert_eq!(serde_json::from_str::<JobReport>(body).unwrap().step, 7);
         assert!(ask(at, "/status", "guess").starts_with("HTTP/1.1 401"));
         assert!(ask(at, "/etc/passwd", "secret").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn hands_approvals_on_to_the_job() {
+        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let board = Arc::new(Board::default());
+        board.serve(at, "secret".to_owned(), None).unwrap();
+        let post = |path: &str, token: &str| say(at, "POST", path, token);
+        assert!(post("/approve/3", "secret").starts_with("HTTP/1.1 409"), "it does not train yet");
+        let (ask, asked) = channel();
+        board.hand_on(ask);
+        let job = std::thread::spawn(move || {
+            let Asked { request, answer } = asked.recv().unwrap();
+            answer.send(Ok("done".to_owned())).unwrap();
+            request
+        });
+        assert!(post("/approve/3", "guess").starts_with("HTTP/1.1 401"));
+        assert!(post("/approve/x", "secret").starts_with("HTTP/1.1 404"));
+        assert!(post("/approve/3", "secret").starts_with("HTTP/1.1 200"));
+        assert_eq!(job.join().unwrap(), Request::Approve { revision: Some(3) });
     }
 
     #[test]

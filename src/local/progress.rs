@@ -78,6 +78,13 @@ impl Progress {
         }
     }
 
+    /// A plan waits for approval, or none does.
+    pub fn recommend(&self, plan: Option<&(u64, String)>) {
+        if let Some(board) = &self.board {
+            board.recommend(plan);
+        }
+    }
+
     /// Training has gone back to a checkpoint so many times.
     pub fn restarts(&self, n: u32) {
         if let Some(board) = &self.board {

@@ -65,6 +65,8 @@ pub struct HeadSeen {
 pub struct Desired {
     /// To be created before anything that follows from it.
     pub plan: Option<PartitionPlanSpec>,
+    /// The head's number of a plan that a person has agreed to.
+    pub approve: Option<u64>,
     /// New status of a plan, by name; and whether it tells more than new figures.
     pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
     /// Workers whose pods are made: they get certificates before anything is applied.
@@ -119,6 +121,7 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         return suspended(s, d);
     }
     take_report(s, &mut d);
+    recommend(s, &mut d);
     let current = s.plans.last();
     let kept = current.map(|p| kept(s, p)).unwrap_or_default();
     if let Some(plan) = current.filter(|p| !s.pods.is_empty() && kept.len() == p.spec.shards.len()) {
@@ -429,6 +432,43 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     if next != known {
         let urgent = next.predicted != known.predicted;
         d.plan_status = plan.metadata.name.clone().map(|name| (name, next, urgent));
+    }
+}
+
+/// Annotation by which a person agrees to a plan.
+pub const APPROVE: &str = "foreshard.dev/approve";
+
+/// Tells of a plan that waits for approval, and hands on the approval.
+fn recommend(s: &Snapshot<'_>, d: &mut Desired) {
+    let Some(report) = s.report else { return };
+    let Some(plan) = &report.recommended else {
+        if d.status.is_true(condition::RECOMMENDED) {
+            set(
+                s,
+                &mut d.status,
+                condition::RECOMMENDED,
+                ConditionStatus::False,
+                "Settled",
+                "no plan waits for approval",
+            );
+        }
+        return;
+    };
+    // Another run of the head counts its plans anew.
+    let run = report.results.rsplit('/').next().unwrap_or_default();
+    let id = format!("{run}.{}", plan.revision);
+    let annotations = s.job.metadata.annotations.as_ref();
+    if annotations.and_then(|a| a.get(APPROVE)).is_some_and(|a| *a == id) {
+        d.approve = Some(plan.revision);
+    }
+    // Its figures change with every look; what was said first stays.
+    let known = d.status.condition(condition::RECOMMENDED).filter(|c| c.status == ConditionStatus::True);
+    if known.is_none_or(|c| !c.message.starts_with(&format!("{id}: "))) {
+        let name = s.job.metadata.name.as_deref().unwrap_or_default();
+        let how = format!("kubectl annotate trainingjob {name} --overwrite {APPROVE}={id}");
+        let text = format!("{id}: {}. To agree: {how}", plan.why);
+        d.events.push(("Recommended", text.clone(), false));
+        set(s, &mut d.status, condition::RECOMMENDED, ConditionStatus::True, "Better", &text);
     }
 }
 

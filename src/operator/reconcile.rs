@@ -1,7 +1,7 @@
 //! Watches, and makes the cluster as `decide` says.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::ask::ask;
+use super::ask::Head;
 use super::decide::{Desired, PodSeen, Snapshot, decide};
 use super::inventory::{Taken, rooms, taken};
 use super::lease::Leader;
@@ -181,9 +181,17 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
     let _ = context.plans.wait_until_ready().await;
     let work = Work { context: &context, job: &job, namespace };
     let pods = work.pods();
-    let report = work.report(&pods).await;
+    let head = work.head(&pods);
+    let report = match &head {
+        Some(head) => work.report(head).await,
+        None => None,
+    };
     let desired = work.decide(&pods, report.as_ref());
     let again = desired.again;
+    if let (Some(head), Some(revision)) = (&head, desired.approve) {
+        let done = head.approve(revision).await;
+        tracing::info!(job = work.key(), plan = revision, taken = matches!(done, Ok(true)), "told of an approval");
+    }
     work.fulfil(desired).await?;
     if let Some(memory) = context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&work.key()) {
         memory.failures = 0;
@@ -231,11 +239,17 @@ impl Work<'_> {
         pods
     }
 
-    async fn report(&self, pods: &[PodSeen]) -> Option<JobReport> {
-        let head = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
+    /// The head, where its pod runs.
+    fn head(&self, pods: &[PodSeen]) -> Option<Head> {
+        let pod = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
         let identity = self.authority().and_then(|a| a.identity(Name::Operator, self.valid()));
         let identity = identity.map_err(|e| tracing::warn!(job = self.key(), error = %e, "cannot ask a head")).ok()?;
-        match ask(head.ip.as_ref()?.parse().ok()?, STATUS_PORT, &self.token(), &identity).await {
+        let ip: IpAddr = pod.ip.as_ref()?.parse().ok()?;
+        Some(Head { at: (ip, STATUS_PORT).into(), token: self.token(), identity })
+    }
+
+    async fn report(&self, head: &Head) -> Option<JobReport> {
+        match head.report().await {
             Ok(report) => report,
             // One that does not listen yet is nothing new.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => None,

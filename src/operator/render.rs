@@ -45,10 +45,9 @@ const DIRECTORY: &str = "/job";
 const HEAD_CPU: u32 = 100;
 /// Least memory of a head: it holds the model's graphs and batches.
 const HEAD_MEMORY: &str = "256Mi";
-/// Longer than steps in flight and a checkpoint take.
-const HEAD_GRACE: u32 = 120;
-/// A worker that is told to go stays until its head has written a checkpoint, at most 20 s.
-const WORKER_GRACE: u32 = 30;
+/// Seconds that heads and workers have to end: longer than steps in flight and a checkpoint take. A worker that is told to
+/// go stays until its head has written one, at most 100 s.
+const GRACE: u32 = 120;
 /// Seconds that a worker tries to reach its head.
 const PATIENCE: u32 = 1800;
 const USER: u32 = 65532;
@@ -177,7 +176,7 @@ impl Of<'_> {
             "restartPolicy": "OnFailure",
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": if has_head { HEAD_GRACE } else { WORKER_GRACE },
+            "terminationGracePeriodSeconds": GRACE,
             "affinity": affinity,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,

@@ -11,7 +11,7 @@ use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
 use crate::api::{PartitionPlan, TrainingJob, TrainingJobStatus, condition, parse};
-use crate::wire::report::{JobReport, JobState, PlanReport};
+use crate::wire::report::{JobReport, JobState, PlanReport, Recommended};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
 
@@ -279,6 +279,34 @@ fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     assert_eq!(world.plans[1].spec.shards, world.plans[0].spec.shards);
     assert_eq!(world.plans[1].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 2);
     assert_eq!(world.pods.len(), 2);
+}
+
+#[test]
+fn a_recommended_plan_is_told_once_and_taken_over_when_somebody_agrees() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let recommended = |share: u32| Some(Recommended { revision: 3, why: format!("it saves {share}%") });
+    let results = "/job/work/a/run-2".to_owned();
+    let report = JobReport { state: JobState::Training, results, loss: Some(4.0), ..JobReport::default() };
+    world.report = Some(JobReport { recommended: recommended(20), ..report.clone() });
+    let d = world.turn();
+    assert_eq!(d.approve, None);
+    let said = world.job.status.as_ref().unwrap().condition(condition::RECOMMENDED).unwrap().message.clone();
+    assert_eq!(
+        said,
+        "run-2.3: it saves 20%. To agree: kubectl annotate trainingjob a --overwrite foreshard.dev/approve=run-2.3"
+    );
+    world.report = Some(JobReport { recommended: recommended(21), ..report.clone() });
+    assert_eq!(world.decide().status, world.job.status.clone().unwrap(), "figures alone are not news");
+
+    for (id, approved) in [("run-1.3", None), ("run-2.3", Some(3))] {
+        world.job.metadata.annotations = Some([("foreshard.dev/approve".to_owned(), id.to_owned())].into());
+        assert_eq!(world.decide().approve, approved);
+    }
+    world.report = Some(report);
+    world.turn();
+    assert!(!world.job.status.as_ref().unwrap().is_true(condition::RECOMMENDED));
+    assert_eq!(world.decide().approve, None);
 }
 
 /// What the Pod Security Standard `restricted` asks of a container.

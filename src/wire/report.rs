@@ -26,6 +26,8 @@ pub struct JobReport {
     pub eta_seconds: Option<f64>,
     pub restarts: u32,
     pub plan: Option<PlanReport>,
+    /// A plan that waits for a person to agree.
+    pub recommended: Option<Recommended>,
     /// By rank: share of the last step in which the worker computed.
     pub busy: Vec<f64>,
     /// What was last said, or why the job ended.
@@ -47,6 +49,13 @@ pub enum JobState {
     /// The job's input cannot be used: another run would end the same.
     Refused,
     Failed,
+}
+
+/// A plan that may be taken over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recommended {
+    pub revision: u64,
+    pub why: String,
 }
 
 /// A plan in force, without its ops.

@@ -23,7 +23,7 @@ use self::checkpoints::Checkpoints;
 use self::depart::Departing;
 use self::recut::Recut;
 use super::batches::{Batches, Missing};
-use super::control::ControlSocket;
+use super::control::Control;
 use super::inputs::Inputs;
 use super::progress::Progress;
 use super::run::{Ending, Options, Problem, input};
@@ -187,7 +187,7 @@ impl<'a> Training<'a> {
     }
 
     /// Trains to the end, through whatever can be survived.
-    pub fn run(&mut self, control: Option<&ControlSocket>) -> Result<Ending, Problem> {
+    pub fn run(&mut self, control: &Control) -> Result<Ending, Problem> {
         if let Err(fault) = self.start() {
             if self.interrupts.load(Ordering::SeqCst) > 0 {
                 return Ok(Ending::Interrupted);
@@ -314,8 +314,8 @@ impl<'a> Training<'a> {
     }
 
     /// One thing: a batch fed, or a notice taken.
-    fn turn(&mut self, control: Option<&ControlSocket>, ending: &mut Ending) -> Result<(), Fault> {
-        while let Some(asked) = control.and_then(ControlSocket::next) {
+    fn turn(&mut self, control: &Control, ending: &mut Ending) -> Result<(), Fault> {
+        while let Some(asked) = control.next() {
             self.asked(asked);
         }
         self.pursue_recut()?;
@@ -435,7 +435,9 @@ impl<'a> Training<'a> {
             *next_revision += 1;
             *next_revision - 1
         };
-        match adapt.turn(self.inputs, step, left, now, in_flight, &mut revision)? {
+        let advice = adapt.turn(self.inputs, step, left, now, in_flight, &mut revision)?;
+        self.progress.recommend(adapt.recommended());
+        match advice {
             Advice::Nothing => {}
             Advice::Say(text) => {
                 self.progress.say(&text);
