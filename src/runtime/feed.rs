@@ -113,17 +113,18 @@ impl<D: Device> Revisions<D> {
     }
 }
 
-/// Reads until the parent says no more.
+/// Reads until the parent says no more; the last order is why.
 pub fn listen<D: Device>(
     stream: Reader,
     revisions: &Revisions<D>,
     control: &Control,
     idle: &AtomicBool,
-    orders: &Sender<ToWorker>,
+    orders: &Sender<Result<ToWorker, RuntimeError>>,
 ) {
     if let Err(fault) = read(stream, revisions, control, idle, orders) {
         let message = fault.to_string();
         revisions.fail(|| RuntimeError::Protocol { whom: "the parent".to_owned(), message: message.clone() });
+        let _ = orders.send(Err(fault));
     }
 }
 
@@ -132,7 +133,7 @@ fn read<D: Device>(
     revisions: &Revisions<D>,
     control: &Control,
     idle: &AtomicBool,
-    orders: &Sender<ToWorker>,
+    orders: &Sender<Result<ToWorker, RuntimeError>>,
 ) -> Result<(), RuntimeError> {
     let link = |source| RuntimeError::Link { whom: "the parent".to_owned(), source };
     let mut variant = String::new();
@@ -158,7 +159,7 @@ fn read<D: Device>(
             }
             _ => {}
         }
-        if orders.send(order).is_err() {
+        if orders.send(Ok(order)).is_err() {
             return Ok(());
         }
     }

@@ -199,10 +199,8 @@ impl<D: Device> Worker<'_, D> {
             idle.store(true, Ordering::SeqCst);
             let order = inbox.recv();
             idle.store(false, Ordering::SeqCst);
-            let Ok(order) = order else {
-                return Err(RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed });
-            };
-            match order {
+            let closed = || RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed };
+            match order.unwrap_or_else(|_| Err(closed()))? {
                 ToWorker::Prepare(order) => {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);

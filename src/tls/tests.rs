@@ -30,22 +30,25 @@ fn meet(
 ) -> (Result<Stream, String>, Result<(), String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
-    let client = std::thread::spawn(move || {
+    let client = || {
         let socket = TcpStream::connect(at)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut stream = Stream::dial(socket, client.as_ref(), whom)?;
         stream.writer.write_all(b"word")?;
         let mut word = [0; 4];
         stream.reader.read_exact(&mut word)
-    });
-    let socket = listener.accept().unwrap().0;
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut accepted = Stream::accept(socket, server.as_ref());
-    if let Ok(stream) = &mut accepted {
-        let _ = stream.writer.write_all(b"word");
-    }
-    let said = client.join().unwrap();
-    (accepted.map_err(|e| e.to_string()), said.map_err(|e| e.to_string()))
+    };
+    std::thread::scope(|threads| {
+        let client = threads.spawn(client);
+        let socket = listener.accept().unwrap().0;
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut accepted = Stream::accept(socket, server.as_ref());
+        if let Ok(stream) = &mut accepted {
+            let _ = stream.writer.write_all(b"word");
+        }
+        let said: std::io::Result<()> = client.join().unwrap();
+        (accepted.map_err(|e| e.to_string()), said.map_err(|e| e.to_string()))
+    })
 }
 
 fn refused(server: Identity, client: Identity, whom: Name) -> (String, String) {
@@ -106,22 +109,23 @@ fn both_directions_are_full_at_the_same_time() {
         let (head, worker) = identities.unzip();
         let exchange = |stream: Stream, byte: u8| {
             let Stream { mut reader, mut writer } = stream;
-            let write = std::thread::spawn(move || {
-                writer.write_all(&vec![byte; LENGTH]).unwrap();
-                writer.close().unwrap();
-            });
-            // Nothing is read before everything could have been written: a writer does not wait for its own reader.
-            let mut all = Vec::new();
-            reader.read_to_end(&mut all).unwrap();
-            write.join().unwrap();
-            all
+            std::thread::scope(|threads| {
+                threads.spawn(move || {
+                    writer.write_all(&vec![byte; LENGTH]).unwrap();
+                    writer.close().unwrap();
+                });
+                let mut all = Vec::new();
+                reader.read_to_end(&mut all).unwrap();
+                all
+            })
         };
-        let client = std::thread::spawn(move || {
-            exchange(Stream::dial(TcpStream::connect(at).unwrap(), worker.as_ref(), Name::Head).unwrap(), 1)
+        std::thread::scope(|threads| {
+            let client = || Stream::dial(TcpStream::connect(at).unwrap(), worker.as_ref(), Name::Head).unwrap();
+            let client = threads.spawn(move || exchange(client(), 1));
+            let found = exchange(Stream::accept(listener.accept().unwrap().0, head.as_ref()).unwrap(), 2);
+            assert!(found == vec![1; LENGTH]);
+            assert!(client.join().unwrap() == vec![2; LENGTH]);
         });
-        let found = exchange(Stream::accept(listener.accept().unwrap().0, head.as_ref()).unwrap(), 2);
-        assert!(found == vec![1; LENGTH]);
-        assert!(client.join().unwrap() == vec![2; LENGTH]);
     }
 }
 

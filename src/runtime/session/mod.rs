@@ -215,7 +215,7 @@ impl Session {
                 return Err(RuntimeError::NoShow { rank: worker, seconds: self.patience.as_secs() });
             }
             match self.events.recv_timeout(TICK) {
-                Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, stream, listen)?,
+                Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, *stream, listen)?,
                 Ok((worker, connection, event)) => {
                     if self.is_current(worker, connection)
                         && let Some(fault) = fault(worker, &event)
@@ -229,9 +229,9 @@ impl Session {
         Ok(())
     }
 
-    fn admit(&mut self, worker: WorkerId, stream: Box<Stream>, listen: SocketAddr) -> Result<(), RuntimeError> {
+    fn admit(&mut self, worker: WorkerId, stream: Stream, listen: SocketAddr) -> Result<(), RuntimeError> {
         self.n_connections += 1;
-        let outbox = converse(worker, self.n_connections, *stream, listen, self.to_session.clone())?;
+        let outbox = converse(worker, self.n_connections, stream, listen, self.to_session.clone())?;
         self.done.remove(&worker);
         self.workers.insert(worker, outbox);
         Ok(())
@@ -538,7 +538,7 @@ impl Session {
         while !missing.is_empty() {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((worker, connection, event)) => match event {
-                    Event::Joined { stream, listen } => drop(self.admit(worker, stream, listen)),
+                    Event::Joined { stream, listen } => drop(self.admit(worker, *stream, listen)),
                     Event::Said(ToParent::Idle { incarnation: i }) if i == incarnation => {
                         missing.remove(&worker);
                     }
@@ -632,7 +632,7 @@ impl Session {
                 }
                 // One that was there has lost all it knew, whether or not the end of its connection was noticed.
                 let anew = self.workers.contains_key(&worker) && self.is_needed(worker);
-                self.admit(worker, stream, listen)?;
+                self.admit(worker, *stream, listen)?;
                 if anew {
                     let message = "it was started anew".to_owned();
                     let fault = RuntimeError::WorkerLost { rank: worker, message };
