@@ -96,7 +96,7 @@ impl Board {
     }
 
     /// A plan has come into force.
-    pub fn plan(&self, plan: &Plan) {
+    pub fn plan(&self, plan: &Plan, why: &str) {
         let ops = |shard: usize| {
             let here = Place::Shard(ShardId(shard as u32));
             let grad = plan.grads.values().next();
@@ -111,6 +111,7 @@ impl Board {
         });
         let report = PlanReport {
             revision: plan.revision,
+            why: why.to_owned(),
             step_seconds: plan.step_time.0,
             bound_seconds: plan.bound.0,
             microbatch: plan.microbatch,

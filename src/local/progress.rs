@@ -72,9 +72,9 @@ impl Progress {
     }
 
     /// A plan has come into force.
-    pub fn plan(&self, plan: &Plan) {
+    pub fn plan(&self, plan: &Plan, why: &str) {
         if let Some(board) = &self.board {
-            board.plan(plan);
+            board.plan(plan, why);
         }
     }
 

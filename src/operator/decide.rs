@@ -423,7 +423,7 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let known = plan.status.clone().unwrap_or_default();
     // Another cut over the same nodes is another revision.
     if known.predicted.as_ref().is_some_and(|p| p.cut < cut.revision) && s.report.is_some() {
-        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", report.message));
+        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", cut.why));
         d.events.push(("Recut", format!("revision {}: {}", spec.revision, spec.reason), false));
         d.plan = Some(spec);
         return;

@@ -266,13 +266,16 @@ fn an_ended_job_stops_what_runs_and_goes_when_its_time_has_come() {
 fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
-    let plan = |revision| Some(PlanReport { revision, step_seconds: 0.5, ..PlanReport::default() });
+    let plan = |revision| {
+        let why = "worker 1 is slow".to_owned();
+        Some(PlanReport { revision, why, step_seconds: 0.5, ..PlanReport::default() })
+    };
     let report = JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() };
     world.report = Some(JobReport { plan: plan(1), step_seconds: Some(0.6), ..report.clone() });
     world.settle();
     assert_eq!(world.state(), "Running");
     assert_eq!(world.plans[0].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 1);
-    world.report = Some(JobReport { plan: plan(2), message: "worker 1 is slow".into(), ..report });
+    world.report = Some(JobReport { plan: plan(2), ..report });
     world.settle();
     assert_eq!(world.plans.len(), 2);
     assert_eq!(world.plans[1].spec.reason, "recut while training: worker 1 is slow");

@@ -62,6 +62,8 @@ pub struct Recommended {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanReport {
     pub revision: u64,
+    /// Why it came into force.
+    pub why: String,
     pub step_seconds: f64,
     pub bound_seconds: f64,
     pub microbatch: u64,

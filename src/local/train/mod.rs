@@ -237,7 +237,7 @@ impl<'a> Training<'a> {
     fn start(&mut self) -> Result<(), RuntimeError> {
         let plan = Plan { revision: self.take_revision(), ..self.inputs.plan.clone() };
         let checkpoint = self.inputs.checkpoint.as_ref().map(|c| c.path().to_owned());
-        self.show(&plan);
+        self.show(&plan, "the first plan");
         if !self.quiet {
             let topology = self.topology(&plan);
             eprint!("{}", table::render(&plan, &self.inputs.model, &topology));
@@ -479,8 +479,8 @@ impl<'a> Training<'a> {
     }
 
     /// Writes a plan that is in force or about to be to the run directory.
-    fn show(&mut self, plan: &Plan) {
-        self.progress.plan(plan);
+    fn show(&mut self, plan: &Plan, why: &str) {
+        self.progress.plan(plan, why);
         let topology = self.topology(plan);
         let model = &self.inputs.model;
         for (rank, worker) in seats(plan).into_iter().enumerate() {

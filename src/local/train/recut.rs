@@ -282,7 +282,7 @@ impl Training<'_> {
         let (revision, moved, pause) = (plan.revision, Bytes(switched.moved_bytes), Seconds(switched.pause_s));
         self.record.plan = plan.clone();
         self.record.counts.cutovers += 1;
-        self.show(&plan);
+        self.show(&plan, &recut.why);
         let (now, base) = (self.now(), self.topology(&plan));
         if let Some(adapt) = &mut self.adapt {
             adapt.replaced(repinned.into_iter());
