@@ -22,6 +22,7 @@ pub mod wire;
 // Edges: may block, fail, surprise.
 pub mod device;
 pub mod telemetry;
+pub mod tls;
 
 pub mod operator;
 pub mod runtime;

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use foreshard::device::pjrt::CPU_KERNELS;
+use foreshard::tls::{Authority, Certificate, FILES, Name};
 use foreshard::topology::parse_devices;
 use foreshard::wire::report::{JobReport, JobState};
 use serde_json::Value;
@@ -56,6 +57,7 @@ fn head(directory: &Path, ports: [u16; 2]) -> Child {
     command.args(["--listen", &format!("127.0.0.1:{}", ports[0]), "--status", &format!("127.0.0.1:{}", ports[1])]);
     command.arg("--results").arg(directory.join("results")).arg("--last-words").arg(directory.join("words"));
     let log = fs::File::options().create(true).append(true).open(directory.join("head.log")).unwrap();
+    command.arg("--tls").arg(directory.join("head"));
     command.env("FORESHARD_TOKEN", TOKEN).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
@@ -64,18 +66,45 @@ fn worker(directory: &Path, port: u16, n: usize) -> Child {
     command.args(["worker", "--connect", &format!("localhost:{port}"), "--patience", "60", "--worker", &n.to_string()]);
     command.arg("--plugin").arg(support::plugin().find().unwrap().path());
     command.arg("--breadcrumb").arg(directory.join(format!("crumb-{n}")));
+    command.arg("--tls").arg(directory.join(format!("worker-{n}")));
     command.env("FORESHARD_TOKEN", TOKEN).env("XLA_FLAGS", CPU_KERNELS);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    let log = fs::File::options().create(true).append(true).open(directory.join(format!("worker-{n}.log"))).unwrap();
+    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+/// A directory with a certificate for the head and for each worker.
+fn certify(directory: &Path) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let valid = now - 3600..now + 3600;
+    let authority = Authority::new(&[7; 32], "gang", valid.clone()).unwrap();
+    let write = |name: Name, issued: Certificate| {
+        let own = directory.join(name.to_string());
+        fs::create_dir(&own).unwrap();
+        let texts = [issued.authority, issued.certificate, issued.key];
+        FILES.iter().zip(texts).for_each(|(file, text)| fs::write(own.join(file), text).unwrap());
+    };
+    let issue = |authority: &Authority, name| authority.issue(name, valid.clone()).unwrap();
+    for name in [Name::Head, Name::Worker(0), Name::Worker(1)] {
+        write(name, issue(&authority, name));
+    }
+    // One that knows whom to trust, and has its own certificate from another job.
+    let other = issue(&Authority::new(&[8; 32], "other", valid.clone()).unwrap(), Name::Worker(2));
+    write(Name::Worker(2), Certificate { authority: issue(&authority, Name::Worker(2)).authority, ..other });
+}
+
+/// What a head and its workers find in a directory, and two free ports.
+fn prepare(directory: &Path) -> [u16; 2] {
+    manifest(directory);
+    let devices = serde_json::to_string(&parse_devices("2xcpu").unwrap()).unwrap();
+    fs::write(directory.join("devices.json"), devices).unwrap();
+    certify(directory);
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+    [free(), free()].map(|s| s.local_addr().unwrap().port())
 }
 
 impl Gang {
     fn start(directory: &Path) -> Self {
-        manifest(directory);
-        let devices = serde_json::to_string(&parse_devices("2xcpu").unwrap()).unwrap();
-        fs::write(directory.join("devices.json"), devices).unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let sockets = [free(), free()];
-        let ports = sockets.map(|s| s.local_addr().unwrap().port());
+        let ports = prepare(directory);
         // Workers may be there before their head.
         let workers = [0, 1].map(|n| worker(directory, ports[0], n));
         Self { directory: directory.to_owned(), ports, head: head(directory, ports), workers }
@@ -112,6 +141,12 @@ impl Gang {
         runs.filter_map(|log| fs::read_to_string(log).ok()).flat_map(|log| losses(&log)).collect()
     }
 
+    /// Of the first run, in the order in which they were taken.
+    fn steps(&self) -> Vec<u64> {
+        let log = fs::read_to_string(self.directory.join("results/run-1/log.jsonl")).unwrap_or_default();
+        log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["step"].as_u64()).collect()
+    }
+
     fn words(&self) -> JobReport {
         serde_json::from_str(&fs::read_to_string(self.directory.join("words")).unwrap()).unwrap()
     }
@@ -120,6 +155,37 @@ impl Gang {
 fn losses(log: &str) -> BTreeMap<u64, f32> {
     let lines = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
     lines.map(|l| (l["step"].as_u64().unwrap(), l["loss"].as_f64().unwrap() as f32)).collect()
+}
+
+#[test]
+fn a_worker_that_is_told_to_go_takes_nothing_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut gang = Gang::start(directory.path());
+    gang.until("130 steps", |g| g.losses().len() > 130);
+    let pid = gang.workers[1].id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let ended = gang.workers[1].wait().unwrap();
+    assert_eq!(ended.code(), Some(128 + 15), "it ends by itself");
+    let steps = gang.steps();
+    gang.until("50 more", |g| g.losses().len() > steps.len() + 50);
+    let steps = gang.steps();
+    assert!(steps.iter().copied().eq(0..steps.len() as u64), "steps were lost or taken twice: {steps:?}");
+}
+
+#[test]
+fn a_worker_of_another_job_is_turned_away_and_both_say_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let ports = prepare(directory.path());
+    let mut head = head(directory.path(), ports);
+    let status = worker(directory.path(), ports[0], 2).wait().unwrap();
+    head.kill().unwrap();
+    head.wait().unwrap();
+    let log = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let said = log("worker-2.log");
+    assert!(said.contains("it refuses this side's certificate: it is of another job"), "{said}");
+    let said = log("head.log");
+    assert!(said.contains("turned away") && said.contains("its certificate is not of this job"), "{said}");
 }
 
 #[test]

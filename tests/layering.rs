@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan"],
     &["transition"],
     &["api", "wire"],
-    &["telemetry", "device"],
+    &["telemetry", "device", "tls"],
     &["operator", "runtime", "trainer"],
     &["bench", "local"],
     &["cli"],

@@ -9,6 +9,8 @@ pub mod condition {
     pub const PLACED: &str = "Placed";
     /// Steps go on; the reason tells the state in one word, whichever it is.
     pub const TRAINING: &str = "Training";
+    /// Another plan waits for a person to agree.
+    pub const RECOMMENDED: &str = "Recommended";
     /// All steps are done and the weights lie on the volume.
     pub const COMPLETE: &str = "Complete";
     /// The job has ended and will not go on.
@@ -38,6 +40,9 @@ pub struct TrainingJobStatus {
     pub first_loss: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_seconds: Option<String>,
+    /// What is trained per second, such as `12300 tokens/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput: Option<String>,
     /// Time left, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta: Option<String>,

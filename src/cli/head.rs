@@ -11,6 +11,7 @@ use super::worker::TOKEN;
 use crate::device::pjrt::PluginSpec;
 use crate::local::head::{Head, lead};
 use crate::local::run::{Ending, Options, Problem};
+use crate::tls::Identity;
 
 /// Lead the workers of a job that run elsewhere.
 #[derive(Debug, clap::Args)]
@@ -32,9 +33,22 @@ pub struct Args {
     /// Where the report is left at the end.
     #[arg(long)]
     last_words: Option<PathBuf>,
+    /// Directory with the certificate of the head.
+    #[arg(long)]
+    tls: Option<PathBuf>,
+    /// Name of the job, for the log.
+    #[arg(long, default_value = "")]
+    job_name: String,
+    /// Where probes are answered.
+    #[arg(long)]
+    health: Option<SocketAddr>,
+    /// One JSON line per event on stderr.
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::log_to_stderr(args.json, if args.json { "info" } else { "warn" });
     let Ok(token) = std::env::var(TOKEN) else {
         return Err(bad_input(anyhow::anyhow!("{TOKEN} is not set; heads are started by `foreshard operator`")));
     };
@@ -45,7 +59,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         shards: None,
         resume: None,
         traced_steps: 20,
-        quiet: false,
+        quiet: args.json,
         plugin: PluginSpec::default(),
         storage: environment(),
         token_variable: TOKEN,
@@ -55,17 +69,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         interrupts: interrupts()?,
         remote: None,
     };
+    let identity = args.tls.as_deref().map(Identity::read).transpose().map_err(bad_input)?;
     let head = Head {
         devices: args.devices,
         listen: args.listen,
         status: args.status,
         token,
+        identity,
         results: args.results,
+        job: args.job_name,
+        health: args.health,
         last_words: args.last_words,
     };
     match lead(&head, options) {
         Ok(Ending::Done | Ending::DataEnded) => Ok(ExitCode::SUCCESS),
         Ok(Ending::Interrupted) => Ok(ExitCode::from(130)),
+        // The log has it already.
+        Err(Problem::Input(_)) if args.json => Ok(ExitCode::from(2)),
+        Err(Problem::Failed(_)) if args.json => Ok(ExitCode::FAILURE),
         Err(Problem::Input(e)) => Err(bad_input(e)),
         Err(Problem::Failed(e)) => Err(e),
     }

@@ -102,7 +102,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     let args = match command {
         Command::Run(args) => args,
         Command::Recut(args) => return recut(args),
-        Command::Approve(args) => return tell(&args.run_dir, &Request::Approve),
+        Command::Approve(args) => return tell(&args.run_dir, &Request::Approve { revision: None }),
     };
     let options = Options {
         job: args.job,
@@ -162,18 +162,24 @@ pub fn environment() -> Vec<(String, String)> {
 pub fn interrupts() -> anyhow::Result<Arc<AtomicU32>> {
     let count = Arc::new(AtomicU32::new(0));
     let counted = count.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
-                return;
-            };
-            loop {
-                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
-                counted.fetch_add(1, Ordering::SeqCst);
-            }
-        });
+    on_signal(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
     })?;
     Ok(count)
+}
+
+/// Does something at every Ctrl-C and SIGTERM from now on. Without it the first process of a container hears neither.
+pub fn on_signal(mut act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(guard);
+    let listen = async move {
+        loop {
+            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+            act();
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(listen)).map(drop)
 }

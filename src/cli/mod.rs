@@ -58,6 +58,21 @@ enum Command {
 #[error("{0:#}")]
 pub struct BadInput(pub anyhow::Error);
 
+/// Sends events to stderr: one JSON line for each where a cluster collects them, plain lines else.
+fn log_to_stderr(json: bool, filter: &str) {
+    let to = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter));
+    let to = to.with_writer(std::io::stderr);
+    if json {
+        to.json().flatten_event(true).init();
+        // Also the last line of a process that ends by a bug.
+        std::panic::set_hook(Box::new(|panic| {
+            tracing::error!(panic = panic.to_string(), "this is a bug in Foreshard")
+        }));
+    } else {
+        to.without_time().with_target(false).with_ansi(false).init();
+    }
+}
+
 /// Marks an error as one of input.
 pub fn bad_input(error: impl Into<anyhow::Error>) -> anyhow::Error {
     BadInput(error.into()).into()

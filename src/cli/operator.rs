@@ -43,9 +43,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
-    let filter = filter.with_context(|| format!("--log {}", args.log)).map_err(super::bad_input)?;
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::EnvFilter::try_new(&args.log)
+        .with_context(|| format!("--log {}", args.log))
+        .map_err(super::bad_input)?;
+    super::log_to_stderr(true, &args.log);
     let config = Config {
         site: Site {
             image: args.image,

@@ -1,16 +1,23 @@
 //! `foreshard worker`: started by the parent of a job, never by people.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::local::on_signal;
+use super::log_to_stderr;
 use crate::device::pjrt::{Pjrt, PluginSpec};
 use crate::device::{DeviceError, affinity, heap};
 use crate::local::bundle;
 use crate::runtime::RuntimeError;
+use crate::runtime::depart::Departure;
 use crate::runtime::fail::Fail;
 use crate::runtime::worker::{CacheConfig, WorkerConfig, run as work};
+use crate::telemetry::Health;
+use crate::tls::Identity;
 use crate::units::Bytes;
 
 /// Execute one shard.
@@ -52,6 +59,18 @@ pub struct Args {
     /// File that names the module being compiled.
     #[arg(long)]
     breadcrumb: PathBuf,
+    /// Directory with the certificate of this worker.
+    #[arg(long)]
+    tls: Option<PathBuf>,
+    /// Name of the job, for the log.
+    #[arg(long, default_value = "")]
+    job: String,
+    /// Where probes are answered.
+    #[arg(long)]
+    health: Option<SocketAddr>,
+    /// One JSON line per event on stderr.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Environment variable with the job's secret: command lines are visible to everyone on the machine.
@@ -60,24 +79,70 @@ pub const TOKEN: &str = "FORESHARD_TOKEN";
 /// Most that executables may take on disk; those used longest ago go first.
 const CACHE_LIMIT: Bytes = Bytes(10 << 30);
 
+/// How long a worker that is told to go waits for its state to be saved: less than Kubernetes waits for its end.
+const MOMENT: Duration = Duration::from_secs(100);
+/// As a shell says it of a process that SIGTERM ended.
+const TERMINATED: u8 = 128 + 15;
+
 pub fn run(args: Args) -> ExitCode {
+    log_to_stderr(args.json, if args.json { "info" } else { "warn" });
     let Ok(token) = std::env::var(TOKEN) else {
         eprintln!("error: {TOKEN} is not set; workers are started by `foreshard local run`");
         return ExitCode::from(2);
     };
-    if let Err(e) = start(args, token) {
-        eprintln!("error: {:#}", anyhow::Error::from(e));
-        return ExitCode::FAILURE;
+    let (json, job, worker) = (args.json, args.job.clone(), args.worker);
+    let departure = Arc::new(Departure::default());
+    let told = match go_when_told(&departure, job.clone(), worker) {
+        Ok(told) => told,
+        Err(e) => {
+            eprintln!("error: cannot listen for signals: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match start(args, token, departure) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The parent has let it go.
+        Err(_) if told.load(Ordering::SeqCst) => ExitCode::from(TERMINATED),
+        Err(e) => {
+            let why = format!("{:#}", anyhow::Error::from(e));
+            if json {
+                tracing::error!(job, worker, why, "ends");
+            } else {
+                eprintln!("error: {why}");
+            }
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
 }
 
-fn start(args: Args, token: String) -> Result<(), RuntimeError> {
+/// Ends this process when it is told to: at once where nothing is lost with it, else when its state has been saved.
+fn go_when_told(departure: &Arc<Departure>, job: String, worker: u32) -> std::io::Result<Arc<AtomicBool>> {
+    let (told, departure) = (Arc::new(AtomicBool::new(false)), departure.clone());
+    let first = told.clone();
+    on_signal(move || {
+        if first.swap(true, Ordering::SeqCst) || !departure.announce() {
+            std::process::exit(TERMINATED.into());
+        }
+        tracing::info!(job, worker, "told to go, waits for its state to be saved");
+        let _ = std::thread::Builder::new().name("moment".to_owned()).spawn(|| {
+            std::thread::sleep(MOMENT);
+            std::process::exit(TERMINATED.into())
+        });
+    })?;
+    Ok(told)
+}
+
+fn start(args: Args, token: String, departure: Arc<Departure>) -> Result<(), RuntimeError> {
     let at = |source: DeviceError| RuntimeError::Device { at: "starting the worker".to_owned(), source };
     if let Some(parent) = args.parent {
         affinity::die_with_parent(parent).map_err(at)?;
     }
     heap::keep();
+    let health = Arc::new(Health::default());
+    if let Some(at) = args.health {
+        let listen = |source| RuntimeError::Listen { address: at.to_string(), source };
+        health.serve(at).map_err(listen)?;
+    }
     if !args.cores.is_empty() {
         affinity::pin(&args.cores).map_err(at)?;
     }
@@ -87,14 +152,19 @@ fn start(args: Args, token: String) -> Result<(), RuntimeError> {
         plugin,
         flags: std::env::var("XLA_FLAGS").unwrap_or_default(),
     });
+    let identity = args.tls.as_deref().map(Identity::read).transpose()?;
     let config = WorkerConfig {
         connect: args.connect,
         patience: Duration::from_secs(args.patience),
         listen: (args.listen, args.port).into(),
         worker: args.worker,
         token,
+        identity,
         cache,
         fail: args.fail,
+        job: args.job,
+        departure,
+        health,
     };
     let device = || {
         let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };

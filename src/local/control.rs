@@ -1,4 +1,4 @@
-//! A Unix socket in the run directory through which a running job takes requests, one JSON line each way.
+//! What a running job can be asked, and a Unix socket in the run directory through which it is, one JSON line each way.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -29,8 +29,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         microbatch: Option<u64>,
     },
-    /// Take over the plan that is recommended.
-    Approve,
+    /// Take over the plan that is recommended: this one, or whichever it is.
+    Approve {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        revision: Option<u64>,
+    },
 }
 
 /// The answer: what has been done, or why not.
@@ -42,10 +45,34 @@ pub struct Asked {
     pub answer: Sender<Answer>,
 }
 
+/// Requests to a job, wherever they come from.
+pub struct Control {
+    ask: Sender<Asked>,
+    requests: Receiver<Asked>,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        let (ask, requests) = channel();
+        Self { ask, requests }
+    }
+}
+
+impl Control {
+    /// For whoever asks.
+    pub fn asking(&self) -> Sender<Asked> {
+        self.ask.clone()
+    }
+
+    /// The next request, if there is one.
+    pub fn next(&self) -> Option<Asked> {
+        self.requests.try_recv().ok()
+    }
+}
+
 /// The listening socket; removed when dropped.
 pub struct ControlSocket {
     path: PathBuf,
-    requests: Receiver<Asked>,
 }
 
 fn socket(run_dir: &Path) -> PathBuf {
@@ -54,13 +81,12 @@ fn socket(run_dir: &Path) -> PathBuf {
 
 impl ControlSocket {
     /// Listens in a run directory. Only the user who runs the job can connect.
-    pub fn open(run_dir: &Path) -> anyhow::Result<Self> {
+    pub fn open(run_dir: &Path, to_job: Sender<Asked>) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let path = socket(run_dir);
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot protect {}", path.display()))?;
-        let (to_job, requests) = channel();
         let serve = move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let to_job = to_job.clone();
@@ -70,12 +96,7 @@ impl ControlSocket {
             }
         };
         std::thread::Builder::new().name("control".to_owned()).spawn(serve).context("cannot start a thread")?;
-        Ok(Self { path, requests })
-    }
-
-    /// The next request, if there is one.
-    pub fn next(&self) -> Option<Asked> {
-        self.requests.try_recv().ok()
+        Ok(Self { path })
     }
 }
 

@@ -18,8 +18,10 @@ use super::board::Board;
 use super::run::{Ending, Options, Problem, Remote, input, run};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::runtime::session::Listen;
+use crate::telemetry::Health;
+use crate::tls::Identity;
 use crate::topology::Topology;
-use crate::wire::report::JobState;
+use crate::wire::report::{JobReport, JobState};
 
 /// Where a head listens and writes.
 pub struct Head {
@@ -29,8 +31,14 @@ pub struct Head {
     pub listen: SocketAddr,
     /// Where the operator asks.
     pub status: SocketAddr,
+    /// Name of the job, for the log.
+    pub job: String,
+    /// Where probes are answered.
+    pub health: Option<SocketAddr>,
     /// Secret of the job.
     pub token: String,
+    /// Workers and the operator show certificates where there is one.
+    pub identity: Option<Identity>,
     /// Directory of all runs of this job.
     pub results: PathBuf,
     pub last_words: Option<PathBuf>,
@@ -41,7 +49,11 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Runs a job to its end. `options` say everything but what is this run's own.
 pub fn lead(head: &Head, options: Options) -> Result<Ending, Problem> {
-    let board = Arc::new(Board::default());
+    let health = Arc::new(Health::default());
+    let board = Arc::new(Board::new(head.job.clone(), health.clone()));
+    if let Some(at) = head.health {
+        health.serve(at).with_context(|| format!("cannot listen on {at}"))?;
+    }
     let outcome = prepared(head, options, &board).and_then(|options| match options {
         Some(options) => run(&options),
         // The run before has come to its end, and nobody has heard of it.
@@ -53,15 +65,18 @@ pub fn lead(head: &Head, options: Options) -> Result<Ending, Problem> {
         Err(Problem::Input(e)) => (r.state, r.message) = (JobState::Refused, format!("{e:#}")),
         Err(Problem::Failed(e)) => (r.state, r.message) = (JobState::Failed, format!("{e:#}")),
     });
+    let JobReport { state, message, step, .. } = board.read();
+    health.end();
+    tracing::info!(job = head.job, step, state = ?state, why = message, "ends");
     if let Some(Err(e)) = head.last_words.as_deref().map(|path| board.last_words(path)) {
-        eprintln!("warning: {e:#}");
+        tracing::warn!(job = head.job, "no last words: {e:#}");
     }
     outcome
 }
 
 /// The options of this run, or `None` if an earlier one has done all steps.
 fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Option<Options>, Problem> {
-    board.serve(head.status, head.token.clone())?;
+    board.serve(head.status, head.token.clone(), head.identity.clone())?;
     let shown = head.devices.display();
     let text = std::fs::read_to_string(&head.devices).with_context(|| format!("{shown}")).map_err(input)?;
     let devices: Topology = serde_json::from_str(&text).with_context(|| format!("{shown}")).map_err(input)?;
@@ -87,7 +102,8 @@ fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Opt
     }
     let next = runs.last().map_or(1, |(n, _)| n + 1);
     options.run_dir = Some(head.results.join(format!("run-{next}")));
-    let listen = Listen { address: head.listen, token: Some(head.token.clone()), patience: PATIENCE };
+    let (token, identity) = (Some(head.token.clone()), head.identity.clone());
+    let listen = Listen { address: head.listen, token, identity, patience: PATIENCE };
     options.remote = Some(Remote { devices, listen, board: board.clone() });
     Ok(Some(options))
 }

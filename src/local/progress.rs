@@ -56,7 +56,7 @@ impl Progress {
 
     pub fn say(&self, line: &str) {
         if let Some(board) = &self.board {
-            board.write(|r| line.clone_into(&mut r.message));
+            board.say(line);
         }
         match &self.bar {
             Some(bar) => bar.println(line),
@@ -72,9 +72,16 @@ impl Progress {
     }
 
     /// A plan has come into force.
-    pub fn plan(&self, plan: &Plan) {
+    pub fn plan(&self, plan: &Plan, why: &str) {
         if let Some(board) = &self.board {
-            board.plan(plan);
+            board.plan(plan, why);
+        }
+    }
+
+    /// A plan waits for approval, or none does.
+    pub fn recommend(&self, plan: Option<&(u64, String)>) {
+        if let Some(board) = &self.board {
+            board.recommend(plan);
         }
     }
 
@@ -90,12 +97,12 @@ impl Progress {
         let (since, first) = *self.first.get_or_insert((Instant::now(), done));
         let eta =
             eta(Seconds(since.elapsed().as_secs_f64()), done.saturating_sub(first), self.steps.saturating_sub(done));
-        if let Some(board) = &self.board {
-            board.step(report, eta);
-        }
         let now = self.per_step / report.seconds.max(1e-9);
         let rate = self.rate.map_or(now, |r| r + 0.1 * (now - r));
         self.rate = Some(rate);
+        if let Some(board) = &self.board {
+            board.step(report, eta, (rate, self.unit));
+        }
         let load: Vec<String> = report.workers.iter().map(|w| load(w.busy_s / report.seconds.max(1e-9))).collect();
         let text = format!("loss {:.4} {} {}/s load {}", report.loss, thousands(rate), self.unit, load.join(" "));
         if let Some(bar) = &self.bar {

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::batches::Batches;
 use super::board::Board;
 use super::charts;
-use super::control::ControlSocket;
+use super::control::{Control, ControlSocket};
 use super::inputs::Inputs;
 use super::progress::{Progress, thousands};
 use super::run_dir::RunDir;
@@ -125,13 +125,18 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
     let session = Session::open(job, &listen)?;
     let launcher = plugin.as_ref().map(|p| launcher(options, p, &session, dir.path())).transpose()?;
     let mut workers = Workers::new(launcher);
-    let control = ControlSocket::open(dir.path());
-    if let Err(e) = &control {
+    let control = Control::default();
+    if let Some(remote) = &options.remote {
+        remote.board.hand_on(control.asking());
+    }
+    let socket = ControlSocket::open(dir.path(), control.asking());
+    if let Err(e) = &socket {
         progress.say(&format!("recuts by hand are not possible: {e:#}"));
     }
     let began = Instant::now();
     let mut training = Training::new(&inputs, &mut dir, &mut progress, &mut workers, session, batches, options);
-    let outcome = training.run(control.ok().as_ref());
+    let outcome = training.run(&control);
+    drop(socket);
     let (record, finished) = training.finish(outcome.is_ok());
     let outcome = match finished {
         Err(e) if outcome.is_ok() => Err(Problem::Failed(workers.explain(e).into())),

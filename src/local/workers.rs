@@ -157,7 +157,7 @@ impl Workers {
     /// The best explanation of a failure: a dead worker's, if there is one.
     pub fn explain(&mut self, error: RuntimeError) -> RuntimeError {
         // What a worker says of itself is better than how it ended.
-        if matches!(error, RuntimeError::WorkerFailed { .. }) {
+        if matches!(error, RuntimeError::WorkerFailed { .. } | RuntimeError::Departed { .. }) {
             return error;
         }
         let deadline = Instant::now() + Duration::from_secs(2);

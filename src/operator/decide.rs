@@ -65,8 +65,12 @@ pub struct HeadSeen {
 pub struct Desired {
     /// To be created before anything that follows from it.
     pub plan: Option<PartitionPlanSpec>,
+    /// The head's number of a plan that a person has agreed to.
+    pub approve: Option<u64>,
     /// New status of a plan, by name; and whether it tells more than new figures.
     pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
+    /// Workers whose pods are made: they get certificates before anything is applied.
+    pub certify: Vec<u32>,
     /// To be applied, in order.
     pub apply: Vec<Value>,
     /// Pods to delete, and whether at once.
@@ -117,6 +121,7 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         return suspended(s, d);
     }
     take_report(s, &mut d);
+    recommend(s, &mut d);
     let current = s.plans.last();
     let kept = current.map(|p| kept(s, p)).unwrap_or_default();
     if let Some(plan) = current.filter(|p| !s.pods.is_empty() && kept.len() == p.spec.shards.len()) {
@@ -326,8 +331,10 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     let rendered = render(s.job, plan, s.site, !whole);
     if !whole {
         d.apply.extend(rendered.support);
-        let missing = rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker));
-        d.apply.extend(missing.map(|(_, pod)| pod));
+        for (worker, pod) in rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker)) {
+            d.certify.push(worker);
+            d.apply.push(pod);
+        }
         d.again = 2;
     } else {
         let gated: BTreeSet<u32> = s.pods.iter().filter(|p| p.gated).map(|p| p.worker).collect();
@@ -378,6 +385,8 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     }
     status.loss = report.loss.map(number).or(status.loss.take());
     status.step_seconds = report.step_seconds.map(|s| Seconds(s).to_string()).or(status.step_seconds.take());
+    let rate = report.rate.map(|rate| format!("{} {}/s", three_digits(rate), report.unit));
+    status.throughput = rate.or(status.throughput.take());
     status.eta = report.eta_seconds.filter(|_| report.state == JobState::Training).map(eta);
     let heads = s.pods.iter().filter_map(|p| p.head.as_ref()).map(|h| h.restarts).max().unwrap_or(0);
     status.restarts = status.restarts.max(report.restarts + heads);
@@ -414,7 +423,7 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let known = plan.status.clone().unwrap_or_default();
     // Another cut over the same nodes is another revision.
     if known.predicted.as_ref().is_some_and(|p| p.cut < cut.revision) && s.report.is_some() {
-        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", report.message));
+        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", cut.why));
         d.events.push(("Recut", format!("revision {}: {}", spec.revision, spec.reason), false));
         d.plan = Some(spec);
         return;
@@ -426,6 +435,43 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     }
 }
 
+/// Annotation by which a person agrees to a plan.
+pub const APPROVE: &str = "foreshard.dev/approve";
+
+/// Tells of a plan that waits for approval, and hands on the approval.
+fn recommend(s: &Snapshot<'_>, d: &mut Desired) {
+    let Some(report) = s.report else { return };
+    let Some(plan) = &report.recommended else {
+        if d.status.is_true(condition::RECOMMENDED) {
+            set(
+                s,
+                &mut d.status,
+                condition::RECOMMENDED,
+                ConditionStatus::False,
+                "Settled",
+                "no plan waits for approval",
+            );
+        }
+        return;
+    };
+    // Another run of the head counts its plans anew.
+    let run = report.results.rsplit('/').next().unwrap_or_default();
+    let id = format!("{run}.{}", plan.revision);
+    let annotations = s.job.metadata.annotations.as_ref();
+    if annotations.and_then(|a| a.get(APPROVE)).is_some_and(|a| *a == id) {
+        d.approve = Some(plan.revision);
+    }
+    // Its figures change with every look; what was said first stays.
+    let known = d.status.condition(condition::RECOMMENDED).filter(|c| c.status == ConditionStatus::True);
+    if known.is_none_or(|c| !c.message.starts_with(&format!("{id}: "))) {
+        let name = s.job.metadata.name.as_deref().unwrap_or_default();
+        let how = format!("kubectl annotate trainingjob {name} --overwrite {APPROVE}={id}");
+        let text = format!("{id}: {}. To agree: {how}", plan.why);
+        d.events.push(("Recommended", text.clone(), false));
+        set(s, &mut d.status, condition::RECOMMENDED, ConditionStatus::True, "Better", &text);
+    }
+}
+
 /// Coarse, so that it does not change with every look.
 fn eta(seconds: f64) -> String {
     match seconds.max(0.0) {
@@ -434,6 +480,13 @@ fn eta(seconds: f64) -> String {
         s if s < 172_800.0 => format!("{:.1}h", s / 3600.0),
         s => format!("{:.1}d", s / 86_400.0),
     }
+}
+
+/// Rounded, so that it does not change with every look.
+fn three_digits(rate: f64) -> String {
+    let digits = rate.abs().max(1e-9).log10().floor() as i32 - 2;
+    let unit = 10f64.powi(digits);
+    format!("{:.*}", digits.min(0).unsigned_abs().min(6) as usize, (rate / unit).round() * unit)
 }
 
 /// Sets a condition; its time is that of the last change of its status.

@@ -1,4 +1,4 @@
-//! Tokens of jobs, made from one key: the operator never has to read a secret of a user's namespace.
+//! Tokens and authorities of jobs, made from one key: the operator never has to read a secret of a user's namespace.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -44,9 +44,18 @@ fn random() -> Vec<u8> {
     bytes
 }
 
-/// The secret that the pods of one job share. Hashed twice with the key in front, so that nothing can be appended.
+/// The secret that the pods of one job share.
 pub fn token(key: &[u8], uid: &str) -> String {
-    let inner = Sha256::new().chain_update(key).chain_update(uid).finalize();
-    let outer = Sha256::new().chain_update(key).chain_update(inner).finalize();
-    outer.iter().map(|b| format!("{b:02x}")).collect()
+    derived(key, "token", uid).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What the certificate authority of one job is made from; it never leaves the operator.
+pub fn authority(key: &[u8], uid: &str) -> [u8; 32] {
+    derived(key, "authority", uid)
+}
+
+/// Hashed twice with the key in front, so that nothing can be appended.
+fn derived(key: &[u8], purpose: &str, uid: &str) -> [u8; 32] {
+    let inner = Sha256::new().chain_update(key).chain_update(purpose).chain_update([0]).chain_update(uid).finalize();
+    Sha256::new().chain_update(key).chain_update(inner).finalize().into()
 }

@@ -26,6 +26,8 @@ mod tests;
 
 pub use decide::{Desired, Snapshot, decide};
 
+use crate::tls::TlsError;
+
 /// What stands between the operator and its work.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
@@ -37,6 +39,8 @@ pub enum OperatorError {
     Incomplete(String, &'static str),
     #[error("the lease could not be renewed: another operator may work now")]
     LeaseLost,
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot listen on {address}")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
 }

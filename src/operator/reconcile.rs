@@ -1,7 +1,8 @@
 //! Watches, and makes the cluster as `decide` says.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::ask::ask;
+use super::ask::Head;
 use super::decide::{Desired, PodSeen, Snapshot, decide};
 use super::inventory::{Taken, rooms, taken};
 use super::lease::Leader;
@@ -27,6 +28,7 @@ use super::render::{JOB, STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
 use super::{Class, OperatorError, key, observe};
 use crate::api::{PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
+use crate::tls::{Authority, Name, TlsError};
 use crate::wire::report::JobReport;
 
 /// How an operator runs.
@@ -179,9 +181,17 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
     let _ = context.plans.wait_until_ready().await;
     let work = Work { context: &context, job: &job, namespace };
     let pods = work.pods();
-    let report = work.report(&pods).await;
+    let head = work.head(&pods);
+    let report = match &head {
+        Some(head) => work.report(head).await,
+        None => None,
+    };
     let desired = work.decide(&pods, report.as_ref());
     let again = desired.again;
+    if let (Some(head), Some(revision)) = (&head, desired.approve) {
+        let done = head.approve(revision).await;
+        tracing::info!(job = work.key(), plan = revision, taken = matches!(done, Ok(true)), "told of an approval");
+    }
     work.fulfil(desired).await?;
     if let Some(memory) = context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&work.key()) {
         memory.failures = 0;
@@ -229,9 +239,39 @@ impl Work<'_> {
         pods
     }
 
-    async fn report(&self, pods: &[PodSeen]) -> Option<JobReport> {
-        let head = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
-        ask(head.ip.as_ref()?.parse().ok()?, STATUS_PORT, &self.token()).await
+    /// The head, where its pod runs.
+    fn head(&self, pods: &[PodSeen]) -> Option<Head> {
+        let pod = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
+        let identity = self.authority().and_then(|a| a.identity(Name::Operator, self.valid()));
+        let identity = identity.map_err(|e| tracing::warn!(job = self.key(), error = %e, "cannot ask a head")).ok()?;
+        let ip: IpAddr = pod.ip.as_ref()?.parse().ok()?;
+        Some(Head { at: (ip, STATUS_PORT).into(), token: self.token(), identity })
+    }
+
+    async fn report(&self, head: &Head) -> Option<JobReport> {
+        match head.report().await {
+            Ok(report) => report,
+            // One that does not listen yet is nothing new.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => None,
+            Err(e) => {
+                tracing::warn!(job = self.key(), error = %e, "the head does not answer");
+                None
+            }
+        }
+    }
+
+    /// The certificate authority of the job.
+    fn authority(&self) -> Result<Authority, TlsError> {
+        let uid = self.job.metadata.uid.as_deref().unwrap_or_default();
+        Authority::new(&key::authority(&self.context.key, uid), uid, self.valid())
+    }
+
+    /// When certificates of the job hold: for longer than any job lasts. They go with it.
+    fn valid(&self) -> Range<i64> {
+        const DAY: i64 = 86_400;
+        let made = self.job.metadata.creation_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0).as_second();
+        // Clocks of nodes may be behind.
+        made.saturating_sub(DAY)..made.saturating_add(3650 * DAY)
     }
 
     fn token(&self) -> String {
@@ -297,8 +337,12 @@ impl Work<'_> {
         if let Some(spec) = &desired.plan {
             self.create(&plan_object(self.job, spec)).await?;
         }
-        if !desired.apply.is_empty() {
-            self.create(&secret(self.job, &self.token())).await?;
+        for &worker in &desired.certify {
+            let head = (worker == 0).then_some(Name::Head);
+            for name in head.into_iter().chain([Name::Worker(worker)]) {
+                let certificate = self.authority()?.issue(name, self.valid())?;
+                self.create(&secret(self.job, name, &self.token(), &certificate)).await?;
+            }
         }
         for object in &desired.apply {
             self.apply(object).await?;

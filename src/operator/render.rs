@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::place::topology;
 use crate::api::{PartitionPlanSpec, Seat, TrainingJob, Volume};
 use crate::device::pjrt::CPU_KERNELS;
+use crate::tls::{Certificate, FILES, Name};
 
 /// What is the same for all jobs of a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +23,10 @@ pub struct Site {
 pub const HEAD_PORT: u16 = 7070;
 pub const PEER_PORT: u16 = 7071;
 pub const STATUS_PORT: u16 = 7072;
-/// Key in the job's secret.
+/// Where the kubelet asks whether they are alive: in the first pod, runtime and head stand side by side.
+const RUNTIME_HEALTH: u16 = 7073;
+const HEAD_HEALTH: u16 = 7074;
+/// Key in the secret of each part of a job.
 const TOKEN: &str = "token";
 /// Label with the job's name.
 pub const JOB: &str = "foreshard.dev/job";
@@ -33,16 +37,17 @@ pub const GATE: &str = "foreshard.dev/gang";
 /// Container of the head: it leads all workers, reads data and writes checkpoints.
 pub const TRAINER: &str = "trainer";
 const RUNTIME: &str = "runtime";
+/// Where a container finds its certificate.
+const CERTIFICATE: &str = "/etc/foreshard-tls";
 /// The job's directory: its volumes stand in it.
 const DIRECTORY: &str = "/job";
 /// Thousandths of a core that the head is given of its node's first worker.
 const HEAD_CPU: u32 = 100;
 /// Least memory of a head: it holds the model's graphs and batches.
 const HEAD_MEMORY: &str = "256Mi";
-/// Longer than steps in flight and a checkpoint take.
-const HEAD_GRACE: u32 = 120;
-/// A worker that is told to go computes on for so long: its head may be finishing a checkpoint.
-const WORKER_GRACE: u32 = 30;
+/// Seconds that heads and workers have to end: longer than steps in flight and a checkpoint take. A worker that is told to
+/// go stays until its head has written one, at most 100 s.
+const GRACE: u32 = 120;
 /// Seconds that a worker tries to reach its head.
 const PATIENCE: u32 = 1800;
 const USER: u32 = 65532;
@@ -171,14 +176,14 @@ impl Of<'_> {
             "restartPolicy": "OnFailure",
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": if has_head { HEAD_GRACE } else { WORKER_GRACE },
+            "terminationGracePeriodSeconds": GRACE,
             "affinity": affinity,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
                 "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": containers,
-            "volumes": self.volumes(),
+            "volumes": self.volumes(seat),
         });
         if !inits.is_empty() {
             spec["initContainers"] = json!(inits);
@@ -193,7 +198,7 @@ impl Of<'_> {
     fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
         let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
         let cpu = seat.cores.saturating_mul(1000).saturating_sub(if beside_head { HEAD_CPU } else { 0 });
-        let mut container = self.container(RUNTIME);
+        let mut container = self.container(RUNTIME, Name::Worker(seat.worker));
         container["args"] = json!([
             "worker",
             "--connect",
@@ -210,22 +215,26 @@ impl Of<'_> {
             self.site.plugin,
             "--breadcrumb",
             "/tmp/compiling",
+            "--tls",
+            CERTIFICATE,
+            "--job",
+            self.name,
+            "--health",
+            format!("0.0.0.0:{RUNTIME_HEALTH}"),
+            "--json",
         ]);
         container["ports"] = json!([{"name": "peers", "containerPort": PEER_PORT, "protocol": "TCP"}]);
         container["resources"] = json!({
             "requests": {"cpu": format!("{cpu}m"), "memory": seat.memory.to_string()},
             "limits": {"cpu": seat.cores.to_string(), "memory": seat.memory.to_string()},
         });
-        // It listens before it dials: that it does is all that others wait for.
-        container["startupProbe"] =
-            json!({"tcpSocket": {"port": PEER_PORT}, "periodSeconds": 1, "failureThreshold": 120});
-        container["readinessProbe"] = json!({"tcpSocket": {"port": PEER_PORT}, "periodSeconds": 30});
-        container
+        // It listens before it dials: that it does is all that others wait for. It is ready when its head has let it in.
+        probed(container, RUNTIME_HEALTH)
     }
 
     fn trainer(&self) -> Value {
         let results = self.job.spec.results.as_deref().unwrap_or_default();
-        let mut container = self.container(TRAINER);
+        let mut container = self.container(TRAINER, Name::Head);
         container["args"] = json!([
             "head",
             "/etc/foreshard/job.yaml",
@@ -239,24 +248,32 @@ impl Of<'_> {
             format!("{DIRECTORY}/{results}/{}", self.own),
             "--last-words",
             "/dev/termination-log",
+            "--tls",
+            CERTIFICATE,
+            "--job-name",
+            self.name,
+            "--health",
+            format!("0.0.0.0:{HEAD_HEALTH}"),
+            "--json",
         ]);
         container["ports"] = json!([
             {"name": "head", "containerPort": HEAD_PORT, "protocol": "TCP"},
             {"name": "status", "containerPort": STATUS_PORT, "protocol": "TCP"},
         ]);
         container["resources"] = json!({"requests": {"cpu": format!("{HEAD_CPU}m"), "memory": HEAD_MEMORY}});
-        let probe = json!({"httpGet": {"path": "/healthz", "port": STATUS_PORT}, "periodSeconds": 10});
-        container["readinessProbe"] = probe;
         // What a head that was killed printed last is better than nothing.
         container["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
-        container
+        // It is ready while steps go on.
+        probed(container, HEAD_HEALTH)
     }
 
-    fn container(&self, name: &str) -> Value {
+    /// `part`: what it is to the others, which see only a certificate.
+    fn container(&self, name: &str, part: Name) -> Value {
         let mut mounts = vec![
             json!({"name": "directory", "mountPath": DIRECTORY}),
             json!({"name": "tmp", "mountPath": "/tmp"}),
             json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}),
+            json!({"name": format!("tls-{part}"), "mountPath": CERTIFICATE, "readOnly": true}),
         ];
         mounts.extend(self.job.spec.volumes.iter().map(|v| {
             let writable = self.job.spec.results.as_ref() == Some(&v.name);
@@ -273,7 +290,7 @@ impl Of<'_> {
             "workingDir": DIRECTORY,
             "env": [
                 {"name": "FORESHARD_TOKEN", "valueFrom": {"secretKeyRef": {
-                    "name": self.own, "key": TOKEN,
+                    "name": secret_name(self.job, part), "key": TOKEN,
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
@@ -285,12 +302,18 @@ impl Of<'_> {
         })
     }
 
-    fn volumes(&self) -> Vec<Value> {
+    fn volumes(&self, seat: &Seat) -> Vec<Value> {
         let mut volumes = vec![
             json!({"name": "directory", "emptyDir": {}}),
             json!({"name": "tmp", "emptyDir": {}}),
             json!({"name": "config", "configMap": {"name": self.own}}),
         ];
+        let head = (seat.worker == 0).then_some(Name::Head);
+        volumes.extend(head.into_iter().chain([Name::Worker(seat.worker)]).map(|part| {
+            let items = FILES.map(|f| json!({"key": f, "path": f}));
+            let secret = json!({"secretName": secret_name(self.job, part), "defaultMode": 0o440, "items": items});
+            json!({"name": format!("tls-{part}"), "secret": secret})
+        }));
         volumes.extend(self.job.spec.volumes.iter().map(|v| {
             let mut volume = json!({"name": mounted(v)});
             if let Some(map) = &v.config_map {
@@ -309,6 +332,18 @@ impl Of<'_> {
     }
 }
 
+/// A container whose health is asked for at a port. Whether a worker hangs is found out by its head, which knows what to
+/// expect: one that only computes or compiles for long answers. Killed is what answers nothing for minutes, or does not end
+/// after its head has let it go.
+fn probed(mut container: Value, port: u16) -> Value {
+    let get = |path: &str| json!({"path": path, "port": port});
+    container["startupProbe"] = json!({"httpGet": get("/livez"), "periodSeconds": 1, "failureThreshold": 120});
+    container["readinessProbe"] = json!({"httpGet": get("/readyz"), "periodSeconds": 10, "timeoutSeconds": 5});
+    container["livenessProbe"] =
+        json!({"httpGet": get("/livez"), "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6});
+    container
+}
+
 /// The name of a user's volume in a pod: never one of ours.
 fn mounted(volume: &Volume) -> String {
     format!("v-{}", volume.name).chars().take(63).collect()
@@ -321,16 +356,23 @@ fn own_name(job: &TrainingJob) -> String {
     format!("{}-{}", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
 }
 
-/// The secret of a job.
-pub fn secret(job: &TrainingJob, token: &str) -> Value {
+fn secret_name(job: &TrainingJob, part: Name) -> String {
+    format!("{}-{part}", own_name(job))
+}
+
+/// The secret of one part of a job: no pod can be taken for another.
+pub fn secret(job: &TrainingJob, part: Name, token: &str, certificate: &Certificate) -> Value {
     let name = job.metadata.name.as_deref().unwrap_or_default();
+    let [ca, crt, key] = FILES;
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {
-            "name": own_name(job), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
+            "name": secret_name(job, part), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
             "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: name},
         },
-        "stringData": {TOKEN: token},
+        "stringData": {
+            TOKEN: token, ca: certificate.authority, crt: certificate.certificate, key: certificate.key,
+        },
     })
 }
 

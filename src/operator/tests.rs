@@ -11,7 +11,7 @@ use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
 use crate::api::{PartitionPlan, TrainingJob, TrainingJobStatus, condition, parse};
-use crate::wire::report::{JobReport, JobState, PlanReport};
+use crate::wire::report::{JobReport, JobState, PlanReport, Recommended};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
 
@@ -266,19 +266,50 @@ fn an_ended_job_stops_what_runs_and_goes_when_its_time_has_come() {
 fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
-    let plan = |revision| Some(PlanReport { revision, step_seconds: 0.5, ..PlanReport::default() });
+    let plan = |revision| {
+        let why = "worker 1 is slow".to_owned();
+        Some(PlanReport { revision, why, step_seconds: 0.5, ..PlanReport::default() })
+    };
     let report = JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() };
     world.report = Some(JobReport { plan: plan(1), step_seconds: Some(0.6), ..report.clone() });
     world.settle();
     assert_eq!(world.state(), "Running");
     assert_eq!(world.plans[0].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 1);
-    world.report = Some(JobReport { plan: plan(2), message: "worker 1 is slow".into(), ..report });
+    world.report = Some(JobReport { plan: plan(2), ..report });
     world.settle();
     assert_eq!(world.plans.len(), 2);
     assert_eq!(world.plans[1].spec.reason, "recut while training: worker 1 is slow");
     assert_eq!(world.plans[1].spec.shards, world.plans[0].spec.shards);
     assert_eq!(world.plans[1].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 2);
     assert_eq!(world.pods.len(), 2);
+}
+
+#[test]
+fn a_recommended_plan_is_told_once_and_taken_over_when_somebody_agrees() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let recommended = |share: u32| Some(Recommended { revision: 3, why: format!("it saves {share}%") });
+    let results = "/job/work/a/run-2".to_owned();
+    let report = JobReport { state: JobState::Training, results, loss: Some(4.0), ..JobReport::default() };
+    world.report = Some(JobReport { recommended: recommended(20), ..report.clone() });
+    let d = world.turn();
+    assert_eq!(d.approve, None);
+    let said = world.job.status.as_ref().unwrap().condition(condition::RECOMMENDED).unwrap().message.clone();
+    assert_eq!(
+        said,
+        "run-2.3: it saves 20%. To agree: kubectl annotate trainingjob a --overwrite foreshard.dev/approve=run-2.3"
+    );
+    world.report = Some(JobReport { recommended: recommended(21), ..report.clone() });
+    assert_eq!(world.decide().status, world.job.status.clone().unwrap(), "figures alone are not news");
+
+    for (id, approved) in [("run-1.3", None), ("run-2.3", Some(3))] {
+        world.job.metadata.annotations = Some([("foreshard.dev/approve".to_owned(), id.to_owned())].into());
+        assert_eq!(world.decide().approve, approved);
+    }
+    world.report = Some(report);
+    world.turn();
+    assert!(!world.job.status.as_ref().unwrap().is_true(condition::RECOMMENDED));
+    assert_eq!(world.decide().approve, None);
 }
 
 /// What the Pod Security Standard `restricted` asks of a container.
@@ -290,7 +321,7 @@ fn is_restricted(pod: &Value) -> bool {
     };
     let all = |list: &str| spec[list].as_array().into_iter().flatten().all(container);
     let context = &spec["securityContext"];
-    let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "image", "name"];
+    let allowed = ["configMap", "emptyDir", "persistentVolumeClaim", "image", "secret", "name"];
     let volumes = spec["volumes"].as_array().unwrap();
     context["runAsNonRoot"] == json!(true)
         && context["seccompProfile"]["type"] == "RuntimeDefault"

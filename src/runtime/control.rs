@@ -1,24 +1,22 @@
 //! A worker's side of the connection to the parent, and what both sides share.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::Mutex;
 
 use super::RuntimeError;
 use super::link::Stamp;
+use crate::tls::Writer;
 use crate::wire::control::ToParent;
 use crate::wire::frame::{Header, Kind, write_message};
 
 /// The sending half; any thread may speak.
 pub struct Control {
-    stream: Mutex<TcpStream>,
+    stream: Mutex<Writer>,
 }
 
 impl Control {
-    pub fn new(stream: &TcpStream) -> Result<Self, RuntimeError> {
-        let cloned = stream.set_nodelay(true).and_then(|()| stream.try_clone());
-        let stream = cloned.map_err(|e| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() })?;
-        Ok(Self { stream: Mutex::new(stream) })
+    pub fn new(stream: Writer) -> Self {
+        Self { stream: Mutex::new(stream) }
     }
 
     pub fn send(&self, message: &ToParent) -> Result<(), RuntimeError> {

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
-use super::control::{parse, same_token};
+use super::control::{chain, parse, same_token};
 use super::link::whom;
+use crate::tls::{Identity, Name, Stream};
 use crate::wire::control::{MAX_HELLO, Peer, WorkerId};
 use crate::wire::frame::read_message;
 
@@ -23,13 +24,14 @@ type Purpose = (u32, u64);
 /// Connections of peers that wait to be asked for.
 pub struct Doors {
     address: SocketAddr,
-    waiting: Mutex<BTreeMap<(Purpose, WorkerId), TcpStream>>,
+    waiting: Mutex<BTreeMap<(Purpose, WorkerId), Stream>>,
     changed: Condvar,
 }
 
 impl Doors {
-    /// Listens where peers can reach it, port 0 for a free one; `token` is what they must show.
-    pub fn open(at: SocketAddr, token: String) -> Result<Arc<Self>, RuntimeError> {
+    /// Listens where peers can reach it, port 0 for a free one. `token` is what they must show, and certificates where there
+    /// is an identity.
+    pub fn open(at: SocketAddr, token: String, identity: Option<Identity>) -> Result<Arc<Self>, RuntimeError> {
         let failed = move |source| RuntimeError::Listen { address: at.to_string(), source };
         let listener = TcpListener::bind(at).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -37,8 +39,14 @@ impl Doors {
         let keeper = doors.clone();
         let admit = move || {
             for stream in listener.incoming() {
-                // Strangers and half-open connections are turned away; the rightful peer is still to come.
-                let Ok((peer, stream)) = stream.map_err(failed).and_then(|s| greet(s, &token)) else { continue };
+                let (peer, stream) = match stream.map_err(failed).and_then(|s| greet(s, &token, identity.as_ref())) {
+                    Ok(greeted) => greeted,
+                    // Strangers and half-open connections are turned away; the rightful peer is still to come.
+                    Err(e) => {
+                        tracing::warn!(why = chain(&e), "turned away");
+                        continue;
+                    }
+                };
                 let mut waiting = keeper.lock();
                 if waiting.len() < MAX_WAITING {
                     waiting.insert(((peer.incarnation, peer.revision), peer.worker), stream);
@@ -54,12 +62,12 @@ impl Doors {
         self.address
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Purpose, WorkerId), TcpStream>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Purpose, WorkerId), Stream>> {
         self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Waits for `peer` to dial in for a revision; `cancelled` ends the wait.
-    pub fn take(&self, purpose: Purpose, peer: WorkerId, cancelled: &AtomicBool) -> Result<TcpStream, RuntimeError> {
+    pub fn take(&self, purpose: Purpose, peer: WorkerId, cancelled: &AtomicBool) -> Result<Stream, RuntimeError> {
         const LOOK: Duration = Duration::from_millis(20);
         let deadline = Instant::now() + PATIENCE;
         let mut waiting = self.lock();
@@ -83,17 +91,20 @@ impl Doors {
     }
 }
 
-/// Reads the first message of a connection and checks its token.
-fn greet(mut stream: TcpStream, token: &str) -> Result<(Peer, TcpStream), RuntimeError> {
-    let broken = |e: std::io::Error| RuntimeError::Link { whom: "a stranger".to_owned(), source: e.into() };
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
-    let read = read_message(&mut stream, MAX_HELLO);
-    let (header, message) = read.map_err(|source| RuntimeError::Link { whom: "a stranger".to_owned(), source })?;
+/// Reads the first message of a connection, and checks its token and its certificate.
+fn greet(socket: TcpStream, token: &str, identity: Option<&Identity>) -> Result<(Peer, Stream), RuntimeError> {
+    let from = socket.peer_addr().map_or_else(|_| "a stranger".to_owned(), |a| format!("a stranger at {a}"));
+    let broken = |e: std::io::Error| RuntimeError::Link { whom: from.clone(), source: e.into() };
+    socket.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
+    let mut stream = Stream::accept(socket, identity).map_err(broken)?;
+    let read = read_message(&mut stream.reader, MAX_HELLO);
+    let (header, message) = read.map_err(|source| RuntimeError::Link { whom: from.clone(), source })?;
     let peer: Peer = parse(header.kind, &message, "a stranger")?;
     if !same_token(&peer.token, token) {
         let message = "wrong token".to_owned();
-        return Err(RuntimeError::Protocol { whom: "a stranger".to_owned(), message });
+        return Err(RuntimeError::Protocol { whom: from, message });
     }
-    stream.set_read_timeout(None).map_err(broken)?;
+    stream.is(Name::Worker(peer.worker)).map_err(broken)?;
+    stream.socket().set_read_timeout(None).map_err(broken)?;
     Ok((peer, stream))
 }

@@ -1,7 +1,6 @@
 //! What the parent sends: batches go to the mailbox of the plan that will train on them, orders to the executor.
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,6 +11,7 @@ use super::link::Shared;
 use super::mailbox::Source;
 use super::prepare::Prepared;
 use crate::device::Device;
+use crate::tls::Reader;
 use crate::wire::control::{MAX_CONTROL, ToParent, ToWorker};
 use crate::wire::frame::{FrameError, Header, Kind, read_chunk, read_header};
 
@@ -113,26 +113,27 @@ impl<D: Device> Revisions<D> {
     }
 }
 
-/// Reads until the parent says no more.
+/// Reads until the parent says no more; the last order is why.
 pub fn listen<D: Device>(
-    stream: TcpStream,
+    stream: Reader,
     revisions: &Revisions<D>,
     control: &Control,
     idle: &AtomicBool,
-    orders: &Sender<ToWorker>,
+    orders: &Sender<Result<ToWorker, RuntimeError>>,
 ) {
     if let Err(fault) = read(stream, revisions, control, idle, orders) {
         let message = fault.to_string();
         revisions.fail(|| RuntimeError::Protocol { whom: "the parent".to_owned(), message: message.clone() });
+        let _ = orders.send(Err(fault));
     }
 }
 
 fn read<D: Device>(
-    mut stream: TcpStream,
+    mut stream: Reader,
     revisions: &Revisions<D>,
     control: &Control,
     idle: &AtomicBool,
-    orders: &Sender<ToWorker>,
+    orders: &Sender<Result<ToWorker, RuntimeError>>,
 ) -> Result<(), RuntimeError> {
     let link = |source| RuntimeError::Link { whom: "the parent".to_owned(), source };
     let mut variant = String::new();
@@ -158,7 +159,7 @@ fn read<D: Device>(
             }
             _ => {}
         }
-        if orders.send(order).is_err() {
+        if orders.send(Ok(order)).is_err() {
             return Ok(());
         }
     }
@@ -166,7 +167,7 @@ fn read<D: Device>(
 
 /// Cuts the rows of a batch tensor into microbatches and uploads them ahead of the executor.
 fn upload<D: Device>(
-    stream: &mut TcpStream,
+    stream: &mut Reader,
     header: Header,
     revisions: &Revisions<D>,
     variant: &str,
@@ -194,7 +195,7 @@ fn upload<D: Device>(
 }
 
 /// The message whose first header has been read.
-fn read_rest(stream: &mut TcpStream, first: Header) -> Result<Vec<u8>, FrameError> {
+fn read_rest(stream: &mut Reader, first: Header) -> Result<Vec<u8>, FrameError> {
     let mut message = vec![0; first.total as usize];
     let mut header = first;
     let mut expected = 0;

@@ -24,6 +24,7 @@ use super::{Fenced, RuntimeError};
 use crate::device::Device;
 use crate::graph::{ArrayShape, Model};
 use crate::plan::Plan;
+use crate::tls::{Reader, Stream, Writer};
 use crate::wire::control::{Span, WorkerId};
 use crate::wire::frame::{FrameError, Header, Kind, read_chunk, read_header, write_message};
 
@@ -126,12 +127,12 @@ impl<B: Send + Sync + 'static> Link<B> {
     pub fn start<D: Device<Buffer = B>>(
         shared: &Arc<Shared<D>>,
         peer: WorkerId,
-        stream: TcpStream,
+        stream: Stream,
     ) -> Result<Self, RuntimeError> {
         let failed = |source: std::io::Error| RuntimeError::Link { whom: whom(peer), source: source.into() };
-        stream.set_nodelay(true).map_err(failed)?;
         let (queue, outgoing) = sync_channel(QUEUE);
-        let (writing, kept) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
+        let kept = stream.socket().try_clone().map_err(failed)?;
+        let Stream { reader, writer } = stream;
         let spawn = |name: String, work: Box<dyn FnOnce() -> Result<(), RuntimeError> + Send>| {
             let mailbox = shared.mailbox.clone();
             std::thread::Builder::new()
@@ -140,8 +141,8 @@ impl<B: Send + Sync + 'static> Link<B> {
                 .map_err(failed)
         };
         let (to_send, to_receive) = (shared.clone(), shared.clone());
-        let sender = spawn(format!("to-{peer}"), Box::new(move || send(&to_send, peer, writing, &outgoing)))?;
-        spawn(format!("from-{peer}"), Box::new(move || receive(&to_receive, peer, stream)))?;
+        let sender = spawn(format!("to-{peer}"), Box::new(move || send(&to_send, peer, writer, &outgoing)))?;
+        spawn(format!("from-{peer}"), Box::new(move || receive(&to_receive, peer, reader)))?;
         Ok(Self { queue: Some(queue), sender: Some(sender), stream: kept })
     }
 
@@ -169,7 +170,7 @@ pub fn whom(worker: WorkerId) -> String {
 fn send<D: Device>(
     shared: &Shared<D>,
     peer: WorkerId,
-    stream: TcpStream,
+    stream: Writer,
     outgoing: &Receiver<Outgoing<D::Buffer>>,
 ) -> Result<(), RuntimeError> {
     let broken = |source: std::io::Error| RuntimeError::Link { whom: whom(peer), source: source.into() };
@@ -195,13 +196,13 @@ fn send<D: Device>(
             duration_us: began.1.elapsed().as_micros() as u64,
         });
     }
-    let stream = out.into_inner().map_err(|e| broken(e.into_error()))?;
+    let mut stream = out.into_inner().map_err(|e| broken(e.into_error()))?;
     // The peer may have gone first.
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = stream.close();
     Ok(())
 }
 
-fn receive<D: Device>(shared: &Shared<D>, peer: WorkerId, stream: TcpStream) -> Result<(), RuntimeError> {
+fn receive<D: Device>(shared: &Shared<D>, peer: WorkerId, stream: Reader) -> Result<(), RuntimeError> {
     let mut input = BufReader::with_capacity(256 << 10, stream);
     let mut data = Vec::new();
     loop {

@@ -12,6 +12,7 @@
 
 pub mod checkpoint;
 mod control;
+pub mod depart;
 mod doors;
 mod executor;
 pub mod fail;
@@ -35,6 +36,7 @@ use crate::device::DeviceError;
 use crate::graph::GraphError;
 use crate::plan::schedule::ScheduleError;
 use crate::plan::segment::SegmentError;
+use crate::tls::TlsError;
 use crate::wire::frame::FrameError;
 
 /// What went wrong on the way to or inside a worker.
@@ -68,6 +70,8 @@ pub enum RuntimeError {
     WorkerFailed { rank: u32, message: String },
     #[error("worker {rank} is gone: {message}")]
     WorkerLost { rank: u32, message: String },
+    #[error("worker {rank} was told to go")]
+    Departed { rank: u32 },
     #[error("worker {rank} did not appear within {seconds} s")]
     NoShow { rank: u32, seconds: u64 },
     #[error("worker {rank} hangs: no step has ended for {seconds} s and it does not wait for anyone")]
@@ -82,6 +86,8 @@ pub enum RuntimeError {
     NotAScalar { what: String, found: String },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
     /// Raised by what the caller watches while it waits (a child process has died).

@@ -1,7 +1,7 @@
 //! Getting ready for a plan while another one may be running: connections to all peers, executables for all segments.
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::device::cache::ExecutableCache;
 use crate::device::{Device, heap};
 use crate::graph::Model;
 use crate::plan::{Place, Plan};
+use crate::tls::{Identity, Name, Stream};
 use crate::wire::control::{Move, Peer, Prepare, ReadyReport, Seat, WorkerId};
 use crate::wire::frame::{Kind, write_message};
 
@@ -39,6 +40,7 @@ pub struct Prepared<D: Device> {
 pub struct Workshop<'a, D: Device> {
     pub worker: WorkerId,
     pub token: &'a str,
+    pub identity: Option<&'a Identity>,
     pub device: &'a Arc<D>,
     pub model: &'a Arc<Model>,
     pub cache: Option<&'a ExecutableCache>,
@@ -88,7 +90,7 @@ impl<D: Device> Workshop<'_, D> {
                 let compiler = compiler.with_cache(self.cache);
                 let programs = compiler.compile(order.fresh.then_some(&given))?;
                 for trouble in &programs.cache.troubles {
-                    eprintln!("{trouble}");
+                    tracing::warn!("{trouble}");
                 }
                 report = memory(self.model, &shared.plan, &shared.wiring, me, &programs);
                 (report.cached, report.compiled) = (programs.cache.hits, programs.cache.misses);
@@ -122,11 +124,11 @@ impl<D: Device> Workshop<'_, D> {
             };
             let address = seat.address;
             let refused = |source| RuntimeError::Connect { whom: whom(peer), address: address.to_string(), source };
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(refused)?;
+            let mut stream = dial(address, self.identity, Name::Worker(peer)).map_err(refused)?;
             let Stamp { revision, incarnation } = shared.stamp;
             let hello = Peer { worker: self.worker, token: self.token.to_owned(), revision, incarnation };
             let json = serde_json::to_vec(&hello).expect("plain data");
-            write_message(&mut stream, shared.stamp.header(Kind::Control, 0, 0, 0), &json).map_err(refused)?;
+            write_message(&mut stream.writer, shared.stamp.header(Kind::Control, 0, 0, 0), &json).map_err(refused)?;
             links.insert(peer, Link::start(shared, peer, stream)?);
         }
         for peer in awaited {
@@ -136,6 +138,18 @@ impl<D: Device> Workshop<'_, D> {
         }
         Ok(links)
     }
+}
+
+/// Connects to a part of the job that listens.
+pub fn dial(address: SocketAddr, identity: Option<&Identity>, whom: Name) -> std::io::Result<Stream> {
+    const CONNECT: Duration = Duration::from_secs(10);
+    // It greets one after the other.
+    const GREET: Duration = Duration::from_secs(30);
+    let socket = TcpStream::connect_timeout(&address, CONNECT)?;
+    socket.set_read_timeout(Some(GREET))?;
+    let stream = Stream::dial(socket, identity, whom)?;
+    stream.socket().set_read_timeout(None)?;
+    Ok(stream)
 }
 
 /// Memory this rank will need, by the compiler's word and the static order.

@@ -1,6 +1,6 @@
 //! A worker process: connects to the parent, gets ready for plans, runs them, and goes from one to the next.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,23 +10,28 @@ use std::time::{Duration, Instant};
 use super::RuntimeError;
 use super::checkpoint::Checkpoint;
 use super::control::{Control, chain};
+use super::depart::Departure;
 use super::doors::Doors;
 use super::executor::{Executor, Half};
 use super::fail::Fail;
 use super::feed::{Revisions, listen};
-use super::link::Stamp;
-use super::prepare::{Prepared, Workshop};
+use super::link::{Shared, Stamp};
+use super::prepare::{self, Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
 use crate::device::cache::{ExecutableCache, Origin};
 use crate::device::{Device, affinity, heap};
 use crate::graph::Model;
+use crate::telemetry::Health;
+use crate::tls::{Identity, Name, Reader, Stream, is_refusal};
 use crate::units::Bytes;
 use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::frame::{FrameError, Kind};
 
 /// What a worker is told on its command line.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct WorkerConfig {
+    /// Name of the job, for the log.
+    pub job: String,
     /// Where the parent listens: a name or an address, with a port.
     pub connect: String,
     /// How long the parent may take to listen there.
@@ -36,10 +41,16 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Secret of the job: presented to the parent and to peers.
     pub token: String,
+    /// Certificates are shown and asked for where there is one.
+    pub identity: Option<Identity>,
     /// Where executables are kept, if they are.
     pub cache: Option<CacheConfig>,
     /// For tests of survival.
     pub fail: Option<Fail>,
+    /// How this worker is told to go.
+    pub departure: Arc<Departure>,
+    /// What probes are told.
+    pub health: Arc<Health>,
 }
 
 /// Executables on disk.
@@ -60,6 +71,12 @@ fn reach(fail: &Option<Fail>, point: &str) {
     }
 }
 
+/// A line of the log: what has happened to this worker's part of a plan.
+fn log<D: Device>(config: &WorkerConfig, part: &Shared<D>, what: &str) {
+    let (stage, rank) = (part.me.map(|me| me.shard.0), part.me.map(|me| me.replica));
+    tracing::info!(job = config.job, worker = config.worker, plan = part.stamp.revision, stage, rank, "{what}");
+}
+
 /// Runs a worker to its end. `device` and `load` are called with the first plan; the error returned has been reported
 /// to the parent where that was possible.
 pub fn run<D: Device>(
@@ -67,18 +84,21 @@ pub fn run<D: Device>(
     device: impl FnOnce() -> Result<D, RuntimeError>,
     load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
 ) -> Result<(), RuntimeError> {
-    let doors = Doors::open(config.listen, config.token.clone())?;
-    let stream = dial(&config.connect, config.patience).map_err(|source| {
+    let doors = Doors::open(config.listen, config.token.clone(), config.identity.clone())?;
+    let Stream { reader, writer } = dial(config).map_err(|source| {
         let address = config.connect.clone();
         RuntimeError::Connect { whom: "the parent".to_owned(), address, source }
     })?;
-    let control = Arc::new(Control::new(&stream)?);
+    let control = Arc::new(Control::new(writer));
     control.send(&ToParent::Hello {
         worker: config.worker,
         token: config.token.clone(),
         pid: std::process::id(),
         listen: doors.address(),
     })?;
+    config.departure.dialled(&control);
+    config.health.set_ready(true);
+    tracing::info!(job = config.job, worker = config.worker, parent = config.connect, "dialled in");
     let revisions = Arc::new(Revisions::new());
     let mut worker = Worker {
         config,
@@ -92,7 +112,7 @@ pub fn run<D: Device>(
         cancelled: Arc::default(),
         broken: false,
     };
-    let result = worker.serve(stream, device, load);
+    let result = worker.serve(reader, device, load);
     if let Err(fault) = &result {
         let _ = control.send(&ToParent::Failed { message: chain(fault), class: class(fault) });
     }
@@ -100,17 +120,16 @@ pub fn run<D: Device>(
 }
 
 /// Connects to the parent; until patience ends it may still be on its way, and so may its name.
-fn dial(parent: &str, patience: Duration) -> std::io::Result<TcpStream> {
-    const EACH: Duration = Duration::from_secs(10);
+fn dial(config: &WorkerConfig) -> std::io::Result<Stream> {
     const PAUSE: Duration = Duration::from_millis(250);
-    let deadline = Instant::now() + patience;
-    let once = || -> std::io::Result<TcpStream> {
-        let address = parent.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
-        TcpStream::connect_timeout(&address, EACH)
+    let deadline = Instant::now() + config.patience;
+    let once = || -> std::io::Result<Stream> {
+        let address = config.connect.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        prepare::dial(address, config.identity.as_ref(), Name::Head)
     };
     loop {
         match once() {
-            Err(_) if Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
+            Err(e) if !is_refusal(&e) && Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
             result => return result,
         }
     }
@@ -138,7 +157,7 @@ struct Site<D> {
 fn open_cache<D: Device>(config: &CacheConfig, device: &D) -> Option<ExecutableCache> {
     let origin = Origin { plugin: &config.plugin, flags: &config.flags };
     let opened = ExecutableCache::open(&config.directory, config.limit, device, origin);
-    opened.map_err(|e| eprintln!("no cache of executables in {}: {e}", config.directory.display())).ok()
+    opened.map_err(|e| tracing::warn!("no cache of executables in {}: {e}", config.directory.display())).ok()
 }
 
 struct Worker<'a, D: Device> {
@@ -160,7 +179,7 @@ struct Worker<'a, D: Device> {
 impl<D: Device> Worker<'_, D> {
     fn serve(
         &mut self,
-        stream: TcpStream,
+        stream: Reader,
         device: impl FnOnce() -> Result<D, RuntimeError>,
         load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
     ) -> Result<(), RuntimeError> {
@@ -168,7 +187,11 @@ impl<D: Device> Worker<'_, D> {
         let (revisions, control) = (self.revisions.clone(), self.control.clone());
         let idle = Arc::new(AtomicBool::new(false));
         let told = idle.clone();
-        let read = move || listen(stream, &revisions, &control, &told, &orders);
+        let health = self.config.health.clone();
+        let read = move || {
+            listen(stream, &revisions, &control, &told, &orders);
+            health.end();
+        };
         let broken = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
         std::thread::Builder::new().name("from-parent".to_owned()).spawn(read).map_err(broken)?;
         let mut start = Some((device, load));
@@ -176,10 +199,8 @@ impl<D: Device> Worker<'_, D> {
             idle.store(true, Ordering::SeqCst);
             let order = inbox.recv();
             idle.store(false, Ordering::SeqCst);
-            let Ok(order) = order else {
-                return Err(RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed });
-            };
-            match order {
+            let closed = || RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed };
+            match order.unwrap_or_else(|_| Err(closed()))? {
                 ToWorker::Prepare(order) => {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);
@@ -228,6 +249,8 @@ impl<D: Device> Worker<'_, D> {
                 (self.running, self.switch) = (None, None);
                 self.retired.clear();
                 self.broken = false;
+                self.config.departure.holds(false);
+                tracing::info!(job = self.config.job, worker = self.config.worker, incarnation, "called back");
                 self.control.send(&ToParent::Idle { incarnation })
             }
             // Handled by the caller, or overtaken by a failure.
@@ -242,21 +265,22 @@ impl<D: Device> Worker<'_, D> {
         let (device, model, cache) = (device.clone(), model.clone(), cache.clone());
         let cancelled = self.cancelled.clone();
         let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
-        let (worker, token, fail) = (self.config.worker, self.config.token.clone(), self.config.fail.clone());
+        let config = self.config.clone();
         let in_background = self.running.is_some();
         let work = move || {
             if in_background {
                 affinity::yield_to_others();
             }
-            reach(&fail, "prepare");
+            reach(&config.fail, "prepare");
             let revision = order.plan.revision;
             let mut progress = |compiled, of| {
                 // A parent that is gone shows at the next read.
                 let _ = control.send(&ToParent::Progress { revision, compiled, of });
             };
             let shop = Workshop {
-                worker,
-                token: &token,
+                worker: config.worker,
+                token: &config.token,
+                identity: config.identity.as_ref(),
                 device: &device,
                 model: &model,
                 cache: cache.as_deref(),
@@ -268,15 +292,21 @@ impl<D: Device> Worker<'_, D> {
                 // Called off: nobody waits for an answer.
                 _ if cancelled.load(Ordering::SeqCst) => return,
                 Ok((prepared, report)) => {
+                    let shared = prepared.shared.clone();
                     if !revisions.insert(prepared) {
                         return;
                     }
+                    log(&config, &shared, "prepared");
                     ToParent::Ready { revision, report }
                 }
-                Err(fault) => ToParent::Refused { revision, message: chain(&fault), class: class(&fault) },
+                Err(fault) => {
+                    let (job, worker, why) = (&config.job, config.worker, chain(&fault));
+                    tracing::warn!(job, worker, plan = revision, why, "cannot prepare");
+                    ToParent::Refused { revision, message: why, class: class(&fault) }
+                }
             };
             let _ = control.send(&said);
-            reach(&fail, "ready");
+            reach(&config.fail, "ready");
         };
         let failed = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
         std::thread::Builder::new().name("prepare".to_owned()).spawn(work).map_err(failed)?;
@@ -301,7 +331,9 @@ impl<D: Device> Worker<'_, D> {
                 None => Ok(Vec::new()),
             })?,
         }
+        log(self.config, &executor.shared, "begins");
         self.running = Some(executor);
+        self.config.departure.holds(true);
         reach(&self.config.fail, "begin");
         self.control.send(&ToParent::Begun { revision })
     }
@@ -339,6 +371,10 @@ impl<D: Device> Worker<'_, D> {
         reach(&self.config.fail, "moving");
         let Outcome { executor, retired, done } = switch.complete(self.running.take(), half)?;
         self.running = executor;
+        self.config.departure.holds(self.running.is_some());
+        if let Some(executor) = &self.running {
+            log(self.config, &executor.shared, "switched");
+        }
         self.retired.extend(retired);
         reach(&self.config.fail, "switched");
         Ok(done)
@@ -365,7 +401,9 @@ impl<D: Device> Worker<'_, D> {
 
     /// Hands over the params and ends.
     fn finish(&mut self) -> Result<(), RuntimeError> {
+        self.config.departure.holds(false);
         if let Some(executor) = &mut self.running {
+            log(self.config, &executor.shared, "finishes");
             executor.links.values_mut().for_each(super::link::Link::close);
             let control = &self.control;
             executor

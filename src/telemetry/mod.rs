@@ -1,10 +1,14 @@
-//! Logs and metrics.
+//! Logs, metrics and answers to probes.
+
+mod health;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::AtomicU64;
+
+pub use self::health::Health;
 
 /// What a job reports, under the names Prometheus sees.
 pub struct JobMetrics {

@@ -17,7 +17,7 @@
 //! A cutover is another `Prepare` while steps go on, then `Commit` before the step that ends under the new plan, then
 //! `Release` of the old one once all have reported that step; `Abort` instead of `Commit` leaves everything as it was.
 //! `Save` writes a worker's part of a checkpoint. After a failure `Reset` takes the survivors back to the state before
-//! `Prepare`. Between two workers the dialling one sends [`Peer`] and tensors follow in both directions.
+//! `Prepare`. A worker that has been told to go says `Leaving`; the parent saves what it holds and lets it go. Between two workers the dialling one sends [`Peer`] and tensors follow in both directions.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -82,6 +82,8 @@ pub enum ToParent {
     Pong {
         waiting: bool,
     },
+    /// This worker has been told to go: it stays for a moment, so that its state can be saved.
+    Leaving,
     Done,
     Failed {
         message: String,

@@ -19,10 +19,15 @@ pub struct JobReport {
     pub loss: Option<f64>,
     /// Of the last step.
     pub step_seconds: Option<f64>,
+    /// Trained per second, and of what: a moving average.
+    pub rate: Option<f64>,
+    pub unit: String,
     /// Seconds left, at the pace of this run.
     pub eta_seconds: Option<f64>,
     pub restarts: u32,
     pub plan: Option<PlanReport>,
+    /// A plan that waits for a person to agree.
+    pub recommended: Option<Recommended>,
     /// By rank: share of the last step in which the worker computed.
     pub busy: Vec<f64>,
     /// What was last said, or why the job ended.
@@ -46,10 +51,19 @@ pub enum JobState {
     Failed,
 }
 
+/// A plan that may be taken over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recommended {
+    pub revision: u64,
+    pub why: String,
+}
+
 /// A plan in force, without its ops.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanReport {
     pub revision: u64,
+    /// Why it came into force.
+    pub why: String,
     pub step_seconds: f64,
     pub bound_seconds: f64,
     pub microbatch: u64,

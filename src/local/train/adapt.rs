@@ -63,6 +63,8 @@ pub struct Adapt {
     /// The plan before with the variant it trained, and whether leaving it paid.
     left: Option<(Priced, String, Ledger)>,
     approved: Option<u64>,
+    /// The plan that waits for approval, and why.
+    recommended: Option<(u64, String)>,
     /// Until when the move under way was said to pay.
     promised: Option<Seconds>,
     preparing: Preparing,
@@ -107,6 +109,7 @@ impl Adapt {
             moves: Vec::new(),
             left: None,
             approved: None,
+            recommended: None,
             promised: None,
             preparing: Preparing::default(),
             rehearsals: Rehearsals::default(),
@@ -203,6 +206,14 @@ impl Adapt {
         let step_time = self.step_times.observed().now().unwrap_or(0.0);
         let snapshot = self.snapshot(step, steps_left, now, in_flight);
         let decision = decide(&snapshot);
+        match &decision {
+            Decision::Wait { reason: Wait::Approval { revision, .. }, .. } => {
+                self.recommended = Some((*revision, decision.to_string()));
+            }
+            // The planner is asked again and again: what it says next counts.
+            Decision::Wait { reason: Wait::Unsolved, .. } => {}
+            _ => self.recommended = None,
+        }
         let mut advice = Advice::Nothing;
         if decision.label() != self.label {
             self.label = decision.label();
@@ -373,15 +384,25 @@ impl Adapt {
         }
     }
 
-    /// A person agrees to the plan that is recommended.
-    pub fn approve(&mut self) -> Result<u64, String> {
-        match self.plans.keys().next_back() {
-            Some(&revision) if self.settings.mode == Mode::Recommend => {
-                (self.approved, self.next_decision) = (Some(revision), Seconds(0.0));
-                Ok(revision)
+    /// The plan that waits for approval, and why.
+    pub fn recommended(&self) -> Option<&(u64, String)> {
+        self.recommended.as_ref()
+    }
+
+    /// A person agrees to the plan that is recommended: to this one, or whichever it is.
+    pub fn approve(&mut self, revision: Option<u64>) -> Result<u64, String> {
+        if self.settings.mode != Mode::Recommend {
+            return Err("spec.adaptation.mode is not Recommend: moves need no approval".to_owned());
+        }
+        let (recommended, _) = self.recommended.as_ref().ok_or("no plan is recommended")?;
+        match revision {
+            Some(revision) if revision != *recommended => {
+                Err(format!("revision {recommended} is recommended, not {revision}"))
             }
-            Some(_) => Err("spec.adaptation.mode is not recommend: moves need no approval".to_owned()),
-            None => Err("no plan is recommended".to_owned()),
+            _ => {
+                (self.approved, self.next_decision) = (Some(*recommended), Seconds(0.0));
+                Ok(*recommended)
+            }
         }
     }
 
@@ -419,6 +440,7 @@ impl Adapt {
         self.step_times.reset();
         self.watch.forget_steps();
         (self.considered, self.proposal, self.solving) = (None, None, None);
+        self.recommended = None;
         self.plans.clear();
         let variant = trained(plan, &self.variant);
         self.predicted = self.estimate(&variant, None).map(|e| (e.step, e.workers.iter().map(|w| w.busy).collect()));

@@ -84,7 +84,7 @@ impl Training<'_> {
     }
 
     /// Orders a checkpoint before `step`, the step that is fed next.
-    fn save(&mut self, step: u64) -> Result<(), Fault> {
+    pub(super) fn save(&mut self, step: u64) -> Result<(), Fault> {
         if !self.checkpoints.is_idle() {
             self.event("checkpoint skipped", json!({"why": "the one before is still being written"}));
             return Ok(());

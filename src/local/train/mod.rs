@@ -2,6 +2,7 @@
 
 mod adapt;
 mod checkpoints;
+mod depart;
 mod propose;
 mod recover;
 mod recut;
@@ -19,9 +20,10 @@ use serde_json::{Value, json};
 
 use self::adapt::{Adapt, Advice};
 use self::checkpoints::Checkpoints;
+use self::depart::Departing;
 use self::recut::Recut;
 use super::batches::{Batches, Missing};
-use super::control::ControlSocket;
+use super::control::Control;
 use super::inputs::Inputs;
 use super::progress::Progress;
 use super::run::{Ending, Options, Problem, input};
@@ -73,6 +75,8 @@ pub struct Seen {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     pub cutovers: u32,
+    /// Of these, so many because a worker was told to go.
+    pub departures: u32,
     pub restarts: u32,
     pub checkpoints: u32,
 }
@@ -104,6 +108,7 @@ pub struct Training<'a> {
     checkpoints: Checkpoints,
     /// The plan on its way in.
     recut: Option<Recut>,
+    departing: Option<Departing>,
     adapt: Option<Adapt>,
     /// What each worker had used when that was last looked at.
     used: BTreeMap<WorkerId, (Seconds, Used)>,
@@ -173,6 +178,7 @@ impl<'a> Training<'a> {
             last_sign: now,
             checkpoints,
             recut: None,
+            departing: None,
             adapt: None,
             used: BTreeMap::new(),
             profiles: BTreeMap::new(),
@@ -181,7 +187,7 @@ impl<'a> Training<'a> {
     }
 
     /// Trains to the end, through whatever can be survived.
-    pub fn run(&mut self, control: Option<&ControlSocket>) -> Result<Ending, Problem> {
+    pub fn run(&mut self, control: &Control) -> Result<Ending, Problem> {
         if let Err(fault) = self.start() {
             if self.interrupts.load(Ordering::SeqCst) > 0 {
                 return Ok(Ending::Interrupted);
@@ -231,7 +237,7 @@ impl<'a> Training<'a> {
     fn start(&mut self) -> Result<(), RuntimeError> {
         let plan = Plan { revision: self.take_revision(), ..self.inputs.plan.clone() };
         let checkpoint = self.inputs.checkpoint.as_ref().map(|c| c.path().to_owned());
-        self.show(&plan);
+        self.show(&plan, "the first plan");
         if !self.quiet {
             let topology = self.topology(&plan);
             eprint!("{}", table::render(&plan, &self.inputs.model, &topology));
@@ -308,15 +314,16 @@ impl<'a> Training<'a> {
     }
 
     /// One thing: a batch fed, or a notice taken.
-    fn turn(&mut self, control: Option<&ControlSocket>, ending: &mut Ending) -> Result<(), Fault> {
-        while let Some(asked) = control.and_then(ControlSocket::next) {
+    fn turn(&mut self, control: &Control, ending: &mut Ending) -> Result<(), Fault> {
+        while let Some(asked) = control.next() {
             self.asked(asked);
         }
         self.pursue_recut()?;
         self.adapt()?;
         self.settle_checkpoint()?;
+        let halted = self.depart()?;
         // With steps under way, their reports come first.
-        if self.fed < self.steps && self.fed < self.reported + AHEAD {
+        if !halted && self.fed < self.steps && self.fed < self.reported + AHEAD {
             let patience = if self.fed == self.reported { TICK } else { Duration::ZERO };
             match self.batches.next(self.fed, patience) {
                 Ok((batch, profile)) => {
@@ -337,7 +344,7 @@ impl<'a> Training<'a> {
         }
         // Also with nothing under way: a worker may die while data is awaited.
         let under_way = self.fed > self.reported;
-        match self.session.poll(if under_way { TICK } else { Duration::ZERO })? {
+        match self.session.poll(if under_way || halted { TICK } else { Duration::ZERO })? {
             Some(notice) => self.take(notice),
             None => {
                 self.check_workers()?;
@@ -360,6 +367,10 @@ impl<'a> Training<'a> {
             Notice::Refused { worker, message, .. } => {
                 let why = format!("worker {worker} cannot prepare it: {message}");
                 self.call_off_recut(&why);
+                Ok(())
+            }
+            Notice::Leaving { worker } => {
+                self.told_to_go(worker);
                 Ok(())
             }
             Notice::Saved { step, entries, seconds } => self.checkpoint_written(step, entries, seconds),
@@ -424,7 +435,9 @@ impl<'a> Training<'a> {
             *next_revision += 1;
             *next_revision - 1
         };
-        match adapt.turn(self.inputs, step, left, now, in_flight, &mut revision)? {
+        let advice = adapt.turn(self.inputs, step, left, now, in_flight, &mut revision)?;
+        self.progress.recommend(adapt.recommended());
+        match advice {
             Advice::Nothing => {}
             Advice::Say(text) => {
                 self.progress.say(&text);
@@ -466,8 +479,8 @@ impl<'a> Training<'a> {
     }
 
     /// Writes a plan that is in force or about to be to the run directory.
-    fn show(&mut self, plan: &Plan) {
-        self.progress.plan(plan);
+    fn show(&mut self, plan: &Plan, why: &str) {
+        self.progress.plan(plan, why);
         let topology = self.topology(plan);
         let model = &self.inputs.model;
         for (rank, worker) in seats(plan).into_iter().enumerate() {

@@ -23,16 +23,21 @@ impl Training<'_> {
     /// a restart.
     pub(super) fn recover(&mut self, fault: RuntimeError) -> Result<(), Problem> {
         let mut fault = self.workers.explain(fault);
+        if matches!(fault, RuntimeError::Departed { .. }) {
+            self.record.counts.departures += 1;
+        }
         loop {
-            let allowed = self.inputs.job.spec.failure_policy.max_restarts;
-            if !is_survivable(&fault) || self.record.counts.restarts >= allowed {
-                return Err(Problem::Failed(match self.record.counts.restarts {
+            let counts = &mut self.record.counts;
+            // That a node is emptied is no failure of the job.
+            let allowed = self.inputs.job.spec.failure_policy.max_restarts.saturating_add(counts.departures);
+            if !is_survivable(&fault) || counts.restarts >= allowed {
+                return Err(Problem::Failed(match counts.restarts {
                     0 => fault.into(),
                     n => anyhow::Error::from(fault).context(format!("the job failed after {n} restarts")),
                 }));
             }
-            self.record.counts.restarts += 1;
-            self.progress.restarts(self.record.counts.restarts);
+            counts.restarts += 1;
+            self.progress.restarts(counts.restarts);
             match self.restart(&fault) {
                 Ok(()) => return Ok(()),
                 Err(Fault::Problem(problem)) => return Err(problem),
@@ -45,8 +50,12 @@ impl Training<'_> {
         let began = Instant::now();
         self.call_off_recut(&format!("a worker was lost: {fault}"));
         self.checkpoints.forget_draft();
+        self.departing = None;
         let mut lost: BTreeSet<WorkerId> = self.workers.dead().into_iter().chain(self.session.lost()).collect();
-        if let RuntimeError::WorkerFailed { rank, .. } | RuntimeError::Hung { rank, .. } = fault {
+        if let RuntimeError::WorkerFailed { rank, .. }
+        | RuntimeError::Hung { rank, .. }
+        | RuntimeError::Departed { rank } = fault
+        {
             lost.insert(*rank);
         }
         let plan = self.record.plan.clone();
@@ -123,6 +132,7 @@ fn is_survivable(fault: &RuntimeError) -> bool {
         fault,
         RuntimeError::WorkerLost { .. }
             | RuntimeError::WorkerFailed { .. }
+            | RuntimeError::Departed { .. }
             | RuntimeError::NoShow { .. }
             | RuntimeError::Hung { .. }
             | RuntimeError::AllWait { .. }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::adapt::Adapt;
 use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
@@ -72,10 +71,14 @@ impl Recut {
 impl Training<'_> {
     /// Takes a request from outside.
     pub(super) fn asked(&mut self, Asked { request, answer }: Asked) {
-        let Request::Recut { plan, shards, microbatch } = request else {
-            let approved = self.adapt.as_mut().map_or(Err("nothing is recommended".to_owned()), Adapt::approve);
-            let _ = answer.send(approved.map(|revision| format!("revision {revision} is approved")));
-            return;
+        let (plan, shards, microbatch) = match request {
+            Request::Recut { plan, shards, microbatch } => (plan, shards, microbatch),
+            Request::Approve { revision } => {
+                let nothing = || Err("nothing is recommended".to_owned());
+                let approved = self.adapt.as_mut().map_or_else(nothing, |a| a.approve(revision));
+                let _ = answer.send(approved.map(|revision| format!("revision {revision} is approved")));
+                return;
+            }
         };
         let refused = match (&self.recut, self.fed >= self.steps) {
             (Some(recut), _) if !recut.rehearsal => Some("another recut is under way; try again when it is done"),
@@ -279,7 +282,7 @@ impl Training<'_> {
         let (revision, moved, pause) = (plan.revision, Bytes(switched.moved_bytes), Seconds(switched.pause_s));
         self.record.plan = plan.clone();
         self.record.counts.cutovers += 1;
-        self.show(&plan);
+        self.show(&plan, &recut.why);
         let (now, base) = (self.now(), self.topology(&plan));
         if let Some(adapt) = &mut self.adapt {
             adapt.replaced(repinned.into_iter());

@@ -6,8 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use crate::runtime::RuntimeError;
-use crate::runtime::control::{parse, same_token};
+use crate::runtime::control::{chain, parse, same_token};
 use crate::runtime::link::Stamp;
+use crate::tls::{Identity, Name, Stream};
 use crate::wire::control::{FailureClass, MAX_CONTROL, MAX_HELLO, ToParent, WorkerId};
 use crate::wire::frame::{FrameError, Header, Kind, read_message, write_message};
 
@@ -15,7 +16,7 @@ use crate::wire::frame::{FrameError, Header, Kind, read_message, write_message};
 pub enum Event {
     /// It has dialled in, and listens for its peers there.
     Joined {
-        stream: TcpStream,
+        stream: Box<Stream>,
         listen: SocketAddr,
     },
     Said(ToParent),
@@ -51,6 +52,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Secret that workers must show; made anew when absent.
     pub token: Option<String>,
+    /// Workers show certificates, and connections are encrypted, where there is one.
+    pub identity: Option<Identity>,
     /// How long workers may take to dial in; loading a plug-in comes after.
     pub patience: Duration,
 }
@@ -58,7 +61,12 @@ pub struct Listen {
 impl Default for Listen {
     /// For workers of this machine: loopback, a free port and a minute.
     fn default() -> Self {
-        Self { address: (Ipv4Addr::LOCALHOST, 0).into(), token: None, patience: Duration::from_secs(60) }
+        Self {
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            token: None,
+            identity: None,
+            patience: Duration::from_secs(60),
+        }
     }
 }
 
@@ -76,14 +84,19 @@ impl Hall {
         let listener = TcpListener::bind(at).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let token = listen.token.clone().map_or_else(secret, Ok).map_err(failed)?;
-        let expected = token.clone();
+        let (expected, identity) = (token.clone(), listen.identity.clone());
         let admit = move || {
             for stream in listener.incoming() {
-                // Strangers are turned away; the rightful worker is still to come.
-                let Ok((worker, stream, listen)) = stream.map_err(failed).and_then(|s| greet(s, &expected)) else {
-                    continue;
+                let greeted = stream.map_err(failed).and_then(|s| greet(s, &expected, identity.as_ref()));
+                let (worker, stream, listen) = match greeted {
+                    Ok(greeted) => greeted,
+                    // Strangers are turned away; the rightful worker is still to come.
+                    Err(e) => {
+                        tracing::warn!(why = chain(&e), "turned away");
+                        continue;
+                    }
                 };
-                if events.send((worker, 0, Event::Joined { stream, listen })).is_err() {
+                if events.send((worker, 0, Event::Joined { stream: Box::new(stream), listen })).is_err() {
                     return;
                 }
             }
@@ -93,16 +106,22 @@ impl Hall {
     }
 }
 
-fn greet(mut stream: TcpStream, token: &str) -> Result<(WorkerId, TcpStream, SocketAddr), RuntimeError> {
-    let whom = || "a stranger".to_owned();
+fn greet(
+    socket: TcpStream,
+    token: &str,
+    identity: Option<&Identity>,
+) -> Result<(WorkerId, Stream, SocketAddr), RuntimeError> {
+    let from = socket.peer_addr().map_or_else(|_| "a stranger".to_owned(), |a| format!("a stranger at {a}"));
+    let whom = || from.clone();
     let broken = |e: std::io::Error| RuntimeError::Link { whom: whom(), source: e.into() };
-    stream.set_nodelay(true).map_err(broken)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
-    let read = read_message(&mut stream, MAX_HELLO);
+    socket.set_read_timeout(Some(Duration::from_secs(5))).map_err(broken)?;
+    let mut stream = Stream::accept(socket, identity).map_err(broken)?;
+    let read = read_message(&mut stream.reader, MAX_HELLO);
     let (header, message) = read.map_err(|source| RuntimeError::Link { whom: whom(), source })?;
     match parse(header.kind, &message, "a stranger")? {
         ToParent::Hello { worker, token: shown, listen, .. } if same_token(&shown, token) => {
-            stream.set_read_timeout(None).map_err(broken)?;
+            stream.is(Name::Worker(worker)).map_err(broken)?;
+            stream.socket().set_read_timeout(None).map_err(broken)?;
             Ok((worker, stream, listen))
         }
         _ => Err(RuntimeError::Protocol { whom: whom(), message: "no valid hello".to_owned() }),
@@ -121,13 +140,12 @@ fn secret() -> std::io::Result<String> {
 pub fn converse(
     worker: WorkerId,
     connection: u64,
-    stream: TcpStream,
+    stream: Stream,
     listen: SocketAddr,
     events: Sender<Tagged>,
 ) -> Result<Outbox, RuntimeError> {
     let broken = |e: std::io::Error| RuntimeError::Link { whom: format!("worker {worker}"), source: e.into() };
-    let mut writing = stream.try_clone().map_err(broken)?;
-    let mut reading = stream;
+    let Stream { reader: mut reading, writer: mut writing } = stream;
     let (letters, queue) = channel::<Letter>();
     let write = move || {
         let header = |kind, step, channel| -> Header { Stamp::NONE.header(kind, step, channel, 0) };
@@ -144,7 +162,7 @@ pub fn converse(
             }
         }
         // Nobody writes to this worker any more: one on another machine learns it here, and dials in anew.
-        let _ = writing.shutdown(std::net::Shutdown::Write);
+        let _ = writing.close();
     };
     let read = move || {
         loop {

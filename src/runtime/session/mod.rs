@@ -20,6 +20,7 @@ use super::RuntimeError;
 use super::weights::WeightsFile;
 use crate::graph::Model;
 use crate::plan::Plan;
+use crate::tls::Stream;
 use crate::wire::control::{FailureClass, Move, Prepare, ReadyReport, Seat, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::{Batch, Tensor};
 
@@ -74,6 +75,10 @@ pub enum Notice {
     NotSaved {
         step: u64,
         message: String,
+    },
+    /// A worker of the running plan has been told to go, and stays for a moment.
+    Leaving {
+        worker: WorkerId,
     },
 }
 
@@ -210,7 +215,7 @@ impl Session {
                 return Err(RuntimeError::NoShow { rank: worker, seconds: self.patience.as_secs() });
             }
             match self.events.recv_timeout(TICK) {
-                Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, stream, listen)?,
+                Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, *stream, listen)?,
                 Ok((worker, connection, event)) => {
                     if self.is_current(worker, connection)
                         && let Some(fault) = fault(worker, &event)
@@ -224,7 +229,7 @@ impl Session {
         Ok(())
     }
 
-    fn admit(&mut self, worker: WorkerId, stream: std::net::TcpStream, listen: SocketAddr) -> Result<(), RuntimeError> {
+    fn admit(&mut self, worker: WorkerId, stream: Stream, listen: SocketAddr) -> Result<(), RuntimeError> {
         self.n_connections += 1;
         let outbox = converse(worker, self.n_connections, stream, listen, self.to_session.clone())?;
         self.done.remove(&worker);
@@ -459,6 +464,7 @@ impl Session {
             ToParent::NotSaved { step, message } => {
                 self.saving.take_if(|s| s.step == step).map(|_| Notice::NotSaved { step, message })
             }
+            ToParent::Leaving => self.seats().contains(&worker).then_some(Notice::Leaving { worker }),
             // The answer to a reset that was given up.
             ToParent::Idle { .. } => None,
             ToParent::Done => {
@@ -537,7 +543,7 @@ impl Session {
         while !missing.is_empty() {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((worker, connection, event)) => match event {
-                    Event::Joined { stream, listen } => drop(self.admit(worker, stream, listen)),
+                    Event::Joined { stream, listen } => drop(self.admit(worker, *stream, listen)),
                     Event::Said(ToParent::Idle { incarnation: i }) if i == incarnation => {
                         missing.remove(&worker);
                     }
@@ -631,7 +637,7 @@ impl Session {
                 }
                 // One that was there has lost all it knew, whether or not the end of its connection was noticed.
                 let anew = self.workers.contains_key(&worker) && self.is_needed(worker);
-                self.admit(worker, stream, listen)?;
+                self.admit(worker, *stream, listen)?;
                 if anew {
                     let message = "it was started anew".to_owned();
                     let fault = RuntimeError::WorkerLost { rank: worker, message };
