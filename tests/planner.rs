@@ -3,14 +3,17 @@
 use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
+use foreshard::plan::explain::{Resource, explain};
+use foreshard::plan::predict::{Costs, predict};
 use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
+use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
     BatchEstimate, Infeasible, Place, Plan, Priced, Problem, ScheduleKind, ShardId, graph_picture, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
-use foreshard::topology::{LOOPBACK, Measured, NETWORK, Topology, nominal};
-use foreshard::units::{Bytes, Seconds};
+use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal};
+use foreshard::units::{Bytes, BytesPerSec, Seconds};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -164,7 +167,12 @@ fn model(recipe: &Recipe) -> Model {
 
 /// Devices of any speed, some with little memory, on up to two nodes.
 fn devices() -> impl Strategy<Value = Topology> {
-    let device = (1u32..100, 1u32..100, prop_oneof![Just(1u64 << 40), 100_000u64..20_000_000], any::<bool>());
+    let device = (
+        1u32..100,
+        1u32..100,
+        prop_oneof![Just(1u64 << 40), (10 << 20) + 100_000u64..(10 << 20) + 20_000_000],
+        any::<bool>(),
+    );
     prop::collection::vec(device, 1..7).prop_map(|all| Topology {
         devices: all
             .into_iter()
@@ -245,6 +253,18 @@ fn convex(
     Ok(of)
 }
 
+/// What shares no code with the planner finds the plan sound, and the same step.
+fn verified(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
+    let found = verify(problem.model, problem.topology, plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.max(b);
+    prop_assert!(near(found.step.0, plan.step_time.0), "{} simulated, {} planned", found.step, plan.step_time);
+    for (i, shard) in plan.shards.iter().enumerate() {
+        prop_assert!(near(found.busy[i].0, shard.busy.0), "shard {}: {} and {}", i, found.busy[i], shard.busy);
+    }
+    prop_assert_eq!(found.sent, plan.bytes_cut);
+    Ok(())
+}
+
 /// Before anything is measured, the batches of a plan are predicted to take what the plan was chosen for.
 fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
     if plan.n_replicas > 1 {
@@ -299,11 +319,23 @@ proptest! {
                 let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
                 prop_assert!(!picture.contains("NaN") && !picture.contains("inf\""), "{}", picture);
                 sound(&problem, &plan)?;
+                verified(&problem, &plan)?;
                 batches_take_what_was_planned(&problem, &plan)?;
                 prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
                 prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
             }
-            Err(Infeasible::Memory { needs, has, .. }) => prop_assert!(needs > has),
+            Err(Infeasible::Indivisible { needs, has, .. }) => prop_assert!(needs > has),
+            Err(Infeasible::Memory { needs, has, enough, shards, .. }) => {
+                prop_assert!(needs > has);
+                let largest = topology.devices.iter().max_by_key(|d| d.memory).unwrap();
+                let fits = |n: u32, memory: Bytes| {
+                    let device = Device { memory, ..largest.clone() };
+                    let topology = Topology { devices: vec![device; (n * n_replicas) as usize], ..topology.clone() };
+                    solve(&Problem { topology: &topology, n_shards: n, ..problem }, None).is_ok()
+                };
+                prop_assert!(enough.is_none_or(|enough| fits(n_shards, enough)), "{:?} is not enough", enough);
+                prop_assert!(shards.is_none_or(|n| fits(n, largest.memory)), "{:?} shards do not fit", shards);
+            }
             Err(Infeasible::TooFewDevices { n_devices, .. }) => {
                 prop_assert!(n_shards as usize * n_replicas as usize > n_devices);
             }
@@ -314,12 +346,132 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Every way to put the ops and params of a small model on two devices takes at least the bound.
+    #[test]
+    fn no_assignment_at_all_beats_the_bound(
+        recipe in recipe(),
+        topology in devices(),
+        microbatch in prop::sample::select(&MICROBATCHES[..]),
+    ) {
+        let mut recipe = recipe;
+        recipe.params.truncate(2);
+        recipe.forward.truncate(3);
+        recipe.backward.truncate(2);
+        let mut topology = topology;
+        topology.devices.iter_mut().for_each(|d| d.memory = Bytes(1 << 40));
+        let model = model(&recipe);
+        let schedule = ScheduleKind::OneFOneB;
+        let problem =
+            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: Some(microbatch), schedule };
+        let Ok(plan) = solve(&problem, None) else { return Ok(()) };
+        let costs = Costs::of(&model);
+        let (variant, assignment) = plan.grads.first_key_value().unwrap();
+        let placed: Vec<usize> =
+            (0..assignment.0.len()).filter(|&i| assignment.0[i] != Place::Everywhere).collect();
+        if placed.len() > 11 {
+            return Ok(());
+        }
+        let mut n_tried = 0;
+        for bits in 0u32..1 << placed.len() {
+            let mut tried = plan.clone();
+            let places = &mut tried.grads.get_mut(variant).unwrap().0;
+            for (bit, &op) in placed.iter().enumerate() {
+                places[op] = Place::Shard(ShardId(bits >> bit & 1));
+            }
+            for (i, tensor) in model.state.iter().enumerate() {
+                if let Some(p) = tensor.param.or((i < model.n_params).then_some(i)) {
+                    tried.owners[i] = tried.grads[variant].0[model.grads[0].graph.parameters()[p].index()];
+                }
+            }
+            // Values that cannot travel rule some out.
+            if let Ok(predicted) = predict(&model, &topology, &tried, &costs) {
+                n_tried += 1;
+                let (step, bound) = (predicted.step_time, plan.bound);
+                prop_assert!(step.0 >= bound.0 * (1.0 - 1e-9), "{} is below the bound {}", step, bound);
+            }
+        }
+        prop_assert!(n_tried > 0);
+    }
+
+    #[test]
+    fn what_is_explained_adds_up(recipe in recipe(), topology in devices(), n_shards in 1u32..4) {
+        let model = model(&recipe);
+        let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas: 1, microbatch, schedule };
+        let Ok(plan) = solve(&problem, None) else { return Ok(()) };
+        let said = explain(&model, &topology, &plan).unwrap();
+        let step = said.shares.step.0;
+        prop_assert!((step / plan.step_time.0 - 1.0).abs() < 1e-9);
+        for share in &said.shares.shards {
+            let sum = share.computing + share.updating + share.receiving + share.waiting;
+            prop_assert!((sum.0 / step - 1.0).abs() < 1e-9, "{} of {}", sum, step);
+        }
+        let chain = said.shares.chain.iter().map(|s| s.0).sum::<f64>() + said.shares.transfers.0;
+        let chain = chain + said.shares.update.0 + said.shares.averaging.0;
+        prop_assert!((chain / step - 1.0).abs() < 1e-9, "the longest chain has {} of {}", chain, step);
+        if let Some(next) = &said.next {
+            let m = &next.more;
+            let more = (m.computing + m.updating + m.receiving + m.waiting).0;
+            prop_assert!((more - (next.step.0 - step)).abs() < 1e-9 * step.max(next.step.0));
+        }
+        let text = said.to_string();
+        prop_assert!(!text.contains("NaN") && !text.contains("inf"), "{}", text);
+        let device_first = matches!(said.more[0].of, Resource::Device { .. });
+        prop_assert!(device_first);
+    }
+}
+
+fn bundle(name: &str) -> Model {
+    let path = std::path::Path::new("bundles").join(name);
+    Model::import(&mut |file| std::fs::read(path.join(file))).unwrap()
+}
+
+#[test]
+fn the_verifier_finds_what_was_tampered_with() {
+    let model = bundle("mlp_digits.bundle");
+    let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
+    let (microbatch, schedule) = (Some(16), ScheduleKind::OneFOneB);
+    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };
+    let plan = solve(&problem, None).unwrap();
+    let variant = plan.grads.keys().next().unwrap().clone();
+    let fault = |change: &dyn Fn(&mut Plan)| {
+        let mut changed = plan.clone();
+        change(&mut changed);
+        verify(&model, &topology, &changed).unwrap_err()
+    };
+    let lost = fault(&|p| p.orders.get_mut(&variant).unwrap()[1].truncate(1));
+    assert!(matches!(lost, Fault::Wrong { .. }), "{lost}");
+    let reversed = fault(&|p| p.orders.get_mut(&variant).unwrap()[0].reverse());
+    assert!(matches!(reversed, Fault::Stuck { .. }), "{reversed}");
+    let shared = fault(&|p| p.shards[1].devices = p.shards[0].devices.clone());
+    assert!(matches!(shared, Fault::Wrong { .. }), "{shared}");
+    let understated = fault(&|p| p.shards[0].memory = Bytes(1000));
+    assert!(matches!(understated, Fault::Memory { .. }), "{understated}");
+}
+
+/// Where two nodes are joined by a slow link, the line went back and forth between them if their devices were listed so.
+#[test]
+fn devices_of_a_node_stand_together_where_links_are_slow() {
+    let model = bundle("mlp_digits.bundle");
+    let plan = |nodes: [&str; 4]| {
+        let devices = nodes.map(|node| Device { node: node.to_owned(), ..nominal("cpu").unwrap() }).to_vec();
+        let remote = Link { bandwidth: BytesPerSec(2e7), latency: Seconds(5e-4) };
+        let topology = Topology { devices, local: LOOPBACK, remote };
+        let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+        let problem = Problem { model: &model, topology: &topology, n_shards: 4, n_replicas: 1, microbatch, schedule };
+        solve(&problem, None).unwrap().step_time
+    };
+    assert_eq!(plan(["a", "b", "a", "b"]), plan(["a", "a", "b", "b"]));
+}
+
 /// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
 /// all params with it to the shard that had made it.
 #[test]
 fn shards_exchange_only_numbers_to_update_their_params() {
-    let bundle = std::path::Path::new("bundles/char_gpt.bundle");
-    let model = Model::import(&mut |file| std::fs::read(bundle.join(file))).unwrap();
+    let model = bundle("char_gpt.bundle");
     let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
     let (microbatch, schedule) = (Some(4), ScheduleKind::OneFOneB);
     let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };

@@ -408,11 +408,12 @@ mod tests {
 
     #[test]
     fn a_model_of_any_size_is_imported_planned_and_cut() {
-        for n_ops in [1, 2000] {
+        // Of four layers a shard may have no param, and then it has nothing to update.
+        for (n_ops, least) in [(1, 2 * SHARDS), (2000, 3 * SHARDS - 1)] {
             let taken = measure(n_ops).unwrap();
             assert!(taken.n_ops.abs_diff(n_ops) < 100, "{taken:?}");
             // Forward and backward on each shard but the last, and the update before and after the norm is known.
-            assert!(taken.n_modules >= 3 * SHARDS - 1, "{taken:?}");
+            assert!(taken.n_modules >= least, "{taken:?}");
         }
     }
 }

@@ -4,6 +4,7 @@ mod bench;
 mod checkpoint;
 mod crd;
 mod devices;
+mod explain;
 mod graph;
 mod head;
 mod local;
@@ -35,6 +36,7 @@ enum Command {
     #[command(subcommand)]
     Local(local::Command),
     Plan(plan::Args),
+    Explain(explain::Args),
     Report(report::Args),
     Replay(replay::Args),
     Devices(devices::Args),
@@ -83,6 +85,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Local(c) => local::run(c),
         Command::Plan(a) => plan::run(a),
+        Command::Explain(a) => explain::run(a),
         Command::Report(a) => report::run(a),
         Command::Replay(a) => replay::run(a),
         Command::Devices(a) => devices::run(a),

@@ -60,9 +60,8 @@ impl Inputs {
             }
             None => None,
         };
-        let memory = spec.resources.memory_bytes().map_err(|e| input(anyhow!(e)))?;
         let given = options.remote.as_ref().map(|r| r.devices.clone());
-        let machine = Machine { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given };
+        let machine = Machine::of(spec, given).map_err(|e| input(anyhow!(e)))?;
         let n_shards = options.shards.unwrap_or(spec.parallelism.shards);
         let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
         let topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
@@ -126,6 +125,12 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// What a job may use; `given`: devices elsewhere.
+    pub fn of(spec: &api::TrainingJobSpec, given: Option<Topology>) -> Result<Self, String> {
+        let memory = spec.resources.memory_bytes()?;
+        Ok(Self { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given })
+    }
+
     /// Cores of each of `n` workers: disjoint as long as there are enough, else shared in turn.
     pub fn share_cores(&self, n: usize) -> Result<Vec<Vec<usize>>, String> {
         const MAX_WORKERS: usize = 4096;

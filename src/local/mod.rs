@@ -6,7 +6,7 @@ pub mod bundle;
 mod charts;
 pub mod control;
 pub mod head;
-mod inputs;
+pub mod inputs;
 pub mod json_lines;
 mod progress;
 pub mod report;

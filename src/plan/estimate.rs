@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::memory::Memory;
 use super::predict::{Costs, average_time, predict};
 use super::schedule::TaskGraph;
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
@@ -113,6 +114,7 @@ impl Priced {
             // Memory depends on the variant: a plan that runs no other.
             let grads = BTreeMap::from([(name.clone(), assignment.clone())]);
             let memory = predict(model, topology, &Plan { grads, ..plan.clone() }, &known)?.memory;
+            let memory = memory.iter().map(Memory::total).collect();
             let inputs = &graph.parameters()[model.n_params..];
             let reads = (0..n_shards as u32)
                 .map(|s| {

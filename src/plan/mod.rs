@@ -3,10 +3,13 @@
 //! `plan` knows nothing of pods, processes, clocks or files.
 
 pub mod block;
+pub mod bound;
 pub mod check;
 pub mod coordinate;
 pub mod estimate;
+pub mod explain;
 pub mod graph_picture;
+pub mod memory;
 pub mod multilevel;
 pub mod picture;
 pub mod pin;
@@ -20,6 +23,7 @@ pub mod solve;
 pub mod stages;
 pub mod strategy;
 pub mod table;
+pub mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;

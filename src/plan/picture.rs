@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::block::block_of;
-use super::schedule::{Slot, TaskGraph};
-use super::segment::{Parameters, Segmentation};
+use super::predict::{Costs, Timed, devices, timed};
+use super::schedule::Slot;
 use super::{Place, Plan, ShardId};
-use crate::cost;
+use crate::cost::OpCost;
 use crate::graph::{Graph, Model};
 use crate::topology::Topology;
 use crate::units::{Bytes, Seconds};
@@ -17,6 +17,13 @@ pub const COLOURS: [&str; 8] = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 28.0;
+/// Between columns.
+const GAP: f64 = 40.0;
+
+/// Width of a column.
+fn column(n: usize) -> f64 {
+    ((WIDTH - 2.0 * MARGIN - GAP * (n as f64 - 1.0)) / n as f64).min(300.0)
+}
 
 pub fn colour(shard: usize) -> &'static str {
     COLOURS[shard % COLOURS.len()]
@@ -41,10 +48,11 @@ pub fn svg(plan: &Plan, model: &Model, topology: &Topology) -> String {
         && let Some(grad) = model.variant(variant)
     {
         let graph = &grad.graph;
-        y = shards(&mut body, plan, model, graph, assignment, topology, y);
-        let results = plan.grad_results(model, graph, assignment);
-        if let Ok(cut) = Segmentation::new(graph, assignment, &results, n, Parameters::Mirrored) {
-            y = timeline(&mut body, plan, graph, &cut, variant, topology, y + 26.0);
+        let known = Costs::of(model);
+        y = shards(&mut body, plan, graph, assignment, topology, &known.grads[variant], y);
+        if let Ok(Some(cut)) = timed(model, topology, plan, &known, variant) {
+            y = traffic(&mut body, &cut, plan, y + 22.0);
+            y = timeline(&mut body, plan, &cut, variant, y + 30.0);
         }
     }
     format!(
@@ -53,21 +61,19 @@ pub fn svg(plan: &Plan, model: &Model, topology: &Topology) -> String {
     )
 }
 
-/// One column per shard: its blocks by work, its device, memory and traffic.
+/// One column per shard: its device, its memory, and its blocks by the time they take there.
 fn shards(
     out: &mut String,
     plan: &Plan,
-    model: &Model,
     graph: &Graph,
     assignment: &super::Assignment,
     topology: &Topology,
+    costs: &[OpCost],
     top: f64,
 ) -> f64 {
     let n = plan.shards.len();
-    let gap = 40.0;
-    let width = ((WIDTH - 2.0 * MARGIN - gap * (n as f64 - 1.0)) / n as f64).min(300.0);
-    let costs = cost::of_graph(graph);
-    let device = &topology.devices[0];
+    let width = column(n);
+    let devices = devices(topology, plan);
     let mut blocks: Vec<BTreeMap<(usize, String), f64>> = vec![BTreeMap::new(); n];
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (id, op) in graph.ops() {
@@ -75,12 +81,13 @@ fn shards(
         let block = block_of(op.scope().unwrap_or(""));
         let next = seen.len();
         let order = *seen.entry(block.clone()).or_insert(next);
-        *blocks[shard.index()].entry((order, block)).or_default() += costs[id.index()].time(device).0;
+        *blocks[shard.index()].entry((order, block)).or_default() +=
+            costs[id.index()].time(devices[shard.index()][0]).0;
     }
     let most: f64 = blocks.iter().map(|b| b.values().sum::<f64>()).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
     let height = 210.0;
     for (i, shard) in plan.shards.iter().enumerate() {
-        let x = MARGIN + i as f64 * (width + gap);
+        let x = MARGIN + i as f64 * (width + GAP);
         let names: Vec<&str> = shard.devices.iter().map(|d| topology.devices[d.index()].name.as_str()).collect();
         text(out, x, top + 14.0, 14.0, "start", "#111", &format!("shard {i} on {}", names.join(", ")));
         let facts = format!("{} busy, {}", shard.busy, shard.memory);
@@ -109,44 +116,52 @@ fn shards(
             }
             y += h;
         }
-        if i + 1 < n {
-            let middle = x + width + gap / 2.0;
-            let at = top + 42.0 + height / 2.0;
-            let crossing: Bytes = plan.shards[i].sent + plan.shards[i + 1].sent;
-            let _ = write!(
-                out,
-                "<path d=\"M{:.1} {at:.1} h{:.1} m-5 -4 l5 4 l-5 4\" stroke=\"#444\" fill=\"none\" stroke-width=\"1.6\"/>",
-                x + width + 6.0,
-                gap - 12.0
-            );
-            if width > 90.0 {
-                text(out, middle, at - 10.0, 10.0, "middle", "#444", &crossing.to_string());
-            }
-        }
     }
-    let _ = model;
     top + 42.0 + height
 }
 
+/// Below the columns an arrow from shard to shard for what travels between them in a step; the thickest carries most.
+fn traffic(out: &mut String, cut: &Timed<'_>, plan: &Plan, top: f64) -> f64 {
+    const MOST_ARROWS: usize = 12;
+    const LANE: f64 = 20.0;
+    let width = column(plan.shards.len());
+    let mut sent: BTreeMap<(usize, usize), Bytes> = BTreeMap::new();
+    for (i, message) in cut.cut.messages.iter().enumerate() {
+        let from = cut.cut.segments[message.from].shard.index();
+        let bytes = cut.cut.bytes(cut.graph, i) * u64::from(plan.n_microbatches);
+        *sent.entry((from, message.to.index())).or_default() += bytes;
+    }
+    let mut arrows: Vec<((usize, usize), Bytes)> = sent.into_iter().collect();
+    arrows.sort_by_key(|&(ends, bytes)| (std::cmp::Reverse(bytes), ends));
+    let most = arrows.first().map_or(1.0, |a| a.1.0.max(1) as f64);
+    let left_out = arrows.len().saturating_sub(MOST_ARROWS);
+    arrows.truncate(MOST_ARROWS);
+    arrows.sort_unstable();
+    let middle = |shard: usize| MARGIN + shard as f64 * (width + GAP) + width / 2.0;
+    let mut y = top;
+    for ((from, to), bytes) in arrows {
+        let (a, b) = (middle(from), middle(to));
+        let head = if b > a { -6.0 } else { 6.0 };
+        let thick = 1.0 + 3.0 * bytes.0 as f64 / most;
+        let _ = write!(
+            out,
+            "<path d=\"M{a:.1} {y:.1} H{b:.1} m{head} -4 L{b:.1} {y:.1} l{head} 4\" stroke=\"{}\" fill=\"none\" stroke-width=\"{thick:.1}\"/>",
+            colour(from)
+        );
+        text(out, (a + b) / 2.0, y - 4.0, 11.0, "middle", "#444", &bytes.to_string());
+        y += LANE;
+    }
+    if left_out > 0 {
+        text(out, MARGIN, y + 4.0, 11.0, "start", "#777", &format!("{left_out} smaller ones are left out"));
+        y += LANE;
+    }
+    y
+}
+
 /// The simulated step: a lane per shard, forward work light, work that ends a microbatch dark.
-fn timeline(
-    out: &mut String,
-    plan: &Plan,
-    graph: &Graph,
-    cut: &Segmentation,
-    variant: &str,
-    topology: &Topology,
-    top: f64,
-) -> f64 {
+fn timeline(out: &mut String, plan: &Plan, timed: &Timed<'_>, variant: &str, top: f64) -> f64 {
     let n = plan.shards.len();
-    let costs = cost::of_graph(graph);
-    let device = |s: ShardId| &topology.devices[plan.shards[s.index()].devices[0].index()];
-    let durations: Vec<Seconds> =
-        cut.segments.iter().map(|s| s.ops.iter().map(|o| costs[o.index()].time(device(s.shard))).sum()).collect();
-    let tasks = TaskGraph::new(graph, cut, n, &durations, |i, m| {
-        let from = plan.shards[cut.segments[m.from].shard.index()].devices[0];
-        topology.link(from, plan.shards[m.to.index()].devices[0]).time(cut.bytes(graph, i))
-    });
+    let Timed { cut, tasks, .. } = timed;
     let Some(orders) = plan.orders.get(variant) else { return top };
     let Ok(lanes) = tasks.replay(orders, plan.n_microbatches) else { return top };
     let end = lanes.iter().flatten().map(|s| s.end.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);

@@ -1,6 +1,7 @@
 //! Plans whose cuts people have chosen, by the names of their model's blocks.
 
 use super::block::Blocks;
+use super::bound::bound;
 use super::predict::Costs;
 use super::problem::{Infeasible, Problem};
 use super::solve::{Line, device_orders};
@@ -40,7 +41,8 @@ pub fn pinned(problem: &Problem<'_>, names: &[String]) -> Result<Plan, Infeasibl
             }
         }
     }
-    best.ok_or_else(|| refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }))
+    let plan = best.ok_or_else(|| refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }))?;
+    Ok(Plan { bound: bound(problem, &costs)?.step(), ..plan })
 }
 
 /// Coordinates at which the blocks begin.

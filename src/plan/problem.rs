@@ -51,11 +51,31 @@ pub enum Infeasible {
     NoSuchBlock { name: String, known: Vec<String>, hint: String },
     #[error("a cut at {name:?} leaves nothing before it; name blocks in the order of the model, each once: {known:?}")]
     CutOrder { name: String, known: Vec<String> },
-    #[error(
-        "shard {shard} needs {needs}, device {device} has {has}; try {} shards, a smaller microbatch or the 1F1B schedule",
-        n_shards + 1
-    )]
-    Memory { shard: u32, n_shards: u32, needs: Bytes, device: String, has: Bytes },
+    #[error("{what} needs {needs}, the largest device, {device}, has {has}; give one worker {needs} or more")]
+    Indivisible { what: String, needs: Bytes, device: String, has: Bytes },
+    #[error("shard {shard} needs {needs}, device {device} has {has}; {}", way_out(*enough, *shards))]
+    Memory {
+        shard: u32,
+        n_shards: u32,
+        needs: Bytes,
+        device: String,
+        has: Bytes,
+        /// With so much on every device the same number of shards fits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        enough: Option<Bytes>,
+        /// So many shards fit on devices like the largest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shards: Option<u32>,
+    },
+}
+
+fn way_out(enough: Option<Bytes>, shards: Option<u32>) -> String {
+    match (enough, shards) {
+        (Some(enough), Some(n)) => format!("give every worker {enough}, or take {n} shards"),
+        (Some(enough), None) => format!("give every worker {enough}: more shards alone do not help"),
+        (None, Some(n)) => format!("take {n} shards"),
+        (None, None) => "try a smaller microbatch or the 1F1B schedule".to_owned(),
+    }
 }
 
 impl<'a> Problem<'a> {

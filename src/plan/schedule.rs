@@ -118,6 +118,15 @@ impl TaskGraph {
         tasks
     }
 
+    /// What a segment waits for, and how long it travels.
+    pub(super) fn needs(&self, segment: u32) -> &[(usize, Seconds)] {
+        &self.nodes[segment as usize].needs
+    }
+
+    pub(super) fn shard_of(&self, segment: usize) -> ShardId {
+        self.nodes[segment].shard
+    }
+
     fn users(&self) -> Vec<Vec<(usize, Seconds)>> {
         let mut users = vec![Vec::new(); self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate() {

@@ -1,0 +1,251 @@
+//! Why a plan takes as long as it does, what would make it faster, and what else was possible.
+//!
+//! Every answer comes from planning again: with other devices, with other links, with another choice.
+
+mod shares;
+mod text;
+
+use serde::{Deserialize, Serialize};
+
+use super::bound::{self, Bound};
+use super::memory::Memory;
+use super::predict::{Costs, predict};
+use super::problem::{Infeasible, Problem};
+use super::solve::solve;
+use super::{Plan, ScheduleKind, ShardPlan};
+use crate::graph::Model;
+use crate::topology::Topology;
+use crate::units::{Bytes, Seconds};
+
+pub use shares::{Share, Shares, Unexplained};
+
+/// Memory that is added to each device to see what more would bring.
+const MORE_MEMORY: Bytes = Bytes(10 << 30);
+/// A change that gains less than this share of a step gains nothing.
+const LEAST_GAIN: f64 = 0.01;
+
+/// A plan, explained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    pub model: String,
+    /// By shard: its devices.
+    pub devices: Vec<String>,
+    pub n_microbatches: u32,
+    pub microbatch: u64,
+    /// By the figures of these devices; what the plan file says may come from others.
+    pub shares: Shares,
+    pub bound: Bound,
+    /// The op behind the bound's path.
+    pub bound_op: Option<String>,
+    /// By shard.
+    pub memory: Vec<Room>,
+    /// What planning again for these devices finds; the plan's own step where that is no better.
+    pub again: Seconds,
+    /// What would gain most if it were gone; `None` where neither memory nor links cost anything.
+    pub binds: Option<Binding>,
+    /// The fastest plan of another kind.
+    pub next: Option<Alternative>,
+    /// What more of something would bring.
+    pub more: Vec<More>,
+}
+
+/// Memory of a shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Room {
+    pub needs: Bytes,
+    pub has: Bytes,
+    pub parts: Memory,
+}
+
+/// A constraint, by the step that the planner finds without it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    pub constraint: Constraint,
+    pub step_without: Seconds,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Constraint {
+    Memory,
+    Links,
+}
+
+/// Another choice than the plan's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Alternative {
+    pub choice: Choice,
+    pub step: Seconds,
+    /// Seconds that it has more than the plan, of a mean device: these add up to the difference of the steps.
+    pub more: Share,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Choice {
+    /// The same kind of plan with other cuts or devices.
+    OtherCuts,
+    /// Rows of a microbatch.
+    Microbatch(u64),
+    Schedule(ScheduleKind),
+    Shards(u32),
+}
+
+/// What the planner finds with more of something.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct More {
+    pub of: Resource,
+    /// The predicted step, or why there is no plan.
+    pub found: Result<Seconds, Infeasible>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Resource {
+    /// One more device, for each replica, like the one of the slowest shard.
+    Device { like: String },
+    /// Twice the bandwidth of every link.
+    Bandwidth,
+    /// So much more on each device.
+    Memory { more: Bytes },
+}
+
+/// Explains a plan on devices.
+///
+/// # Errors
+/// [`Unexplained`].
+/// # Complexity
+/// That of at most twelve calls of [`solve`](solve()).
+pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explanation, Unexplained> {
+    let known = Costs::of(model);
+    let n_shards = plan.shards.len() as u32;
+    let problem =
+        Problem { model, topology, n_shards, n_replicas: plan.n_replicas, microbatch: None, schedule: plan.schedule };
+    let shares = Shares::of(model, topology, plan, &known)?;
+    let known_bound = bound::bound(&problem, &known).map_err(|_| Unexplained::Empty)?;
+    let devices = |s: &ShardPlan| {
+        s.devices.iter().map(|d| topology.devices[d.index()].name.as_str()).collect::<Vec<_>>().join("+")
+    };
+    let bound_op = known_bound.op.and_then(|op| {
+        let of_size = model.grads.iter().find(|g| g.microbatch == known_bound.microbatch);
+        Some(of_size?.graph.op(op).name.clone())
+    });
+    let predicted = predict(model, topology, plan, &known).map_err(Unexplained::Update)?;
+    let memory = rooms(topology, plan, predicted.memory);
+    let slowest = plan.shards[shares.slowest()].devices[0];
+    let again = solve(&problem, None).map_or(shares.step, |found| found.step_time.min(shares.step));
+    let freed = |constraint: Constraint| {
+        let topology = without(topology, constraint);
+        let found = solve(&Problem { topology: &topology, ..problem }, None).ok()?;
+        Some(Binding { constraint, step_without: found.step_time })
+    };
+    let gains = |b: &Binding| b.step_without.0 < (1.0 - LEAST_GAIN) * again.0;
+    let binds = [Constraint::Memory, Constraint::Links].into_iter().filter_map(freed).filter(gains);
+    let binds = binds.min_by(|a, b| a.step_without.0.total_cmp(&b.step_without.0));
+    let mut more = Vec::new();
+    let mut ask = |of: Resource, problem: Problem<'_>| {
+        let found = solve(&problem, None).map(|plan| plan.step_time);
+        more.push(More { of, found });
+    };
+    let larger = with_devices_like(topology, slowest.index(), n_shards as usize, plan.n_replicas as usize);
+    let like = topology.devices[slowest.index()].name.clone();
+    ask(Resource::Device { like }, Problem { topology: &larger, n_shards: n_shards + 1, ..problem });
+    let mut faster = topology.clone();
+    for link in [&mut faster.local, &mut faster.remote] {
+        link.bandwidth = link.bandwidth * 2.0;
+    }
+    ask(Resource::Bandwidth, Problem { topology: &faster, ..problem });
+    let mut roomier = topology.clone();
+    roomier.devices.iter_mut().for_each(|d| d.memory += MORE_MEMORY);
+    ask(Resource::Memory { more: MORE_MEMORY }, Problem { topology: &roomier, ..problem });
+    let next = next_best(&problem, plan, &shares, &known);
+    Ok(Explanation {
+        model: model.manifest.name.clone(),
+        devices: plan.shards.iter().map(devices).collect(),
+        n_microbatches: plan.n_microbatches,
+        microbatch: plan.microbatch,
+        shares,
+        bound: known_bound,
+        bound_op,
+        memory,
+        again,
+        binds,
+        next,
+        more,
+    })
+}
+
+fn rooms(topology: &Topology, plan: &Plan, memory: Vec<Memory>) -> Vec<Room> {
+    let has = |d: &crate::topology::DeviceId| topology.devices[d.index()].memory;
+    let room = |(parts, shard): (Memory, &ShardPlan)| Room {
+        needs: parts.total(),
+        has: shard.devices.iter().map(has).min().unwrap_or_default(),
+        parts,
+    };
+    memory.into_iter().zip(&plan.shards).map(room).collect()
+}
+
+/// The devices with one constraint taken away.
+fn without(topology: &Topology, constraint: Constraint) -> Topology {
+    let mut free = topology.clone();
+    match constraint {
+        Constraint::Memory => free.devices.iter_mut().for_each(|d| d.memory = Bytes(u64::MAX)),
+        Constraint::Links => {
+            for link in [&mut free.local, &mut free.remote] {
+                link.bandwidth = link.bandwidth * 1e9;
+                link.latency = Seconds(0.0);
+            }
+        }
+    }
+    free
+}
+
+/// One more device behind those of each replica.
+fn with_devices_like(topology: &Topology, like: usize, n_shards: usize, n_replicas: usize) -> Topology {
+    let mut devices = topology.devices.clone();
+    for replica in (0..n_replicas).rev() {
+        let at = ((replica + 1) * n_shards).min(devices.len());
+        devices.insert(at, topology.devices[like].clone());
+    }
+    Topology { devices, ..topology.clone() }
+}
+
+/// The fastest plan that differs in one choice.
+fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, known: &Costs) -> Option<Alternative> {
+    let sizes = problem.microbatches().unwrap_or_default().into_iter().map(|(size, _)| size);
+    let sizes = sizes.filter(|&size| size != plan.microbatch).map(Choice::Microbatch);
+    let other = match plan.schedule {
+        ScheduleKind::GPipe => ScheduleKind::OneFOneB,
+        ScheduleKind::OneFOneB => ScheduleKind::GPipe,
+    };
+    let fewer = (problem.n_shards > 1).then(|| Choice::Shards(problem.n_shards - 1));
+    let choices = sizes.chain([Choice::OtherCuts, Choice::Schedule(other)]).chain(fewer);
+    let found = choices.filter_map(|choice| {
+        let mut asked = Problem { microbatch: Some(plan.microbatch), ..*problem };
+        match choice {
+            Choice::OtherCuts => {}
+            Choice::Microbatch(size) => asked.microbatch = Some(size),
+            Choice::Schedule(schedule) => asked.schedule = schedule,
+            Choice::Shards(n) => asked.n_shards = n,
+        }
+        let found = solve(&asked, None).ok()?;
+        let same = found.grads == plan.grads && found.orders == plan.orders && found.shards.len() == plan.shards.len();
+        if same {
+            return None;
+        }
+        let other = Shares::of(problem.model, problem.topology, &found, known).ok()?;
+        let (a, b) = (other.mean(), shares.mean());
+        let more = Share {
+            computing: a.computing - b.computing,
+            updating: a.updating - b.updating,
+            receiving: a.receiving - b.receiving,
+            waiting: a.waiting - b.waiting,
+        };
+        Some(Alternative { choice, step: other.step, more })
+    });
+    found.min_by(|a, b| a.step.0.total_cmp(&b.step.0))
+}

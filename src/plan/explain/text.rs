@@ -1,0 +1,178 @@
+//! An explanation in plain words.
+
+use std::fmt;
+
+use super::{Alternative, Choice, Constraint, Explanation, LEAST_GAIN, More, Resource, Share};
+use crate::plan::memory::Memory;
+use crate::units::Seconds;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shares = &self.shares;
+        let step = shares.step;
+        let of_step = |part: Seconds| format!("{:.0} %", 100.0 * (part / step));
+        writeln!(
+            f,
+            "{} on {} shards, {} microbatches of {} rows: a step of {step} is predicted. No plan on these devices takes less than {} ({:.2}×).",
+            self.model,
+            self.devices.len(),
+            self.n_microbatches,
+            self.microbatch,
+            self.bound.step(),
+            step / self.bound.step(),
+        )?;
+        writeln!(f, "\nWhere the time of each device goes")?;
+        writeln!(
+            f,
+            "{:<6} {:<16} {:>9} {:>9} {:>9} {:>9}  memory",
+            "shard", "device", "computing", "updating", "receiving", "waiting"
+        )?;
+        for ((i, share), (devices, room)) in shares.shards.iter().enumerate().zip(self.devices.iter().zip(&self.memory))
+        {
+            writeln!(
+                f,
+                "{i:<6} {devices:<16} {:>9} {:>9} {:>9} {:>9}  {} of {}",
+                of_step(share.computing),
+                of_step(share.updating),
+                of_step(share.receiving),
+                of_step(share.waiting),
+                room.needs,
+                room.has,
+            )?;
+        }
+        writeln!(f, "\nWhat the memory is for")?;
+        for (i, room) in self.memory.iter().enumerate() {
+            let Memory { state, gradients, copies, residuals, temporaries, first_run } = room.parts;
+            let parts = [
+                (state, "params and slots"),
+                (gradients, "gradients"),
+                (copies, "others' params"),
+                (residuals, "values between segments"),
+                (temporaries, "values inside segments"),
+                (first_run, "the plug-in"),
+            ];
+            let parts = parts.into_iter().filter(|(bytes, _)| bytes.0 > 0);
+            let parts: Vec<String> = parts.map(|(bytes, name)| format!("{bytes} {name}")).collect();
+            writeln!(f, "  shard {i}: {}", parts.join(", "))?;
+        }
+        if self.again.0 < (1.0 - LEAST_GAIN) * step.0 {
+            let less = change(self.again, step);
+            writeln!(
+                f,
+                "\nPlanned again for these devices, a step takes {} ({less}). What follows is compared with that.",
+                self.again
+            )?;
+        }
+        writeln!(f, "\nWhat limits the step")?;
+        self.limit(f, &of_step)?;
+        writeln!(f, "\nWhich constraint binds")?;
+        match self.binds {
+            Some(binds) => {
+                let name = match binds.constraint {
+                    Constraint::Memory => "memory: without a limit on it",
+                    Constraint::Links => "the links: if tensors travelled in no time",
+                };
+                writeln!(
+                    f,
+                    "  {name}, the step would be {} ({}).",
+                    binds.step_without,
+                    change(binds.step_without, self.again)
+                )?;
+            }
+            None => writeln!(
+                f,
+                "  neither memory nor links: without them no plan is {:.0} % faster. What is left is the devices' speed, and that a pipeline fills and drains.",
+                100.0 * LEAST_GAIN
+            )?,
+        }
+        writeln!(f, "\nThe next best plan")?;
+        match &self.next {
+            Some(next) => writeln!(f, "  {}", self.loss(next))?,
+            None => writeln!(f, "  none: every other choice is refused or comes to the same.")?,
+        }
+        writeln!(f, "\nWhat more would bring (each planned anew, predicted)")?;
+        self.more.iter().try_for_each(|more| writeln!(f, "  {}", self.gain(more)))
+    }
+}
+
+impl Explanation {
+    fn limit(&self, f: &mut fmt::Formatter<'_>, of_step: &dyn Fn(Seconds) -> String) -> fmt::Result {
+        let shares = &self.shares;
+        let slowest = shares.slowest();
+        let others: Seconds = shares.chain.iter().enumerate().filter(|(s, _)| *s != slowest).map(|(_, t)| *t).sum();
+        let (mine, mean) = (shares.chain[slowest], shares.mean());
+        writeln!(
+            f,
+            "  shard {slowest} on {}: {} of the longest chain of work is its computing.",
+            self.devices[slowest],
+            of_step(mine)
+        )?;
+        let parts = [
+            (others, "other shards computing before, between and after"),
+            (shares.transfers, "tensors on their way"),
+            (shares.update, "the update"),
+            (shares.averaging, "replicas exchanging gradients"),
+        ];
+        for (part, name) in parts.into_iter().filter(|(part, _)| part.0 > 0.0) {
+            writeln!(f, "  {} of it is {name}.", of_step(part))?;
+        }
+        writeln!(
+            f,
+            "  Over all devices: {} computing, {} updating, {} receiving, {} waiting for others.",
+            of_step(mean.computing),
+            of_step(mean.updating),
+            of_step(mean.receiving),
+            of_step(mean.waiting)
+        )?;
+        let op = self.bound_op.as_ref().filter(|_| self.bound.path.0 > self.bound.work.0);
+        match op {
+            Some(op) => writeln!(f, "  The bound is one op, {op}: it runs for all microbatches on one device."),
+            None => writeln!(f, "  The bound is all work, spread over all devices without a gap."),
+        }
+    }
+
+    fn loss(&self, next: &Alternative) -> String {
+        let what = match next.choice {
+            Choice::OtherCuts => "other cuts or devices".to_owned(),
+            Choice::Microbatch(rows) => format!("microbatches of {rows} rows"),
+            Choice::Schedule(schedule) => format!("the {schedule} schedule"),
+            Choice::Shards(n) => format!("{n} shards"),
+        };
+        let step = self.shares.step;
+        let verdict = change(next.step, step);
+        if next.step.0 < step.0 {
+            return format!("{what}: {} ({verdict} than this plan takes).", next.step);
+        }
+        let Share { computing, updating, receiving, waiting } = next.more;
+        let parts = [(computing, "computing"), (updating, "updating"), (receiving, "receiving"), (waiting, "waiting")];
+        let more = parts.into_iter().filter(|(time, _)| time.0 > LEAST_GAIN * step.0);
+        let more: Vec<String> = more.map(|(time, name)| format!("{time} more {name}")).collect();
+        let why = match more.is_empty() {
+            true => "about as good".to_owned(),
+            false => format!("a mean device spends {}", more.join(" and ")),
+        };
+        format!("{what}: {} ({verdict}): {why}.", next.step)
+    }
+
+    fn gain(&self, more: &More) -> String {
+        let what = match &more.of {
+            Resource::Device { like } => format!("one more device like {like}"),
+            Resource::Bandwidth => "twice the bandwidth of every link".to_owned(),
+            Resource::Memory { more } => format!("{more} more on every device"),
+        };
+        match &more.found {
+            Ok(step) => format!("{what:<36} {step} ({})", change(*step, self.again)),
+            Err(e) => format!("{what:<36} no plan: {e}"),
+        }
+    }
+}
+
+/// `12 % faster`.
+fn change(step: Seconds, than: Seconds) -> String {
+    let gain = 1.0 - step / than;
+    match gain {
+        g if g.abs() < LEAST_GAIN / 2.0 => "the same".to_owned(),
+        g if g > 0.0 => format!("{:.0} % less", 100.0 * g),
+        g => format!("{:.0} % more", -100.0 * g),
+    }
+}

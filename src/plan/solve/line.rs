@@ -1,0 +1,279 @@
+//! The model as a line of parts, and plans that cut it.
+
+use std::collections::BTreeMap;
+
+use super::search::Start;
+use super::{check_memory, finish};
+use crate::graph::{GradGraph, Graph, Model};
+use crate::plan::coordinate::{Coordinates, coordinates};
+use crate::plan::predict::Costs;
+use crate::plan::problem::{Infeasible, Problem};
+use crate::plan::{Assignment, Place, Plan, ShardId};
+use crate::topology::{DeviceId, kinds};
+use crate::units::{Bytes, Seconds};
+
+/// Most parts the line is coarsened into.
+const PARTS: usize = 384;
+
+/// The model as a line of parts.
+pub(crate) struct Line<'a> {
+    pub(super) costs: &'a Costs,
+    /// By variant.
+    pub coordinates: Vec<Coordinates>,
+    /// The largest variant: it shapes the line.
+    pub(super) main: usize,
+    /// Coordinates where parts begin; the first is 0.
+    pub(super) begins: Vec<u32>,
+    /// Work before each border (begins, then the end), for each kind of device in the topology.
+    pub(super) work: Vec<Vec<Seconds>>,
+    /// Kind of each device.
+    pub(super) kind: Vec<usize>,
+    /// Bytes that cross each border, for one microbatch.
+    pub(super) crossing: Vec<Bytes>,
+    /// Params, slots and gradients before each border.
+    pub(super) state: Vec<Bytes>,
+    /// Residuals of one microbatch before each border.
+    pub(super) residuals: Vec<Bytes>,
+}
+
+impl<'a> Line<'a> {
+    pub(crate) fn new(problem: &Problem<'_>, variants: &[&GradGraph], known: &'a Costs) -> Result<Self, Infeasible> {
+        let model = problem.model;
+        let all: Vec<Coordinates> = variants
+            .iter()
+            .map(|v| coordinates(&v.graph, model.n_params, model.n_scalars(), &known.grads[&v.name]))
+            .collect();
+        // The largest variant shapes the line; the others follow its borders by fraction of their own work.
+        let main = main_variant(variants);
+        let (coordinates, costs) = (&all[main], &known.grads[&variants[main].name]);
+        let graph = &variants[main].graph;
+        let n = coordinates.n as usize;
+        let reference = &problem.topology.devices[0];
+        let mut work = vec![0.0; n];
+        for (id, _) in graph.ops() {
+            if let Some(at) = coordinates.of[id.index()] {
+                work[at as usize] += costs[id.index()].time(reference).0;
+            }
+        }
+        let crossing = crossing(graph, coordinates);
+        let begins = coarsen(&work, &crossing, problem.n_shards as usize);
+        if begins.len() < problem.n_shards as usize {
+            return Err(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: begins.len() });
+        }
+        let at_borders = |by_coordinate: &[f64]| {
+            let mut sums = Vec::with_capacity(begins.len() + 1);
+            let (mut sum, mut next) = (0.0, 0);
+            for (i, w) in by_coordinate.iter().enumerate() {
+                if begins.get(next) == Some(&(i as u32)) {
+                    sums.push(sum);
+                    next += 1;
+                }
+                sum += w;
+            }
+            sums.push(sum);
+            sums
+        };
+        let (devices, kind) = kinds(&problem.topology.devices);
+        let work = devices
+            .into_iter()
+            .map(|device| {
+                let mut by_coordinate = vec![0.0; n];
+                for (id, _) in graph.ops() {
+                    if let Some(at) = coordinates.of[id.index()] {
+                        by_coordinate[at as usize] += costs[id.index()].time(device).0;
+                    }
+                }
+                at_borders(&by_coordinate).into_iter().map(Seconds).collect()
+            })
+            .collect();
+        let (mut state, mut residuals) = (vec![0.0; n], vec![0.0; n]);
+        let param_at = |p: usize| coordinates.of[graph.parameters()[p].index()].unwrap_or(0) as usize;
+        for (i, tensor) in model.state.iter().enumerate() {
+            match tensor.param {
+                _ if i < model.n_params => state[param_at(i)] += 2.0 * tensor.shape.bytes().0 as f64,
+                Some(p) => state[param_at(p)] += tensor.shape.bytes().0 as f64,
+                None => {}
+            }
+        }
+        for (id, op) in graph.ops() {
+            let Some(at) = coordinates.of[id.index()].filter(|_| coordinates.forward[id.index()]) else { continue };
+            let kept = graph.users(id).iter().any(|u| !coordinates.forward[u.index()]);
+            if kept && &*op.opcode != "parameter" {
+                residuals[at as usize] += op.shape.bytes().0 as f64;
+            }
+        }
+        let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
+        let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
+        let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
+        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals })
+    }
+
+    /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
+    pub(super) fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
+        let n_main = f64::from(self.coordinates[self.main].n);
+        let of = |line: &Coordinates| {
+            let scale = f64::from(line.n) / n_main;
+            borders.iter().map(|&b| (f64::from(self.begins[b]) * scale).round() as u32).collect()
+        };
+        self.coordinates.iter().map(of).collect()
+    }
+
+    /// Where an earlier plan cuts this line; `None` for one that does not.
+    pub(super) fn start_of(&self, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
+        let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..plan.shards.len()) {
+            return None;
+        }
+        // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
+        let line = &self.coordinates[self.main];
+        let assignment = plan.grads.get(&variants[self.main].name)?;
+        let mut first = vec![u32::MAX; plan.shards.len()];
+        for ((at, forward), place) in line.of.iter().zip(&line.forward).zip(&assignment.0) {
+            if let (Some(at), true, Place::Shard(s)) = (at, forward, place) {
+                let first = first.get_mut(s.index())?;
+                *first = (*first).min(*at);
+            }
+        }
+        let border = |&at: &u32| self.begins.partition_point(|&begin| begin < at);
+        let borders: Vec<usize> = first[1..].iter().map(border).collect();
+        let ascending = borders.is_sorted_by(|a, b| a < b) && borders.last().is_none_or(|&b| b < self.begins.len());
+        (ascending && borders.first() != Some(&0)).then_some(Start { borders, order, rule: None })
+    }
+
+    /// The plan whose shards begin at `cuts`, by variant.
+    pub(crate) fn plan(
+        &self,
+        problem: &Problem<'_>,
+        microbatch: u64,
+        variants: &[&GradGraph],
+        cuts: &[Vec<u32>],
+        order: &[usize],
+    ) -> Result<Plan, Infeasible> {
+        let main = self.main;
+        // Owners by the main variant; the others use the same owners.
+        let model = problem.model;
+        let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
+        let main_graph = &variants[main].graph;
+        let param_owner = |p: usize| {
+            shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0))
+        };
+        let owners: Vec<Place> = (0..model.state.len())
+            .map(|i| match model.state[i].param {
+                _ if i < model.n_params => Place::Shard(param_owner(i)),
+                Some(p) => Place::Shard(param_owner(p)),
+                None => Place::Everywhere,
+            })
+            .collect();
+        let mut grads = BTreeMap::new();
+        for ((variant, coordinates), cuts) in variants.iter().zip(&self.coordinates).zip(cuts) {
+            let mut places: Vec<Place> = coordinates
+                .of
+                .iter()
+                .map(|at| at.map_or(Place::Everywhere, |at| Place::Shard(shard_of(cuts, at))))
+                .collect();
+            settle(model, &variant.graph, &owners, &mut places);
+            grads.insert(variant.name.clone(), Assignment(places));
+        }
+        let n = problem.n_shards as usize;
+        let devices: Vec<Vec<DeviceId>> = (0..n)
+            .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
+            .collect();
+        let plan = finish(problem, microbatch, grads, owners, &devices, self.costs)
+            .ok_or(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() })?;
+        check_memory(problem, &plan)?;
+        Ok(plan)
+    }
+}
+
+/// Puts params and the ops that make their gradients on the owner, and elements with their tuples.
+fn settle(model: &Model, graph: &Graph, owners: &[Place], places: &mut [Place]) {
+    for (p, &op) in graph.parameters()[..model.n_params].iter().enumerate() {
+        places[op.index()] = owners[p];
+    }
+    let n_scalars = graph.outputs().len() - model.n_params;
+    for (p, &op) in graph.outputs()[n_scalars..].iter().enumerate() {
+        let array_op = !matches!(&*graph.op(op).opcode, "parameter" | "get-tuple-element");
+        if array_op && places[op.index()] != Place::Everywhere && graph.users(op).is_empty() {
+            places[op.index()] = owners[p];
+        }
+    }
+    for (id, op) in graph.ops() {
+        if &*op.opcode == "get-tuple-element" {
+            places[id.index()] = places[op.operands[0].index()];
+        }
+    }
+    // Values that cannot travel stay where they are made.
+    for (id, op) in graph.ops() {
+        for &o in &op.operands {
+            let stuck = graph.op(o).shape.as_array().is_none() && places[o.index()] != Place::Everywhere;
+            if stuck && !matches!(&*op.opcode, "get-tuple-element") {
+                places[id.index()] = places[o.index()];
+            }
+        }
+    }
+}
+
+fn main_variant(variants: &[&GradGraph]) -> usize {
+    let size = |v: &GradGraph| v.batch.iter().map(|b| b.array().n_elements()).sum::<u64>();
+    (0..variants.len()).max_by_key(|&i| (size(variants[i]), std::cmp::Reverse(i))).unwrap_or(0)
+}
+
+/// Bytes that cross each coordinate, forward and backward, for one microbatch.
+fn crossing(graph: &Graph, coordinates: &Coordinates) -> Vec<Bytes> {
+    let mut difference = vec![0i64; coordinates.n as usize + 1];
+    for (id, op) in graph.ops() {
+        let Some(at) = coordinates.of[id.index()] else { continue };
+        let users = || graph.users(id).iter().filter_map(|u| coordinates.of[u.index()]);
+        let bytes = i64::try_from(op.shape.bytes().0).unwrap_or(i64::MAX / 4);
+        // A param crosses once per step at most, not per microbatch; it counts for little.
+        let bytes = if &*op.opcode == "parameter" { bytes / 8 } else { bytes };
+        let (first, last) = (users().min().unwrap_or(at), users().max().unwrap_or(at));
+        if last > at {
+            difference[at as usize + 1] += bytes;
+            difference[last as usize + 1] -= bytes;
+        }
+        if first < at {
+            difference[first as usize + 1] += bytes;
+            difference[at as usize + 1] -= bytes;
+        }
+    }
+    let mut sum = 0;
+    difference
+        .into_iter()
+        .map(|d| {
+            sum += d;
+            Bytes(sum.max(0) as u64)
+        })
+        .collect()
+}
+
+/// Parts of about equal work, each beginning where the fewest bytes cross.
+fn coarsen(work: &[f64], crossing: &[Bytes], n_shards: usize) -> Vec<u32> {
+    let n_parts = PARTS.max(4 * n_shards);
+    if work.len() <= n_parts {
+        return (0..work.len() as u32).collect();
+    }
+    let total: f64 = work.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let mut begins = vec![0u32];
+    let mut sum = 0.0;
+    let mut best: Option<(Bytes, u32)> = None;
+    let mut bucket = 0;
+    for (i, w) in work.iter().enumerate() {
+        let in_bucket = (sum / total * n_parts as f64) as usize;
+        if in_bucket > bucket {
+            if let Some((_, at)) = best.take() {
+                begins.push(at);
+            }
+            bucket = in_bucket;
+        }
+        if i > 0 && best.is_none_or(|(b, _)| crossing[i] < b) {
+            best = Some((crossing[i], i as u32));
+        }
+        sum += w;
+    }
+    begins.extend(best.map(|(_, at)| at));
+    begins.dedup();
+    begins
+}

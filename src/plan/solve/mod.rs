@@ -1,0 +1,183 @@
+//! The planner: a line, a dynamic program over its parts, then a search around the borders.
+//!
+//! Coordinates ([`super::coordinate`]) turn the graph into a line. The line is coarsened into parts of equal work, each
+//! border put where the fewest bytes cross. Contiguous ranges of parts are given to shards by dynamic programs that look
+//! at the step in different ways; borders of the best are then moved as long as the simulated step gets faster.
+
+mod line;
+mod orders;
+mod partition;
+mod refuse;
+mod search;
+
+use std::collections::BTreeMap;
+
+use super::bound::bound;
+use super::predict::{Costs, Prediction, predict};
+use super::problem::{Infeasible, Problem};
+use super::{Assignment, Place, Plan, ShardPlan};
+use crate::topology::{Device, DeviceId, Link, Topology};
+use crate::units::{Bytes, Seconds};
+
+pub(super) use line::Line;
+pub(super) use orders::device_orders;
+use search::Search;
+
+/// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
+/// end, of large ones the time stays in proportion to their size.
+const SEARCHED: usize = 1_500_000;
+/// With fewer tries than this a model is large: then a plan in force is where the next one begins.
+const FEW_TRIES: usize = 32;
+/// The plan in force stays unless another is this much faster.
+const GAIN: f64 = 0.99;
+
+/// Finds a plan.
+///
+/// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
+/// assignment. A plan near to it comes before one that is hardly faster and moves more. Of a large model only the borders
+/// are moved.
+///
+/// # Errors
+/// [`Infeasible`], with the limit met and the way out.
+/// # Complexity
+/// O(ops · log ops + parts² · shards) for each microbatch size, plus the search: O(ops) for each border moved, with a
+/// bound on their product.
+/// # Source
+/// Linear partition by dynamic programming, as in PipeDream (Narayanan et al., SOSP 2019).
+pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
+    problem.check_devices()?;
+    let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
+    let costs = Costs::of(problem.model);
+    let usable = problem.microbatches()?;
+    let fits = |previous: &&Plan| {
+        previous.model == problem.model.fingerprint
+            && previous.shards.len() == n_shards as usize
+            && previous.n_replicas == problem.n_replicas
+            && previous.schedule == problem.schedule
+            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
+            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
+    };
+    let kept = previous.filter(fits).and_then(|previous| repredict(problem, previous, &costs));
+    let (mut best, mut near): (Option<Plan>, Option<Plan>) = (None, None);
+    let mut refusal = None;
+    for (microbatch, variants) in &usable {
+        let n_ops = variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + problem.model.update.n_ops();
+        let large = SEARCHED / n_ops.max(1) < FEW_TRIES;
+        // Of a large model microbatches keep their size.
+        if large && kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
+            continue;
+        }
+        let kept = kept.as_ref().filter(|kept| kept.microbatch == *microbatch);
+        let line = match Line::new(problem, variants, &costs) {
+            Ok(line) => line,
+            Err(e) => {
+                refusal = Some(e);
+                continue;
+            }
+        };
+        let search = Search { problem, line: &line, microbatch: *microbatch, variants };
+        let start = kept.and_then(|kept| line.start_of(kept, variants));
+        if let Some(start) = &start {
+            near = search.near(start, large);
+        }
+        if large && near.is_some() {
+            continue;
+        }
+        match search.run() {
+            Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
+            Ok(_) => {}
+            Err(e) => refusal = Some(e),
+        }
+    }
+    // What moves more has to gain more than what is near, and both more than what runs.
+    let faster = |a: &Plan, b: &Plan| a.step_time.0 < GAIN * b.step_time.0;
+    let found = match (best, near) {
+        (Some(best), Some(near)) => Some(if faster(&best, &near) { best } else { near }),
+        (best, near) => best.or(near),
+    };
+    let plan = match (found, kept) {
+        (Some(plan), Some(kept)) if faster(&plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
+        (_, Some(kept)) => kept,
+        (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
+        (None, None) => {
+            let refusal = refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 });
+            return Err(refuse::refuse(problem, &costs, refusal));
+        }
+    };
+    Ok(Plan { bound: bound(problem, &costs)?.step(), ..plan })
+}
+
+/// An earlier plan under today's devices; `None` when it no longer fits.
+fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Plan> {
+    let (grads, owners) = (previous.grads.clone(), previous.owners.clone());
+    let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;
+    let plan = Plan { revision: previous.revision, ..plan };
+    check_memory(problem, &plan).ok().map(|()| plan)
+}
+
+fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
+    plan.shards.iter().map(|s| s.devices.clone()).collect()
+}
+
+/// A plan from its assignments: orders and predictions. `None` when a shard would be empty.
+fn finish(
+    problem: &Problem<'_>,
+    microbatch: u64,
+    grads: BTreeMap<String, Assignment>,
+    owners: Vec<Place>,
+    devices: &[Vec<DeviceId>],
+    costs: &Costs,
+) -> Option<Plan> {
+    let per_replica = problem.model.manifest.batch_size / microbatch / u64::from(problem.n_replicas);
+    let mut plan = Plan {
+        revision: 0,
+        model: problem.model.fingerprint.clone(),
+        microbatch,
+        shards: devices
+            .iter()
+            .map(|d| ShardPlan { devices: d.clone(), busy: Seconds(0.0), memory: Bytes(0), sent: Bytes(0) })
+            .collect(),
+        n_replicas: problem.n_replicas,
+        n_microbatches: u32::try_from(per_replica).ok()?,
+        grads,
+        owners,
+        schedule: problem.schedule,
+        orders: BTreeMap::new(),
+        step_time: Seconds(0.0),
+        bound: Seconds(0.0),
+        bytes_cut: Bytes(0),
+    };
+    let Prediction { orders, busy, memory, sent, step_time } =
+        predict(problem.model, problem.topology, &plan, costs).ok()?;
+    // A shard without work of its own is no shard.
+    if busy.iter().any(|b| b.0 <= 0.0) {
+        return None;
+    }
+    for (i, shard) in plan.shards.iter_mut().enumerate() {
+        (shard.busy, shard.memory, shard.sent) = (busy[i], memory[i].total(), sent[i]);
+    }
+    (plan.orders, plan.step_time) = (orders, step_time);
+    plan.bytes_cut = sent.into_iter().sum();
+    Some(plan)
+}
+
+fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
+    for (i, shard) in plan.shards.iter().enumerate() {
+        for d in &shard.devices {
+            let device = &problem.topology.devices[d.index()];
+            if shard.memory > device.memory {
+                let n_shards = problem.n_shards;
+                let (device, has) = (device.name.clone(), device.memory);
+                let (shard, needs) = (i as u32, shard.memory);
+                return Err(Infeasible::Memory { shard, n_shards, needs, device, has, enough: None, shards: None });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A topology of equal devices on one node, for tests and quick questions.
+pub fn even_topology(n: usize, device: &Device, link: Link) -> Topology {
+    let devices = (0..n).map(|i| Device { name: format!("{}{i}", device.name), ..device.clone() }).collect();
+    Topology { devices, local: link, remote: link }
+}

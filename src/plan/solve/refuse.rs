@@ -1,0 +1,79 @@
+//! Why nothing fits, and the nearest change that makes it fit.
+
+use super::line::Line;
+use super::partition::Rule;
+use super::search::{Search, Start};
+use crate::graph::{GradGraph, Graph, Op, OpId};
+use crate::plan::Plan;
+use crate::plan::predict::Costs;
+use crate::plan::problem::{Infeasible, Problem};
+use crate::topology::{Class, Device, Topology};
+use crate::units::Bytes;
+
+/// More memory than there is.
+const ANY: Bytes = Bytes(u64::MAX / 2);
+/// Numbers of shards that are tried, each a quarter larger than the one before.
+const TRIES: usize = 8;
+
+/// Finds out what would help where memory was too little; other reasons stay as they are.
+///
+/// # Complexity
+/// That of at most nine cuts for each microbatch size, without a search.
+pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) -> Infeasible {
+    let Some(largest) = problem.topology.devices.iter().max_by_key(|d| d.memory) else { return refusal };
+    let Infeasible::Memory { shard, n_shards, needs, device, has, .. } = refusal else { return refusal };
+    if let Some((what, needs)) = indivisible(problem, costs).filter(|(_, needs)| *needs > largest.memory) {
+        return Infeasible::Indivisible { what, needs, device: largest.name.clone(), has: largest.memory };
+    }
+    let of = |plan: Plan| plan.shards.iter().map(|s| s.memory).max().unwrap_or_default();
+    let enough = roomiest(problem, costs, n_shards, &Device { memory: ANY, ..largest.clone() }).map(of);
+    let mut more = n_shards;
+    let shards = (0..TRIES).find_map(|_| {
+        more += (more / 4).max(1);
+        roomiest(problem, costs, more, largest).map(|_| more)
+    });
+    Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards }
+}
+
+/// The plan that needs least memory on so many equal devices, of all microbatch sizes; `None` where none fits.
+fn roomiest(problem: &Problem<'_>, costs: &Costs, n_shards: u32, device: &Device) -> Option<Plan> {
+    let n = (n_shards as usize).checked_mul(problem.n_replicas as usize)?;
+    let topology = Topology { devices: vec![device.clone(); n], ..problem.topology.clone() };
+    let problem = Problem { topology: &topology, n_shards, ..*problem };
+    let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| {
+        let line = Line::new(&problem, &variants, costs).ok()?;
+        let order: Vec<usize> = (0..n_shards as usize).collect();
+        let search = Search { problem: &problem, line: &line, microbatch, variants: &variants };
+        let cut = line.partition(&problem, &order, Rule::Memory, 1.0)?;
+        search.plan(&Start { borders: cut.borders, order, rule: None }).ok()
+    };
+    let found = problem.microbatches().ok()?.into_iter().filter_map(of_size);
+    found.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())
+}
+
+/// What has to be on one device at one time, and is largest: a param with its gradient and slots, or a matrix product with
+/// what it reads and writes, in microbatches of the smallest size.
+fn indivisible(problem: &Problem<'_>, costs: &Costs) -> Option<(String, Bytes)> {
+    let model = problem.model;
+    let with_param = |p: usize| {
+        let slots = model.state.iter().filter(|t| t.param == Some(p)).map(|t| t.shape.bytes());
+        let slots: Bytes = slots.sum();
+        let param = model.state[p].shape.bytes();
+        (format!("param {} with its gradient and slots", model.state[p].name), param * 2 + slots)
+    };
+    let (_, variants) = problem.microbatches().ok()?.into_iter().next()?;
+    let with_op = |graph: &Graph, id: OpId, op: &Op| {
+        let mut read = op.operands.clone();
+        read.sort_unstable();
+        read.dedup();
+        let read: Bytes = read.iter().map(|&o| graph.op(o).shape.bytes()).sum();
+        (format!("op {} ({})", op.name, op.scope().unwrap_or(&op.opcode)), read + graph.op(id).shape.bytes())
+    };
+    let of_graph = |variant: &&GradGraph| -> Option<(String, Bytes)> {
+        let (graph, costs) = (&variant.graph, costs.grads.get(&variant.name)?);
+        let products = graph.ops().filter(|(id, _)| costs[id.index()].class == Class::Product);
+        products.map(|(id, op)| with_op(graph, id, op)).max_by_key(|(_, bytes)| *bytes)
+    };
+    let all = variants.iter().filter_map(of_graph).chain((0..model.n_params).map(with_param));
+    all.max_by_key(|(_, bytes)| *bytes)
+}
