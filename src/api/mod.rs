@@ -1,6 +1,7 @@
 //! The custom resources: what a user writes and what the operator answers, and nothing that runs.
 
 mod job;
+pub mod lint;
 mod partition;
 mod status;
 mod volume;
@@ -20,12 +21,19 @@ pub const GROUP: &str = "foreshard.dev";
 
 /// The custom resource definitions, by file name.
 pub fn crds() -> Vec<(&'static str, String)> {
-    let yaml = |crd| {
+    let yaml = |crd| serde_yaml::to_string(&crd).expect("a CRD is plain data");
+    NAMES.into_iter().zip(definitions().into_iter().map(yaml)).collect()
+}
+
+const NAMES: [&str; 2] = ["trainingjobs", "partitionplans"];
+
+/// The same as values, in the order of `NAMES`.
+fn definitions() -> [serde_json::Value; NAMES.len()] {
+    [TrainingJob::crd(), PartitionPlan::crd()].map(|crd| {
         let mut crd = serde_json::to_value(crd).expect("a CRD is plain data");
         drop_unsigned(&mut crd);
-        serde_yaml::to_string(&crd).expect("a CRD is plain data")
-    };
-    vec![("trainingjobs", yaml(TrainingJob::crd())), ("partitionplans", yaml(PartitionPlan::crd()))]
+        crd
+    })
 }
 
 /// Kubernetes knows no formats of unsigned numbers, and warns of them; their minimum says the same.

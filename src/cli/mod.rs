@@ -6,6 +6,7 @@ mod crd;
 mod devices;
 mod graph;
 mod head;
+mod lint;
 mod local;
 mod operator;
 mod plan;
@@ -45,6 +46,7 @@ enum Command {
     /// List, verify and export checkpoints.
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    Lint(lint::Args),
     Crd(crd::Args),
     Operator(operator::Args),
     #[command(hide = true)]
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Graph(a) => graph::run(a),
         Command::Bench(c) => bench::run(c),
         Command::Checkpoint(c) => checkpoint::run(c),
+        Command::Lint(a) => lint::run(a),
         Command::Crd(a) => crd::run(a),
         Command::Operator(a) => operator::run(a),
         Command::Head(a) => head::run(a),

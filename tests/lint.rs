@@ -1,0 +1,147 @@
+//! `foreshard lint`: what the API server would say. Every rule of every definition is run, once kept and once broken.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use foreshard::api::crds;
+use foreshard::api::lint::{Linter, documents};
+use serde_json::Value;
+
+const JOB: &str = "\
+apiVersion: foreshard.dev/v1alpha1
+kind: TrainingJob
+metadata: {name: a}
+spec:
+  bundle: work/m.bundle
+  steps: 3
+  data: {uri: work/x.txt}
+  parallelism: {shards: 2, cuts: [block1]}
+  volumes:
+  - {name: work, persistentVolumeClaim: {claimName: w}}
+  - {name: maps, configMap: {name: m}}
+  results: work
+";
+const PLAN: &str = "\
+apiVersion: foreshard.dev/v1alpha1
+kind: PartitionPlan
+metadata: {name: a-plan-1}
+spec:
+  job: a
+  revision: 1
+  reason: the first plan
+  inputs: \"00\"
+  nodes: [n1]
+  shards:
+  - {worker: 0, node: n1, device: cpu, cores: 1, memory: 1073741824}
+";
+
+/// A document, what is changed in it, whether the document before is what the cluster holds, and what is said of it.
+const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
+    (JOB, "name: a}", "name: 9.a}", false, "named after the job"),
+    (JOB, "bundle: work", "bundle: elsewhere", false, "bundle must lie on a volume"),
+    (JOB, "results: work", "results: maps", false, "results must name"),
+    (JOB, "uri: work/x.txt", "uri: a, socket: b", false, "give either uri or socket"),
+    (JOB, "shards: 2", "shards: 3", false, "one cut fewer than shards"),
+    (JOB, "bundle: work/m", "bundle: work/n", true, "bundle and seed cannot change"),
+    (JOB, "claimName: w}", "claimName: w}, configMap: {name: m}", false, "exactly one of"),
+    (PLAN, "memory: 1073741824", "memory: 2147483648", true, "a plan does not change"),
+];
+
+fn findings(yaml: &str, was: &str) -> Vec<String> {
+    let was = documents(was).unwrap();
+    let checked = Linter::default().file(yaml, &was).unwrap();
+    checked.iter().flat_map(|c| &c.findings).map(ToString::to_string).collect()
+}
+
+/// Messages of all rules of a schema.
+fn rules(schema: &Value, out: &mut BTreeSet<String>) {
+    let own = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+    out.extend(own.map(|rule| rule["message"].as_str().unwrap_or_default().to_owned()));
+    match schema {
+        Value::Object(map) => map.values().for_each(|s| rules(s, out)),
+        Value::Array(list) => list.iter().for_each(|s| rules(s, out)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_rule_is_run_once_kept_and_once_broken() {
+    let mut untried = BTreeSet::new();
+    for (_, yaml) in crds() {
+        rules(&documents(&yaml).unwrap()[0], &mut untried);
+    }
+    assert!(untried.len() >= BROKEN.len(), "{untried:?}");
+    for (good, from, to, changed, says) in BROKEN {
+        assert_eq!(findings(good, good), [""; 0], "{good}");
+        assert!(good.contains(from), "{from}");
+        let broken = good.replacen(from, to, 1);
+        let said = findings(&broken, if *changed { good } else { "" });
+        assert!(said.len() == 1 && said[0].contains(says), "{says:?} is not all of {said:?}");
+        untried.retain(|message| !said[0].ends_with(message.as_str()));
+    }
+    assert!(untried.is_empty(), "no document breaks these rules: {untried:#?}");
+}
+
+#[test]
+fn says_field_value_and_way_out() {
+    for (from, to, says) in [
+        ("shards: 2", "shard: 2", "spec.parallelism.shard: there is no such field; did you mean \"shards\"?"),
+        ("shards: 2", "shards: two", "spec.parallelism.shards: \"two\", must be a whole number"),
+        ("shards: 2", "shards: 0", "spec.parallelism.shards: 0, must be at least 1"),
+        ("shards: 2", "schedule: 1f1b, shards: 2", "\"1f1b\", must be one of 1F1B, GPipe; did you mean \"1F1B\"?"),
+        ("steps: 3", "steps: 1.5", "spec.steps: 1.5, must be a whole number"),
+        ("cuts: [block1]", "cuts: [7]", "spec.parallelism.cuts[0]: 7, must be text; quote it"),
+        ("  data: {uri: work/x.txt}\n", "", "spec: data is missing: Where training data comes from"),
+        ("name: work,", "name: Work,", "spec.volumes[0].name: \"Work\", must look like ^[a-z0-9]"),
+        ("name: maps", "name: work", "spec.volumes: two entries have the name \"work\""),
+        ("results: work", "results: work\n  resources: {memory: 2 GB}", "spec.resources.memory: \"2 GB\""),
+        ("kind: TrainingJob", "kind: TrainingJobs", "\"TrainingJobs\" is no kind of foreshard.dev"),
+        ("v1alpha1", "v1", "apiVersion: \"foreshard.dev/v1\", write \"foreshard.dev/v1alpha1\""),
+        ("metadata: {name: a}", "metadata: {}", "metadata.name: is missing"),
+        ("apiVersion: foreshard.dev/v1alpha1\n", "", "apiVersion and kind are missing"),
+    ] {
+        assert!(JOB.contains(from), "{from}");
+        let said = findings(&JOB.replacen(from, to, 1), "");
+        assert!(said.iter().any(|s| s.contains(says)), "{says:?} is not in {said:?}");
+    }
+}
+
+#[test]
+fn all_problems_of_all_documents_are_told_at_once_and_other_kinds_are_passed_over() {
+    let yaml = format!("{JOB}---\napiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\n---\n{PLAN}")
+        .replace("steps: 3", "steps: 0")
+        .replace("shards: 2", "shards: -1")
+        .replace("revision: 1", "revision: x");
+    assert_eq!(findings(&yaml, "").len(), 3);
+    assert!(Linter::default().file("a: [", &[]).unwrap_err().contains("not YAML"));
+    assert_eq!(findings("", ""), [""; 0]);
+}
+
+#[test]
+fn all_committed_manifests_are_clean() {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
+    let mut n = 0;
+    for entry in std::fs::read_dir(manifests.join("samples")).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(findings(&std::fs::read_to_string(&path).unwrap(), ""), [""; 0], "{}", path.display());
+        n += 1;
+    }
+    assert!(n > 0);
+}
+
+#[test]
+fn the_command_prints_problems_and_answers_with_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let lint = |yaml: &str| {
+        let file = dir.path().join("job.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        let done = Command::new(env!("CARGO_BIN_EXE_foreshard")).arg("lint").arg(&file).output().unwrap();
+        (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap())
+    };
+    let (code, said) = lint(JOB);
+    assert!(code == 0 && said.ends_with("job.yaml: TrainingJob a: ok\n"), "{said}");
+    let (code, said) = lint(&JOB.replace("shards: 2", "shards: 3"));
+    assert!(code == 1 && said.contains("TrainingJob a: spec: parallelism.cuts: n cuts make"), "{said}");
+    assert_eq!(lint("a: [").0, 2);
+}
