@@ -63,7 +63,7 @@ impl Inputs {
         let memory = spec.resources.memory_bytes().map_err(|e| input(anyhow!(e)))?;
         let given = options.remote.as_ref().map(|r| r.devices.clone());
         let machine = Machine { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given };
-        let n_shards = options.shards.unwrap_or(spec.parallelism.shards);
+        let n_shards = options.shards.unwrap_or_else(|| machine.shards(spec));
         let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
         let topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
         let ask = Ask { n_shards, microbatch: spec.parallelism.microbatch };
@@ -106,7 +106,7 @@ impl Ask {
             schedule: spec.parallelism.schedule.into(),
         };
         // Other shards than the job's were asked for by hand, and take other cuts.
-        if self.n_shards == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
+        if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
             return pinned(&problem, &spec.parallelism.cuts);
         }
         solve(&problem, previous)
@@ -126,6 +126,14 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Shards of a job here: the number it says, or as many as its range of devices allows.
+    pub fn shards(&self, spec: &api::TrainingJobSpec) -> u32 {
+        let parallelism = &spec.parallelism;
+        let each = self.cores.unwrap_or(1).max(1) as usize;
+        let free = self.given.as_ref().map_or(self.cpu.cores.len() / each, |given| given.devices.len());
+        parallelism.shards.unwrap_or_else(|| spec.resources.shards(free, parallelism.replicas))
+    }
+
     /// Cores of each of `n` workers: disjoint as long as there are enough, else shared in turn.
     pub fn share_cores(&self, n: usize) -> Result<Vec<Vec<usize>>, String> {
         const MAX_WORKERS: usize = 4096;

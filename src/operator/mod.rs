@@ -18,6 +18,7 @@ mod key;
 mod lease;
 pub mod observe;
 pub mod place;
+mod pods;
 pub mod reconcile;
 pub mod render;
 mod serve;

@@ -26,7 +26,7 @@ use super::lease::Leader;
 use super::render::{JOB, STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
 use super::{Class, OperatorError, key, observe};
-use crate::api::{PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
+use crate::api::{CPU, PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
 use crate::wire::report::JobReport;
 
 /// How an operator runs.
@@ -260,6 +260,7 @@ impl Work<'_> {
             node: s.node.clone(),
             cpu: i64::from(s.cores) * 1000,
             memory: i64::try_from(s.memory).unwrap_or(i64::MAX),
+            devices: Some(&s.device).filter(|d| *d != CPU).map(|d| (d.clone(), 1)).into_iter().collect(),
         });
         let nodes = context.nodes.state();
         let rooms = rooms(nodes.iter().map(|n| &**n), seen.iter().filter_map(|p| taken(p)).chain(others));

@@ -1,8 +1,11 @@
 //! The objects of a job, from its plan: pure.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::place::topology;
+use super::pods::complete;
 use crate::api::{PartitionPlanSpec, Seat, TrainingJob, Volume};
 use crate::device::pjrt::CPU_KERNELS;
 
@@ -12,8 +15,8 @@ pub struct Site {
     /// Image of heads and workers.
     pub image: String,
     pub pull_policy: String,
-    /// The plug-in in that image.
-    pub plugin: String,
+    /// Plug-ins in that image, by device: `cpu` or an extended resource.
+    pub plugins: BTreeMap<String, String>,
     /// Namespace of the operator: heads answer it alone.
     pub namespace: String,
 }
@@ -64,6 +67,11 @@ pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site, gated: b
     }
 }
 
+/// Shards of a plan.
+pub fn n_shards(job: &TrainingJob, plan: &PartitionPlanSpec) -> usize {
+    plan.shards.len() / job.spec.parallelism.replicas.max(1) as usize
+}
+
 /// One job and its plan.
 struct Of<'a> {
     job: &'a TrainingJob,
@@ -95,10 +103,12 @@ impl Of<'_> {
 
     /// The manifest and the devices, as the head reads them.
     fn config(&self) -> Value {
-        let manifest = json!({
+        let mut manifest = json!({
             "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": self.name},
             "spec": self.job.spec,
         });
+        // How many was chosen by what was free.
+        manifest["spec"]["parallelism"]["shards"] = json!(n_shards(self.job, self.plan));
         let devices = topology(&self.plan.shards);
         json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.own),
@@ -186,7 +196,9 @@ impl Of<'_> {
         if gated {
             spec["schedulingGates"] = json!([{"name": GATE}]);
         }
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        complete(&mut pod, RUNTIME, self.job, self.plan, seat);
+        pod
     }
 
     /// One worker: it executes a shard.
@@ -207,7 +219,7 @@ impl Of<'_> {
             "--port",
             PEER_PORT.to_string(),
             "--plugin",
-            self.site.plugin,
+            self.site.plugin(&seat.device),
             "--breadcrumb",
             "/tmp/compiling",
         ]);
@@ -224,7 +236,7 @@ impl Of<'_> {
     }
 
     fn trainer(&self) -> Value {
-        let results = self.job.spec.results.as_deref().unwrap_or_default();
+        let results = self.job.spec.results().unwrap_or_default();
         let mut container = self.container(TRAINER);
         container["args"] = json!([
             "head",
@@ -259,7 +271,7 @@ impl Of<'_> {
             json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}),
         ];
         mounts.extend(self.job.spec.volumes.iter().map(|v| {
-            let writable = self.job.spec.results.as_ref() == Some(&v.name);
+            let writable = self.job.spec.results() == Some(&v.name);
             let mut mount = json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)});
             if !writable {
                 mount["readOnly"] = json!(true);

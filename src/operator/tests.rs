@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
@@ -10,7 +8,7 @@ use super::inventory::{Room, Taken, rooms, taken};
 use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
-use crate::api::{PartitionPlan, TrainingJob, TrainingJobStatus, condition, parse};
+use crate::api::{PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
 use crate::wire::report::{JobReport, JobState, PlanReport};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
@@ -20,12 +18,16 @@ fn job() -> TrainingJob {
 }
 
 fn site() -> Site {
-    Site { image: "f:1".into(), pull_policy: "IfNotPresent".into(), plugin: "/p.so".into(), namespace: "sys".into() }
+    let plugins = [("cpu", "/p.so"), ("nvidia.com/gpu", "/cuda.so")].map(|(d, f)| (d.to_owned(), f.to_owned()));
+    Site { image: "f:1".into(), pull_policy: "IfNotPresent".into(), plugins: plugins.into(), namespace: "sys".into() }
 }
 
 fn room(node: &str, cores: i64, gib: i64) -> Room {
-    let (node, labels) = (node.to_owned(), BTreeMap::new());
-    Room { node, labels, cpu: cores * 1000, memory: gib << 30, pods: 110, closed: None }
+    Room { node: node.to_owned(), cpu: cores * 1000, memory: gib << 30, pods: 110, ..Room::default() }
+}
+
+fn need(spec: &TrainingJobSpec) -> Vec<Need> {
+    Need::of(spec, &site().plugins).unwrap()
 }
 
 /// The world of one job: what the cluster would hold.
@@ -132,15 +134,15 @@ fn a_job_gets_a_plan_then_gated_pods_then_the_gate_opens_then_nothing_is_left_to
 
 #[test]
 fn a_shard_per_node_only_where_one_node_does_not_do() {
-    let need = Need::of(&job().spec).unwrap();
+    let need = need(&job().spec);
     let nodes = |rooms: &[Room]| -> Vec<String> {
-        place(&job().spec, need, rooms, &[]).unwrap().into_iter().map(|s| s.node).collect()
+        place(&job().spec, &need, rooms, &[]).unwrap().into_iter().map(|s| s.node).collect()
     };
     assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 8, 8), room("n3", 2, 8)]), ["n3", "n3"]);
     assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 2, 1)]), ["n1", "n2"]);
     let mut spread = job().spec;
     spread.placement.max_per_node = Some(1);
-    let seats = place(&spread, need, &[room("n1", 4, 8), room("n2", 4, 8)], &[]).unwrap();
+    let seats = place(&spread, &need, &[room("n1", 4, 8), room("n2", 4, 8)], &[]).unwrap();
     assert_eq!(seats.iter().map(|s| s.node.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
     let topology = topology(&seats);
     assert_eq!(topology.devices[1].node, "n2");
@@ -312,7 +314,8 @@ fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
         assert_eq!((seen.worker, seen.node.as_str()), (*worker, seat.node.as_str()));
         let taken = taken(&typed).unwrap();
         let head = if *worker == 0 { 256 << 20 } else { 0 };
-        assert_eq!(taken, Taken { node: seat.node.clone(), cpu: 1000, memory: (1 << 30) + head });
+        let node = seat.node.clone();
+        assert_eq!(taken, Taken { node, cpu: 1000, memory: (1 << 30) + head, ..Taken::default() });
     }
     let manifest = rendered.support[0]["data"]["job.yaml"].as_str().unwrap();
     assert_eq!(parse(manifest).unwrap().spec, world.job.spec, "the head reads what the user wrote");
@@ -343,7 +346,9 @@ fn nodes_offer_what_others_left_and_closed_ones_say_why() {
     let rooms = rooms(&nodes, taken(&pod));
     assert_eq!((rooms[0].cpu, rooms[0].memory, rooms[0].pods), (500, 3 << 30, 109));
     let closed: Vec<Option<&str>> = rooms.iter().map(|r| r.closed.as_deref()).collect();
-    assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), Some("has the taint gpu")]);
+    assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), None]);
+    assert_eq!(rooms[3].shut(&[], "gpu"), None, "taints named after a device keep others away from it");
+    assert!(rooms[3].shut(&[], "cpu").unwrap().starts_with("has the taint gpu"));
 }
 
 #[test]
@@ -366,12 +371,14 @@ fn quantities_beyond_all_numbers_saturate() {
     let all = rooms(&[node("a"), node("b")], [taken(&pod), taken(&pod), taken(&pod)].into_iter().flatten());
     assert!(all[0].memory < 0, "{all:?}");
     let mut world = World::new(&all);
-    world.job.spec.parallelism.shards = 3;
+    world.job.spec.parallelism.shards = Some(3);
     world.job.spec.placement.max_per_node = Some(1);
     assert!(world.decide().plan.is_none());
     world.job.spec.placement.max_per_node = None;
     assert!(world.decide().plan.is_some());
 }
+
+mod devices;
 
 proptest! {
     /// No object that the API server can hold makes the operator panic, and no placement promises what is not there.
@@ -381,17 +388,17 @@ proptest! {
         free in proptest::collection::vec((0i64..9000, 0i64..12), 0..6),
     ) {
         let mut spec = job().spec;
-        spec.parallelism.shards = shards;
+        spec.parallelism.shards = Some(shards);
         spec.resources.cores = Some(cores);
         spec.resources.memory = Some(format!("{gib}Gi"));
         spec.placement.max_per_node = max;
         let rooms: Vec<Room> = free.iter().enumerate()
             .map(|(i, &(cpu, gib))| Room { cpu, ..room(&format!("n{i}"), 0, gib) }).collect();
-        let need = Need::of(&spec).unwrap();
+        let need = need(&spec);
         let fit: i64 = rooms.iter().map(|r| {
             (r.cpu / (i64::from(cores) * 1000)).min((r.memory >> 30) / gib as i64).min(max.map_or(i64::MAX, i64::from))
         }).sum();
-        match place(&spec, need, &rooms, &[]) {
+        match place(&spec, &need, &rooms, &[]) {
             Ok(seats) => {
                 prop_assert!(fit >= i64::from(shards));
                 prop_assert_eq!(seats.iter().map(|s| s.worker).collect::<Vec<_>>(), (0..shards).collect::<Vec<_>>());
