@@ -38,6 +38,16 @@ spec:
   - {worker: 0, node: n1, device: cpu, cores: 1, memory: 1073741824}
 ";
 
+const PROFILE: &str = "\
+apiVersion: foreshard.dev/v1alpha1
+kind: ModelProfile
+metadata: {name: bundle-0}
+spec:
+  bundle: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+  job: a
+  devices: [{kind: cpu, product: 2.5, memory: 1, other: 1, launch: 1}]
+";
+
 /// A document, what is changed in it, whether the document before is what the cluster holds, and what is said of it.
 const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (JOB, "name: a}", "name: 9.a}", false, "named after the job"),
@@ -186,6 +196,9 @@ fn all_problems_of_all_documents_are_told_at_once_and_other_kinds_are_passed_ove
     assert_eq!(findings(&yaml, "").len(), 3);
     assert!(Linter::default().file("a: [", &[]).unwrap_err().contains("not YAML"));
     assert_eq!(findings("", ""), [""; 0]);
+    assert_eq!(findings(PROFILE, ""), [""; 0]);
+    let said = findings(&PROFILE.replace("2.5", "0"), "");
+    assert_eq!(said, ["spec.devices[0].product: 0, must be at least 0.001"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod job;
 pub mod lint;
 mod partition;
 mod placement;
+mod profile;
 mod resources;
 mod status;
 mod volume;
@@ -16,6 +17,7 @@ pub use job::{
 };
 pub use partition::{Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat};
 pub use placement::{Placement, Pods, Toleration};
+pub use profile::{Costs, ModelProfile, ModelProfileSpec};
 pub use resources::{CPU, Devices, Resources};
 pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
 pub use volume::{Claim, ConfigMap, Image, Item, Volume};
@@ -29,11 +31,11 @@ pub fn crds() -> Vec<(&'static str, String)> {
     NAMES.into_iter().zip(definitions().into_iter().map(yaml)).collect()
 }
 
-const NAMES: [&str; 2] = ["trainingjobs", "partitionplans"];
+const NAMES: [&str; 3] = ["trainingjobs", "partitionplans", "modelprofiles"];
 
 /// The same as values, in the order of `NAMES`.
 fn definitions() -> [serde_json::Value; NAMES.len()] {
-    [TrainingJob::crd(), PartitionPlan::crd()].map(|crd| {
+    [TrainingJob::crd(), PartitionPlan::crd(), ModelProfile::crd()].map(|crd| {
         let mut crd = serde_json::to_value(crd).expect("a CRD is plain data");
         drop_unsigned(&mut crd);
         bound(&mut crd["spec"]["versions"][0]["schema"]);

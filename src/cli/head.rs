@@ -20,6 +20,9 @@ pub struct Args {
     /// Topology of the devices, as JSON.
     #[arg(long)]
     devices: PathBuf,
+    /// What earlier jobs have learned of their bundles, as JSON.
+    #[arg(long)]
+    profiles: Option<PathBuf>,
     /// Where workers dial in.
     #[arg(long)]
     listen: SocketAddr,
@@ -57,6 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let head = Head {
         devices: args.devices,
+        profiles: args.profiles,
         listen: args.listen,
         status: args.status,
         token,

@@ -8,10 +8,11 @@ use sha2::{Digest, Sha256};
 
 use super::inventory::Room;
 use super::place::{Need, Unfit, place};
+use super::profiles;
 use super::render::{Site, n_shards, render};
 use crate::api::{
-    CONTROLLER, Condition, ConditionStatus, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted,
-    PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
+    CONTROLLER, Condition, ConditionStatus, ModelProfile, ModelProfileSpec, Observed, PartitionPlan, PartitionPlanSpec,
+    PartitionPlanStatus, Predicted, PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
 };
 use crate::units::Seconds;
 use crate::wire::report::{JobReport, JobState};
@@ -25,6 +26,8 @@ pub struct Snapshot<'a> {
     pub pods: &'a [PodSeen],
     /// Plans of this job, by revision.
     pub plans: &'a [PartitionPlan],
+    /// What jobs of this namespace have learned.
+    pub profiles: &'a [ModelProfile],
     /// What the head answered, if it did.
     pub report: Option<&'a JobReport>,
     pub now: Timestamp,
@@ -67,6 +70,8 @@ pub struct Desired {
     pub plan: Option<PartitionPlanSpec>,
     /// New status of a plan, by name; and whether it tells more than new figures.
     pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
+    /// What has been learned of the job's bundle.
+    pub profile: Option<ModelProfileSpec>,
     /// To be applied, in order.
     pub apply: Vec<Value>,
     /// Pods to delete, and whether at once.
@@ -378,7 +383,8 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
 
     let whole = there.len() == plan.shards.len();
     let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
-    let rendered = render(s.job, plan, s.site, !whole);
+    let mut rendered = render(s.job, plan, s.site, !whole);
+    profiles::offer(&mut rendered.support[0], s.profiles);
     if !whole {
         d.apply.extend(rendered.support);
         let missing = rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker));
@@ -424,6 +430,7 @@ fn progress(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> (ConditionStatus, &'s
 fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let words = s.pods.iter().find_map(|p| p.head.as_ref()?.last_words.as_ref()?.as_ref().ok());
     let Some(report) = s.report.or(words) else { return };
+    d.profile = profiles::learned(s.job, report, s.profiles);
     let status = &mut d.status;
     let number = |x: f64| format!("{x:.4}");
     if report.loss.is_some() || report.state == JobState::Done {

@@ -1,5 +1,6 @@
 //! What nodes have left for shards.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, Taint};
@@ -87,11 +88,14 @@ impl Room {
 }
 
 /// All nodes, by name, less what is taken.
-pub fn rooms<'a>(nodes: impl IntoIterator<Item = &'a Node>, taken: impl IntoIterator<Item = Taken>) -> Vec<Room> {
+pub fn rooms<'a, T: Borrow<Taken>>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    taken: impl IntoIterator<Item = T>,
+) -> Vec<Room> {
     let mut rooms: BTreeMap<String, Room> = nodes.into_iter().filter_map(room).map(|r| (r.node.clone(), r)).collect();
     for taken in taken {
-        if let Some(room) = rooms.get_mut(&taken.node) {
-            room.take(&taken);
+        if let Some(room) = rooms.get_mut(&taken.borrow().node) {
+            room.take(taken.borrow());
         }
     }
     rooms.into_values().collect()

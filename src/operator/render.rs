@@ -243,6 +243,8 @@ impl Of<'_> {
             "/etc/foreshard/job.yaml",
             "--devices",
             "/etc/foreshard/devices.json",
+            "--profiles",
+            "/etc/foreshard/profiles.json",
             "--listen",
             format!("0.0.0.0:{HEAD_PORT}"),
             "--status",

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
@@ -8,8 +10,9 @@ use super::inventory::{Room, Taken, rooms, taken};
 use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
-use crate::api::{PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
-use crate::wire::report::{JobReport, JobState, PlanReport};
+use crate::api::{ModelProfile, PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
+use crate::topology::Measured;
+use crate::wire::report::{JobReport, JobState, Learned, PlanReport};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
 
@@ -36,6 +39,7 @@ struct World {
     rooms: Vec<Room>,
     pods: Vec<PodSeen>,
     plans: Vec<PartitionPlan>,
+    profiles: Vec<ModelProfile>,
     report: Option<JobReport>,
     now: i64,
 }
@@ -47,6 +51,7 @@ impl World {
             rooms: rooms.to_vec(),
             pods: Vec::new(),
             plans: Vec::new(),
+            profiles: Vec::new(),
             report: None,
             now: 1_800_000_000,
         }
@@ -64,6 +69,7 @@ impl World {
             rooms: &rooms,
             pods: &self.pods,
             plans: &self.plans,
+            profiles: &self.profiles,
             report: self.report.as_ref(),
             now: Timestamp::from_second(self.now).unwrap(),
             site: &site(),
@@ -82,6 +88,10 @@ impl World {
         if let Some((name, status, _)) = &d.plan_status {
             let plan = self.plans.iter_mut().find(|p| p.metadata.name.as_ref() == Some(name)).unwrap();
             plan.status = Some(status.clone());
+        }
+        if let Some(spec) = &d.profile {
+            self.profiles.retain(|p| p.spec.bundle != spec.bundle);
+            self.profiles.push(ModelProfile::new("p", spec.clone()));
         }
         self.pods.retain(|p| d.delete.iter().all(|(name, _)| *name != p.name));
         for object in d.apply.iter().filter(|o| o["kind"] == "Pod") {
@@ -283,6 +293,33 @@ fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     assert_eq!(world.pods.len(), 2);
 }
 
+#[test]
+fn what_a_job_learns_is_kept_and_offered_to_later_jobs_and_noise_is_not_written() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let factors = |product: f64| Measured { product, ..Measured::NOMINAL };
+    let told = |kind: &str, product: f64| JobReport {
+        state: JobState::Training,
+        learned: Some(Learned { bundle: "ab".repeat(32), kinds: [(kind.to_owned(), factors(product))].into() }),
+        ..JobReport::default()
+    };
+    world.report = Some(told("cpu", 2.5));
+    assert!(world.turn().profile.is_some());
+    world.report = Some(told("cpu", 2.6));
+    assert_eq!(world.turn().profile, None, "a tenth is noise");
+    world.report = Some(told("google.com/tpu", 0.5));
+    let both = world.turn().profile.unwrap();
+    assert_eq!(both.devices.iter().map(|c| c.kind.as_str()).collect::<Vec<_>>(), ["cpu", "google.com/tpu"]);
+    let profiles = std::mem::take(&mut world.profiles);
+    let later = World { profiles, ..World::new(&world.rooms) }.turn();
+    let config = later.apply.iter().find(|o| o["kind"] == "ConfigMap").unwrap();
+    let text = config["data"]["profiles.json"].as_str().unwrap();
+    let read: BTreeMap<String, BTreeMap<String, Measured>> = serde_json::from_str(text).unwrap();
+    assert_eq!(read[&"ab".repeat(32)]["cpu"], factors(2.5), "as the head reads it");
+    world.report = Some(told("cpu", f64::NAN));
+    assert!(world.turn().profile.unwrap().devices.iter().all(|c| c.measured().product.is_finite()));
+}
+
 /// What the Pod Security Standard `restricted` asks of a container.
 fn is_restricted(pod: &Value) -> bool {
     let spec = &pod["spec"];
@@ -420,7 +457,7 @@ proptest! {
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "n"}, "status": {"allocatable": {"cpu": cpu, "memory": cpu, "pods": cpu}},
         })).unwrap();
-        let mut world = World::new(&rooms([&node], []));
+        let mut world = World::new(&rooms([&node], [] as [Taken; 0]));
         world.job.status = Some(TrainingJobStatus { start_time: Some(start), restarts, ..TrainingJobStatus::default() });
         world.turn();
         world.turn();
