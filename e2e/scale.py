@@ -163,7 +163,9 @@ def main():
         with open(STATE / "logs/scale-kwok.log", "w") as kwok, open(STATE / "logs/scale-operator.log", "w") as log:
             apply([node(i) for i in range(NODES)])
             fake = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
-            programs.append(inside(kwok, str(KWOK), "--manage-all-nodes=false", fake))
+            # The controller manager waits 12 s for a sign of life; KWOK renews a lease after a quarter of its time.
+            lease = "--node-lease-duration-seconds=8"
+            programs.append(inside(kwok, str(KWOK), "--manage-all-nodes=false", fake, lease))
             ready = "{.items[*].status.conditions[?(@.type=='Ready')].status}"
             wait("nodes are ready", 60, lambda: kubectl("get", "nodes", "-o", f"jsonpath={ready}").count("True") > NODES)
             # Only fake nodes: a pod on a real one would try to start.

@@ -78,8 +78,9 @@ fn the_operator_may_do_what_it_does_and_nothing_else() {
     // In its own namespace: the lease, and its own key by name.
     let own = of_kind(&objects, "Role");
     assert_eq!(own.len(), 1);
-    let reads = rights(own[0]).into_iter().filter(|(_, verb, _)| verb != "create");
-    assert!(reads.clone().all(|(_, _, name)| !name.is_empty()), "{:?}", reads.collect::<Vec<_>>());
+    let all = rights(own[0]);
+    let unnamed: Vec<_> = all.iter().filter(|(_, verb, name)| verb != "create" && name.is_empty()).collect();
+    assert!(unnamed.is_empty(), "{unnamed:?}");
     for binding in of_kind(&objects, "ClusterRoleBinding").into_iter().chain(of_kind(&objects, "RoleBinding")) {
         assert_eq!(
             binding["subjects"],

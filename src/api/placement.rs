@@ -25,6 +25,12 @@ pub struct Placement {
     pub tolerations: Vec<Toleration>,
 }
 
+impl Placement {
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.node_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+    }
+}
+
 /// As in a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

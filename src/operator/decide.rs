@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::inventory::Room;
-use super::place::{Need, Unfit, place};
+use super::place::{Need, Unfit, place, stands};
 use super::profiles;
 use super::render::{Site, n_shards, render};
 use crate::api::{
@@ -140,7 +140,12 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
     let rooms = open_rooms(s, &kept);
     match place(&s.job.spec, exact.as_ref().map_or(&needs[..], std::slice::from_ref), &rooms, &kept) {
         Ok(seats) => {
-            let plan = match current.filter(|p| p.spec.shards == seats) {
+            let stays = |p: &&PartitionPlan| {
+                let own = &p.spec.shards;
+                *own == seats
+                    || (s.pods.is_empty() && own.len() == seats.len() && stands(&s.job.spec, &needs, &rooms, own))
+            };
+            let plan = match current.filter(stays) {
                 Some(plan) => plan.spec.clone(),
                 None => {
                     let plan = adopt(s, seats, why);

@@ -100,6 +100,15 @@ impl Need {
         cpu.min(memory).min(room.pods).min(extended.unwrap_or(i64::MAX)).max(0)
     }
 
+    /// The same, as far as the job lets them stand together.
+    fn slots(&self, spec: &TrainingJobSpec, room: &Room) -> i64 {
+        self.fit(room).min(spec.placement.max_per_node.map_or(i64::MAX, i64::from))
+    }
+
+    fn shut(&self, spec: &TrainingJobSpec, room: &Room) -> Option<String> {
+        room.shut(&spec.placement.tolerations, &self.device)
+    }
+
     /// Extended resources, one of each to a worker.
     fn extended(&self) -> impl Iterator<Item = &String> {
         Some(&self.device).filter(|d| *d != CPU).into_iter().chain(&self.rdma)
@@ -172,21 +181,28 @@ pub fn place(spec: &TrainingJobSpec, needs: &[Need], rooms: &[Room], kept: &[Sea
     Err(missing.expect("a job asks for some kind of device"))
 }
 
+/// Whether there is room for just these seats, and the job still asks for such.
+pub fn stands(spec: &TrainingJobSpec, needs: &[Need], rooms: &[Room], seats: &[Seat]) -> bool {
+    let Some(need) = needs.iter().find_map(|n| n.exactly(seats)) else { return false };
+    let here = |r: &Room| seats.iter().filter(|s| s.node == r.node).count() as i64;
+    let open = rooms.iter().filter(|r| spec.placement.selects(&r.labels) && need.shut(spec, r).is_none());
+    let found: i64 = open.filter(|r| here(r) <= need.slots(spec, r)).map(here).sum();
+    found == seats.len() as i64 && seats.iter().all(|s| s.cores == need.cores && s.memory == need.memory)
+}
+
 fn place_one(spec: &TrainingJobSpec, need: &Need, rooms: &[Room], kept: &[Seat]) -> Result<Vec<Seat>, Box<NoRoom>> {
     let placement = &spec.placement;
-    let selected = |r: &&Room| placement.node_selector.iter().all(|(k, v)| r.labels.get(k) == Some(v));
-    let shut = |r: &Room| r.shut(&placement.tolerations, &need.device);
+    let selected = |r: &&Room| placement.selects(&r.labels);
+    let shut = |r: &Room| need.shut(spec, r);
     let open: Vec<&Room> = rooms.iter().filter(selected).filter(|r| shut(r).is_none()).collect();
     let on = |node: &str| kept.iter().filter(|s| s.node == node).count() as i64;
-    let slots = |r: &Room| {
-        let max = placement.max_per_node.map_or(i64::MAX, i64::from);
-        need.fit(r).min(max.saturating_sub(on(&r.node)).max(0))
-    };
+    let most = |r: &Room| placement.max_per_node.map_or(i64::MAX, i64::from).saturating_sub(on(&r.node)).max(0);
+    let slots = |r: &Room| need.slots(spec, r).min(most(r));
     let mut free: Vec<(i64, &Room)> = open.iter().map(|r| (slots(r), *r)).filter(|(n, _)| *n > 0).collect();
     free.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.node.cmp(&b.1.node)));
     let fit = total(&free);
-    let most = u32::try_from(fit.saturating_add(kept.len() as i64)).unwrap_or(u32::MAX).min(need.max);
-    let workers = most / need.replicas * need.replicas;
+    let whole = u32::try_from(fit.saturating_add(kept.len() as i64)).unwrap_or(u32::MAX).min(need.max);
+    let workers = whole / need.replicas * need.replicas;
     if workers < need.min {
         let best = open.iter().max_by_key(|r| (r.cpu, std::cmp::Reverse(&r.node)));
         let devices = |r: &Room| (need.device != CPU).then(|| r.devices.get(&need.device).copied().unwrap_or(0));

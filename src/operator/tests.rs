@@ -191,6 +191,13 @@ fn suspension_stops_the_head_first_and_resumes_with_a_new_plan_only_where_needed
     assert_eq!((world.pods.len(), world.plans.len()), (2, 1), "the same nodes: the same plan");
     world.job.spec.suspend = true;
     (0..4).for_each(|_| drop(world.turn()));
+    world.rooms.push(room("n0", 2, 8));
+    world.job.spec.suspend = false;
+    world.settle();
+    assert_eq!(world.plans.len(), 1, "a better place is no reason to move");
+    world.rooms.pop();
+    world.job.spec.suspend = true;
+    (0..4).for_each(|_| drop(world.turn()));
     world.rooms[1] = room("n3", 1, 8);
     world.job.spec.suspend = false;
     world.settle();
