@@ -44,6 +44,8 @@ soak: plugin
 	FORESHARD_SOAK=$(SOAK) cargo test --locked --test alive -- --nocapture whatever_happens
 
 e2e: build plugin
+	e2e/cluster/build helm
+	e2e/chart.py
 	e2e/cluster/cluster image
 	e2e/run.py
 

@@ -571,7 +571,7 @@ def figures():
     """Counters of the operator that leads, and its memory in MiB."""
     path = f"/api/v1/namespaces/{SYSTEM}/pods/{holder()}"
     lines = kubectl("get", "--raw", f"{path}:8080/proxy/metrics").splitlines()
-    counters = {line.split()[0]: int(line.split()[1]) for line in lines if not line.startswith("#")}
+    counters = {line.split()[0]: int(float(line.split()[1])) for line in lines if not line.startswith("#")}
     node = get("pod", holder(), SYSTEM)["spec"]["nodeName"]
     stats = json.loads(kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary"))
     memory = [p["memory"]["workingSetBytes"] for p in stats["pods"] if p["podRef"]["name"] == holder()]

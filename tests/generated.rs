@@ -30,6 +30,45 @@ fn command_reference_is_up_to_date() {
     same("docs/cli.md", &foreshard::cli::reference());
 }
 
+/// A table of the chart's values: name, default, and the comment above it.
+fn values(yaml: &str) -> String {
+    let mut out =
+        String::from("# Values of the chart\n\nMade from values.yaml.\n\n| value | default | |\n|---|---|---|\n");
+    let (mut comment, mut path) = (Vec::new(), Vec::<(usize, &str)>::new());
+    let mut lines = yaml.lines().peekable();
+    while let Some(line) = lines.next() {
+        let text = line.trim_start();
+        let depth = line.len() - text.len();
+        if let Some(said) = text.strip_prefix("# ") {
+            comment.push(said);
+        } else if let Some((key, default)) = text.split_once(':') {
+            path.retain(|(d, _)| *d < depth);
+            path.push((depth, key));
+            let deeper = |l: &&str| l.len() - l.trim_start().len() > depth && !l.trim().is_empty();
+            // A map that has a comment of its own is one value.
+            let inner: Vec<&str> = if comment.is_empty() {
+                vec![]
+            } else {
+                std::iter::from_fn(|| lines.next_if(|l| deeper(&l))).collect()
+            };
+            if !default.trim().is_empty() || !inner.is_empty() {
+                let name = path.iter().map(|(_, key)| *key).collect::<Vec<_>>().join(".");
+                let inner = inner.iter().map(|l| l.trim()).collect::<Vec<_>>().join(" ");
+                let default = if inner.is_empty() { default.trim() } else { &inner };
+                out.push_str(&format!("| `{name}` | `{default}` | {} |\n", comment.join(" ")));
+            }
+            comment.clear();
+        }
+    }
+    out
+}
+
+#[test]
+fn values_of_the_chart_are_documented() {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/foreshard");
+    same("charts/foreshard/README.md", &values(&std::fs::read_to_string(chart.join("values.yaml")).unwrap()));
+}
+
 #[test]
 fn sample_manifests_are_valid() {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");

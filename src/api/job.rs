@@ -6,12 +6,14 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::placement::{Placement, Pods};
+use super::resources::Resources;
 use super::status::TrainingJobStatus;
 use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::plan::ScheduleKind;
 use crate::transition::{self, Settings};
-use crate::units::{Seconds, quantity};
+use crate::units::Seconds;
 
 /// Train a model: cut its graph over devices and run it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -31,7 +33,7 @@ use crate::units::{Seconds, quantity};
     printcolumn = r#"{"name":"Of","type":"integer","jsonPath":".spec.steps"}"#,
     printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta"}"#,
     printcolumn = r#"{"name":"Loss","type":"string","jsonPath":".status.loss"}"#,
-    printcolumn = r#"{"name":"Shards","type":"integer","jsonPath":".spec.parallelism.shards"}"#,
+    printcolumn = r#"{"name":"Shards","type":"integer","jsonPath":".status.shards"}"#,
     printcolumn = r#"{"name":"Restarts","type":"integer","jsonPath":".status.restarts"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     printcolumn = r#"{"name":"Why","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type==\"Training\")].message"}"#
@@ -39,14 +41,18 @@ use crate::units::{Seconds, quantity};
 #[x_kube(
     validation = Rule::new("has(self.volumes) && self.volumes.exists(v, self.bundle.startsWith(v.name + '/'))")
         .message("bundle must lie on a volume: begin it with the name of one of spec.volumes, as in models/char_gpt.bundle"),
-    validation = Rule::new("has(self.volumes) && has(self.results) && self.volumes.exists(v, v.name == self.results && has(v.persistentVolumeClaim))")
-        .message("results must name one of spec.volumes that is a persistentVolumeClaim: weights and checkpoints go there"),
+    validation = Rule::new("has(self.volumes) && (has(self.results) ? self.volumes.exists(v, v.name == self.results && has(v.persistentVolumeClaim)) : self.volumes.exists_one(v, has(v.persistentVolumeClaim)))")
+        .message("results must name one of spec.volumes that is a persistentVolumeClaim: weights and checkpoints go there; it may be absent where there is only one"),
     validation = Rule::new("has(self.data.uri) != has(self.data.socket)")
         .message("data: give either uri or socket"),
-    validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || size(self.parallelism.cuts) + 1 == self.parallelism.shards")
+    validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || (has(self.parallelism.shards) && size(self.parallelism.cuts) + 1 == self.parallelism.shards)")
         .message("parallelism.cuts: n cuts make n + 1 shards; give one cut fewer than shards"),
+    validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
+        .message("parallelism.shards times replicas lies in no range of resources.devices; leave shards out, and it is chosen by what is free"),
     validation = Rule::new("self.bundle == oldSelf.bundle && self.seed == oldSelf.seed")
         .message("bundle and seed cannot change once a job exists; make another job"),
+    validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)")
+        .message("managedBy cannot change once a job exists; make another job"),
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainingJobSpec {
@@ -55,6 +61,7 @@ pub struct TrainingJobSpec {
     pub bundle: String,
     pub data: Data,
     /// Optimizer steps to take.
+    #[serde(default = "steps")]
     #[schemars(range(min = 1))]
     pub steps: u64,
     /// Seeds initial params, dropout and the order of the data.
@@ -62,6 +69,7 @@ pub struct TrainingJobSpec {
     pub seed: u32,
     /// Start weights (safetensors by the bundle's names) instead of freshly made ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub weights: Option<String>,
     #[serde(default)]
     pub parallelism: Parallelism,
@@ -79,13 +87,21 @@ pub struct TrainingJobSpec {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub volumes: Vec<Volume>,
     /// On a cluster: the volume on which weights, checkpoints and logs are written, in a directory of the job's own (it
-    /// stands in status.results). All pods of the job must be able to write to it.
+    /// stands in status.results). All pods of the job must be able to write to it. May be absent where only one of the
+    /// volumes is a claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub results: Option<String>,
     /// On a cluster: where shards may go.
     #[serde(default)]
     pub placement: Placement,
+    #[serde(default)]
+    pub pods: Pods,
+    /// Another controller that looks after this job, such as `kueue.x-k8s.io/multikueue`; the operator then leaves it
+    /// alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 63), regex(pattern = "^[a-z0-9][-a-z0-9.]*/[A-Za-z0-9][-A-Za-z0-9_.]*$"))]
+    pub managed_by: Option<String>,
     /// Stop after the steps in flight, keep a checkpoint, give all devices back; go on from it when false again.
     #[serde(default)]
     pub suspend: bool,
@@ -98,18 +114,26 @@ pub struct TrainingJobSpec {
     pub ttl_seconds_after_finished: Option<u32>,
 }
 
-/// Where shards may go.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Placement {
-    /// Labels a node must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
-    pub node_selector: BTreeMap<String, String>,
-    /// Most shards on one node; as many as fit when absent, for links within a node are the fastest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 4096))]
-    pub max_per_node: Option<u32>,
+fn steps() -> u64 {
+    1000
+}
+
+/// Who looks after a job that does not say.
+pub const CONTROLLER: &str = "foreshard.dev/operator";
+
+impl TrainingJobSpec {
+    /// The volume that results are written to.
+    pub fn results(&self) -> Option<&str> {
+        let claim = || self.volumes.iter().find(|v| v.persistent_volume_claim.is_some()).map(|v| v.name.as_str());
+        self.results.as_deref().or_else(claim)
+    }
+
+    /// Workers of the job, where their number is not chosen by what is free.
+    pub fn pinned(&self) -> Option<u32> {
+        let Parallelism { shards, replicas, .. } = self.parallelism;
+        let one = self.resources.devices.is_empty().then_some(1);
+        shards.or(one).map(|shards| shards.saturating_mul(replicas))
+    }
 }
 
 /// When the plan changes while the job trains.
@@ -217,7 +241,7 @@ pub struct Checkpoint {
     pub every_steps: u64,
     /// So many of the newest are kept.
     #[serde(default = "keep_last")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub keep_last: u32,
     /// Also kept: those whose step is a multiple of this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -274,6 +298,7 @@ impl Default for FailurePolicy {
 pub struct Data {
     /// A file, a directory, or a URL of an object store (`s3://`, `gs://`, `az://`, `https://`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
     pub uri: Option<String>,
     /// Told from the file's extension when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -281,11 +306,13 @@ pub struct Data {
     /// Batch tensor to columns of the data; a tensor of the same name as a column needs no entry. Several columns
     /// become one tensor, in order; `pixel*` stands for all columns that begin so.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub columns: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     pub shuffle: Shuffle,
     /// Unix socket on which a program of yours writes batches as an Arrow IPC stream, instead of `uri`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 107))]
     pub socket: Option<String>,
     /// Batches read ahead of the training loop.
     #[serde(default = "read_ahead")]
@@ -327,16 +354,18 @@ pub enum Shuffle {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Parallelism {
-    /// Parts the graph is cut into.
-    #[serde(default = "one")]
+    /// Parts the graph is cut into. When absent: as many as there are free devices in the range of resources.devices, or
+    /// 1 without a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
-    pub shards: u32,
+    pub shards: Option<u32>,
     /// Copies of the whole pipeline; each takes its share of every batch.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 4096))]
     pub replicas: u32,
     /// Rows of a microbatch; the planner chooses among those of the bundle when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub microbatch: Option<u64>,
     #[serde(default)]
     pub schedule: Schedule,
@@ -353,7 +382,7 @@ fn one() -> u32 {
 
 impl Default for Parallelism {
     fn default() -> Self {
-        Self { shards: 1, replicas: 1, microbatch: None, schedule: Schedule::default(), cuts: Vec::new() }
+        Self { shards: None, replicas: 1, microbatch: None, schedule: Schedule::default(), cuts: Vec::new() }
     }
 }
 
@@ -373,30 +402,6 @@ impl From<Schedule> for ScheduleKind {
         match s {
             Schedule::OneFOneB => ScheduleKind::OneFOneB,
             Schedule::GPipe => ScheduleKind::GPipe,
-        }
-    }
-}
-
-/// What each shard gets.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Resources {
-    /// CPU cores of each worker; an even share of the machine when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
-    pub cores: Option<u32>,
-    /// Memory of each worker, such as `4Gi`; an even share of the machine when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<String>,
-}
-
-impl Resources {
-    /// `memory` in bytes.
-    pub fn memory_bytes(&self) -> Result<Option<u64>, String> {
-        let Some(text) = &self.memory else { return Ok(None) };
-        match quantity(text) {
-            Some(n) if n >= 1.0 => Ok(Some(n as u64)),
-            _ => Err(format!("spec.resources.memory: {text:?} is not a quantity; write one like 4Gi or 512Mi")),
         }
     }
 }
@@ -428,7 +433,7 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
 pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     let positive = [
         ("spec.steps", spec.steps),
-        ("spec.parallelism.shards", spec.parallelism.shards.into()),
+        ("spec.parallelism.shards", spec.parallelism.shards.unwrap_or(1).into()),
         ("spec.parallelism.replicas", spec.parallelism.replicas.into()),
         ("spec.parallelism.microbatch", spec.parallelism.microbatch.unwrap_or(1)),
         ("spec.resources.cores", spec.resources.cores.unwrap_or(1).into()),
@@ -441,14 +446,15 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
         return Err(format!("{field}: 0, must be at least 1"));
     }
-    let (n_cuts, n_shards) = (spec.parallelism.cuts.len(), spec.parallelism.shards);
+    let (n_cuts, n_shards) = (spec.parallelism.cuts.len(), spec.parallelism.shards.unwrap_or(1));
     if n_cuts > 0 && n_cuts + 1 != n_shards as usize {
         return Err(format!("spec.parallelism.cuts: {n_cuts} cuts make {} shards, shards is {n_shards}", n_cuts + 1));
     }
     if spec.data.uri.is_some() == spec.data.socket.is_some() {
         return Err("spec.data: give either uri or socket".to_owned());
     }
-    spec.resources.memory_bytes()?;
+    spec.resources.check(spec.pinned(), spec.parallelism.replicas)?;
+    spec.pods.check()?;
     Settings::from(spec.adaptation.clone()).check().map_err(|e| format!("spec.{e}"))
 }
 
@@ -460,7 +466,7 @@ mod tests {
 
     #[test]
     fn says_which_field_is_wrong_and_what_was_meant() {
-        assert_eq!(parse(JOB).unwrap().spec.parallelism.shards, 2);
+        assert_eq!(parse(JOB).unwrap().spec.parallelism.shards, Some(2));
         for (from, to, says) in [
             ("shards", "shard", vec!["spec.parallelism", "unknown field `shard`", "did you mean \"shards\"?"]),
             ("shards: 2", "shards: two", vec!["spec.parallelism.shards", "two"]),
@@ -484,7 +490,7 @@ mod tests {
 
     #[test]
     fn reads_quantities() {
-        let of = |m: &str| Resources { cores: None, memory: Some(m.to_owned()) }.memory_bytes();
+        let of = |m: &str| Resources { memory: Some(m.to_owned()), ..Resources::default() }.memory_bytes();
         assert_eq!(of("2Gi"), Ok(Some(2 << 30)));
         assert_eq!(of("1.5M"), Ok(Some(1_500_000)));
         assert!(of("2 GB").unwrap_err().contains("4Gi"));

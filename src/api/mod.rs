@@ -1,17 +1,24 @@
 //! The custom resources: what a user writes and what the operator answers, and nothing that runs.
 
 mod job;
+pub mod lint;
 mod partition;
+mod placement;
+mod profile;
+mod resources;
 mod status;
 mod volume;
 
 use kube::CustomResourceExt;
 
 pub use job::{
-    Checkpoint, Data, FailurePolicy, Format, Parallelism, Placement, Resources, Schedule, Shuffle, TrainingJob,
-    TrainingJobSpec, check, parse,
+    CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Parallelism, Schedule, Shuffle, TrainingJob, TrainingJobSpec,
+    check, parse,
 };
 pub use partition::{Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat};
+pub use placement::{Placement, Pods, Toleration};
+pub use profile::{Costs, ModelProfile, ModelProfileSpec};
+pub use resources::{CPU, Devices, Resources};
 pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
 pub use volume::{Claim, ConfigMap, Image, Item, Volume};
 
@@ -20,12 +27,40 @@ pub const GROUP: &str = "foreshard.dev";
 
 /// The custom resource definitions, by file name.
 pub fn crds() -> Vec<(&'static str, String)> {
-    let yaml = |crd| {
+    let yaml = |crd| serde_yaml::to_string(&crd).expect("a CRD is plain data");
+    NAMES.into_iter().zip(definitions().into_iter().map(yaml)).collect()
+}
+
+const NAMES: [&str; 3] = ["trainingjobs", "partitionplans", "modelprofiles"];
+
+/// The same as values, in the order of `NAMES`.
+fn definitions() -> [serde_json::Value; NAMES.len()] {
+    [TrainingJob::crd(), PartitionPlan::crd(), ModelProfile::crd()].map(|crd| {
         let mut crd = serde_json::to_value(crd).expect("a CRD is plain data");
         drop_unsigned(&mut crd);
-        serde_yaml::to_string(&crd).expect("a CRD is plain data")
+        bound(&mut crd["spec"]["versions"][0]["schema"]);
+        crd
+    })
+}
+
+/// Bounds for what has none of its own: the API server prices rules by them, and no object grows without end.
+fn bound(schema: &mut serde_json::Value) {
+    /// Largest whole number that all readers of JSON agree on.
+    const WHOLE: u64 = (1 << 53) - 1;
+    let (key, most) = match schema["type"].as_str() {
+        Some("string") if schema.get("enum").is_none() => ("maxLength", 4096),
+        Some("integer") => ("maximum", WHOLE),
+        Some("array") => ("maxItems", 4096),
+        Some("object") if schema.get("additionalProperties").is_some() => ("maxProperties", 64),
+        _ => ("", 0),
     };
-    vec![("trainingjobs", yaml(TrainingJob::crd())), ("partitionplans", yaml(PartitionPlan::crd()))]
+    if let serde_json::Value::Object(map) = schema {
+        if !key.is_empty() {
+            map.entry(key).or_insert(most.into());
+        }
+        // A default is a value, not a schema.
+        map.iter_mut().filter(|(key, _)| *key != "default").for_each(|(_, inner)| bound(inner));
+    }
 }
 
 /// Kubernetes knows no formats of unsigned numbers, and warns of them; their minimum says the same.

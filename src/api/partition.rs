@@ -54,8 +54,14 @@ pub struct Seat {
     /// `cpu`, or the extended resource of an accelerator.
     #[schemars(length(min = 1, max = 253))]
     pub device: String,
+    /// What the node says its devices are, such as `NVIDIA-H100-80GB-HBM3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub product: Option<String>,
+    #[schemars(range(min = 1))]
     pub cores: u32,
-    /// Bytes.
+    /// Bytes of the node's memory.
+    #[schemars(range(min = 1))]
     pub memory: u64,
 }
 

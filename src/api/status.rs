@@ -29,6 +29,9 @@ pub struct TrainingJobStatus {
     /// The PartitionPlan in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<String>,
+    /// Parts the graph is cut into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u32>,
     /// Steps done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<u64>,

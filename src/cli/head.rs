@@ -21,6 +21,9 @@ pub struct Args {
     /// Topology of the devices, as JSON.
     #[arg(long)]
     devices: PathBuf,
+    /// What earlier jobs have learned of their bundles, as JSON.
+    #[arg(long)]
+    profiles: Option<PathBuf>,
     /// Where workers dial in.
     #[arg(long)]
     listen: SocketAddr,
@@ -72,6 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let identity = args.tls.as_deref().map(Identity::read).transpose().map_err(bad_input)?;
     let head = Head {
         devices: args.devices,
+        profiles: args.profiles,
         listen: args.listen,
         status: args.status,
         token,

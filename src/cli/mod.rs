@@ -7,6 +7,7 @@ mod devices;
 mod explain;
 mod graph;
 mod head;
+mod lint;
 mod local;
 mod operator;
 mod plan;
@@ -47,6 +48,7 @@ enum Command {
     /// List, verify and export checkpoints.
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    Lint(lint::Args),
     Crd(crd::Args),
     Operator(operator::Args),
     #[command(hide = true)]
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Graph(a) => graph::run(a),
         Command::Bench(c) => bench::run(c),
         Command::Checkpoint(c) => checkpoint::run(c),
+        Command::Lint(a) => lint::run(a),
         Command::Crd(a) => crd::run(a),
         Command::Operator(a) => operator::run(a),
         Command::Head(a) => head::run(a),

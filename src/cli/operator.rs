@@ -19,9 +19,15 @@ pub struct Args {
     /// When nodes fetch that image.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     image_pull_policy: String,
-    /// PJRT plug-in in that image.
-    #[arg(long, value_name = "FILE", default_value = "/usr/local/lib/foreshard/xla_cpu_pjrt.so")]
-    image_plugin: String,
+    /// PJRT plug-ins in that image, by device: cpu, nvidia.com/gpu, google.com/tpu or another extended resource. May be
+    /// given several times. Jobs on devices without one are refused.
+    #[arg(
+        long,
+        value_name = "DEVICE=FILE",
+        default_value = "cpu=/usr/local/lib/foreshard/xla_cpu_pjrt.so",
+        value_parser = plugin
+    )]
+    image_plugin: Vec<(String, String)>,
     /// Namespace the operator runs in: it alone may ask heads how far they are.
     #[arg(long, env = "POD_NAMESPACE", hide_env_values = true, default_value = "foreshard-system")]
     namespace: String,
@@ -42,6 +48,12 @@ pub struct Args {
     log: String,
 }
 
+fn plugin(text: &str) -> Result<(String, String), String> {
+    let known = text.split_once('=').filter(|(device, file)| !device.is_empty() && !file.is_empty());
+    let (device, file) = known.ok_or("write DEVICE=FILE, such as nvidia.com/gpu=/usr/local/lib/foreshard/cuda.so")?;
+    Ok((device.to_owned(), file.to_owned()))
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     tracing_subscriber::EnvFilter::try_new(&args.log)
         .with_context(|| format!("--log {}", args.log))
@@ -51,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         site: Site {
             image: args.image,
             pull_policy: args.image_pull_policy,
-            plugin: args.image_plugin,
+            plugins: args.image_plugin.into_iter().collect(),
             namespace: args.namespace,
         },
         watch: args.watch_namespace,

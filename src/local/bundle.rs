@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::graph::{GraphError, Model};
 
 /// Longest file of a bundle that is read into memory.
@@ -10,12 +12,22 @@ const MAX_FILE: u64 = 4 << 30;
 
 /// Reads a bundle directory.
 pub fn load(directory: &Path) -> Result<Model, GraphError> {
-    Model::import(&mut |file| {
+    load_named(directory).map(|(model, _)| model)
+}
+
+/// The same, and the SHA-256 of its manifest and graphs: equal digests mean equal ops.
+pub fn load_named(directory: &Path) -> Result<(Model, String), GraphError> {
+    let mut digest = Sha256::new();
+    let model = Model::import(&mut |file| {
         let path = directory.join(file);
         let size = std::fs::metadata(&path)?.len();
         if size > MAX_FILE {
             return Err(io::Error::other(format!("{size} bytes, the limit is {MAX_FILE}")));
         }
-        std::fs::read(&path)
-    })
+        let bytes = std::fs::read(&path)?;
+        digest.update(format!("{file} {}\n", bytes.len()));
+        digest.update(&bytes);
+        Ok(bytes)
+    })?;
+    Ok((model, digest.finalize().iter().map(|b| format!("{b:02x}")).collect()))
 }

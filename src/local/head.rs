@@ -7,6 +7,7 @@
 //! # Assumptions
 //! Workers are started, and started anew, by somebody else. The directory of results is the same for all of them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +21,15 @@ use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::runtime::session::Listen;
 use crate::telemetry::Health;
 use crate::tls::Identity;
-use crate::topology::Topology;
+use crate::topology::{Measured, Topology};
 use crate::wire::report::{JobReport, JobState};
 
 /// Where a head listens and writes.
 pub struct Head {
     /// A topology as JSON: worker N runs on its device N.
     pub devices: PathBuf,
+    /// What earlier jobs have learned, as JSON: by bundle, then by kind of device.
+    pub profiles: Option<PathBuf>,
     /// Where workers dial in.
     pub listen: SocketAddr,
     /// Where the operator asks.
@@ -104,8 +107,18 @@ fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Opt
     options.run_dir = Some(head.results.join(format!("run-{next}")));
     let (token, identity) = (Some(head.token.clone()), head.identity.clone());
     let listen = Listen { address: head.listen, token, identity, patience: PATIENCE };
-    options.remote = Some(Remote { devices, listen, board: board.clone() });
+    options.remote = Some(Remote { devices, listen, profiles: profiles(head), board: board.clone() });
     Ok(Some(options))
+}
+
+/// What earlier jobs have learned. Without it a job begins with nominal figures, as the first one did.
+fn profiles(head: &Head) -> BTreeMap<String, BTreeMap<String, Measured>> {
+    let Some(path) = &head.profiles else { return BTreeMap::new() };
+    let read = std::fs::read_to_string(path).map_err(anyhow::Error::from);
+    read.and_then(|text| Ok(serde_json::from_str(&text)?)).unwrap_or_else(|e| {
+        eprintln!("warning: {}: {e:#}; beginning with nominal figures", path.display());
+        BTreeMap::new()
+    })
 }
 
 const WEIGHTS: &str = "weights.safetensors";

@@ -1,5 +1,6 @@
 //! Everything that is known before anything is started: the job, its model, the cores it may use, its first plan.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::device::inventory::Cpu;
 use crate::graph::Model;
 use crate::plan::{self, Infeasible, Plan, pinned, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
-use crate::topology::{Device, LOOPBACK, Topology, nominal};
+use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
 use crate::wire::Position;
 
@@ -21,6 +22,9 @@ pub struct Inputs {
     pub job: api::TrainingJob,
     pub yaml: String,
     pub bundle: PathBuf,
+    /// SHA-256 of the bundle, and what earlier jobs have learned of its ops, by kind of device.
+    pub digest: String,
+    pub known: BTreeMap<String, Measured>,
     /// Start weights.
     pub weights: Option<PathBuf>,
     pub model: Arc<Model>,
@@ -40,7 +44,10 @@ impl Inputs {
         let job = api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?;
         let spec = &job.spec;
         let bundle = PathBuf::from(&spec.bundle);
-        let model = Arc::new(bundle::load(&bundle).with_context(|| format!("bundle {}", spec.bundle)).map_err(input)?);
+        let loaded = bundle::load_named(&bundle).with_context(|| format!("bundle {}", spec.bundle));
+        let (model, digest) = loaded.map_err(input)?;
+        let model = Arc::new(model);
+        let known = options.remote.as_ref().and_then(|r| r.profiles.get(&digest)).cloned().unwrap_or_default();
         let weights = match &spec.weights {
             Some(path) => Some(PathBuf::from(path)),
             // A bundle may bring its own start.
@@ -62,9 +69,12 @@ impl Inputs {
         };
         let given = options.remote.as_ref().map(|r| r.devices.clone());
         let machine = Machine::of(spec, given).map_err(|e| input(anyhow!(e)))?;
-        let n_shards = options.shards.unwrap_or(spec.parallelism.shards);
+        let n_shards = options.shards.unwrap_or_else(|| machine.shards(spec));
         let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
-        let topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
+        let mut topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
+        for device in &mut topology.devices {
+            device.measured = known.get(&device.kind).copied();
+        }
         let ask = Ask { n_shards, microbatch: spec.parallelism.microbatch };
         let plan = ask.solve(&job.spec, &model, &topology, None).map_err(input)?;
         let steps = options.steps.unwrap_or(spec.steps);
@@ -72,7 +82,7 @@ impl Inputs {
             return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
         }
         let storage = options.storage.clone();
-        Ok(Self { yaml, bundle, weights, model, machine, plan, steps, checkpoint, storage, job })
+        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, steps, checkpoint, storage, job })
     }
 
     /// Step and data position at which training starts.
@@ -105,7 +115,7 @@ impl Ask {
             schedule: spec.parallelism.schedule.into(),
         };
         // Other shards than the job's were asked for by hand, and take other cuts.
-        if self.n_shards == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
+        if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
             return pinned(&problem, &spec.parallelism.cuts);
         }
         solve(&problem, previous)
@@ -129,6 +139,14 @@ impl Machine {
     pub fn of(spec: &api::TrainingJobSpec, given: Option<Topology>) -> Result<Self, String> {
         let memory = spec.resources.memory_bytes()?;
         Ok(Self { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given })
+    }
+
+    /// Shards of a job here: the number it says, or as many as its range of devices allows.
+    pub fn shards(&self, spec: &api::TrainingJobSpec) -> u32 {
+        let parallelism = &spec.parallelism;
+        let each = self.cores.unwrap_or(1).max(1) as usize;
+        let free = self.given.as_ref().map_or(self.cpu.cores.len() / each, |given| given.devices.len());
+        parallelism.shards.unwrap_or_else(|| spec.resources.shards(free, parallelism.replicas))
     }
 
     /// Cores of each of `n` workers: disjoint as long as there are enough, else shared in turn.

@@ -1,5 +1,6 @@
 //! What the terminal shows while a job trains.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::board::Board;
 use crate::plan::Plan;
 use crate::runtime::StepReport;
+use crate::topology::Measured;
 use crate::units::Seconds;
+use crate::wire::report::Learned;
 
 /// A bar on a terminal, a line now and then elsewhere, nothing when quiet.
 pub struct Progress {
@@ -89,6 +92,13 @@ impl Progress {
     pub fn restarts(&self, n: u32) {
         if let Some(board) = &self.board {
             board.write(|r| r.restarts = n);
+        }
+    }
+
+    /// What steps have taught of kinds of devices.
+    pub fn learned(&self, bundle: &str, kinds: &BTreeMap<String, Measured>) {
+        if let Some(board) = &self.board {
+            board.write(|r| r.learned = Some(Learned { bundle: bundle.to_owned(), kinds: kinds.clone() }));
         }
     }
 

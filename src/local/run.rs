@@ -22,7 +22,7 @@ use crate::device::pjrt::{Plugin, PluginSpec};
 use crate::graph::Model;
 use crate::runtime::Session;
 use crate::runtime::session::{Job, Listen};
-use crate::topology::Topology;
+use crate::topology::{Measured, Topology};
 use crate::units::Seconds;
 use crate::wire::control::WorkerId;
 
@@ -59,6 +59,8 @@ pub struct Remote {
     /// Worker N runs on device N.
     pub devices: Topology,
     pub listen: Listen,
+    /// What earlier jobs have learned: by bundle, then by kind of device.
+    pub profiles: BTreeMap<String, BTreeMap<String, Measured>>,
     /// Where the job shows how far it is.
     pub board: Arc<Board>,
 }

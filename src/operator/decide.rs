@@ -7,11 +7,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::inventory::Room;
-use super::place::{Need, place};
-use super::render::{Site, render};
+use super::place::{Need, Unfit, place, stands};
+use super::profiles;
+use super::render::{Site, n_shards, render};
 use crate::api::{
-    Condition, ConditionStatus, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted,
-    PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
+    CONTROLLER, Condition, ConditionStatus, ModelProfile, ModelProfileSpec, Observed, PartitionPlan, PartitionPlanSpec,
+    PartitionPlanStatus, Predicted, PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
 };
 use crate::units::Seconds;
 use crate::wire::report::{JobReport, JobState};
@@ -25,6 +26,8 @@ pub struct Snapshot<'a> {
     pub pods: &'a [PodSeen],
     /// Plans of this job, by revision.
     pub plans: &'a [PartitionPlan],
+    /// What jobs of this namespace have learned.
+    pub profiles: &'a [ModelProfile],
     /// What the head answered, if it did.
     pub report: Option<&'a JobReport>,
     pub now: Timestamp,
@@ -71,6 +74,8 @@ pub struct Desired {
     pub plan_status: Option<(String, PartitionPlanStatus, bool)>,
     /// Workers whose pods are made: they get certificates before anything is applied.
     pub certify: Vec<u32>,
+    /// What has been learned of the job's bundle.
+    pub profile: Option<ModelProfileSpec>,
     /// To be applied, in order.
     pub apply: Vec<Value>,
     /// Pods to delete, and whether at once.
@@ -106,6 +111,9 @@ const REST: u64 = 600;
 /// The same snapshot gives the same answer, and a snapshot in which everything is as it should be gives nothing to apply.
 pub fn decide(s: &Snapshot<'_>) -> Desired {
     let mut d = Desired { status: s.job.status.clone().unwrap_or_default(), again: REST, ..Desired::default() };
+    if s.job.spec.managed_by.as_ref().is_some_and(|by| by != CONTROLLER) {
+        return d;
+    }
     d.status.observed_generation = s.job.metadata.generation;
     if d.status.has_ended() {
         return ended(s, d);
@@ -113,9 +121,11 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
     if let Some((reason, message)) = over(s) {
         return end(s, d, reason, message);
     }
-    let need = match crate::api::check(&s.job.spec).and_then(|()| Need::of(&s.job.spec)) {
-        Ok(need) => need,
-        Err(message) => return end(s, d, "InvalidSpec", message),
+    let checked = crate::api::check(&s.job.spec).map_err(Unfit::Spec);
+    let needs = match checked.and_then(|()| Need::of(&s.job.spec, &s.site.plugins)) {
+        Ok(needs) => needs,
+        Err(Unfit::Spec(message)) => return end(s, d, "InvalidSpec", message),
+        Err(Unfit::NoPlugin(message)) => return end(s, d, "NoPlugin", message),
     };
     if s.job.spec.suspend {
         return suspended(s, d);
@@ -129,9 +139,18 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         return d;
     }
     let why = why(s, current, &kept);
-    match place(&s.job.spec, need, &open_rooms(s), &kept) {
+    // While pods are there, their number stays: the head has been told it.
+    let exact =
+        current.filter(|_| !s.pods.is_empty()).and_then(|p| needs.iter().find_map(|n| n.exactly(&p.spec.shards)));
+    let rooms = open_rooms(s, &kept);
+    match place(&s.job.spec, exact.as_ref().map_or(&needs[..], std::slice::from_ref), &rooms, &kept) {
         Ok(seats) => {
-            let plan = match current.filter(|p| p.spec.shards == seats) {
+            let stays = |p: &&PartitionPlan| {
+                let own = &p.spec.shards;
+                *own == seats
+                    || (s.pods.is_empty() && own.len() == seats.len() && stands(&s.job.spec, &needs, &rooms, own))
+            };
+            let plan = match current.filter(stays) {
                 Some(plan) => plan.spec.clone(),
                 None => {
                     let plan = adopt(s, seats, why);
@@ -144,6 +163,11 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         }
         Err(no_room) => {
             let text = no_room.to_string();
+            if exact.is_some()
+                && let Ok(seats) = place(&s.job.spec, &needs, &freed(s, rooms, &kept), &[])
+            {
+                return anew(s, d, seats.len(), &text);
+            }
             if d.status.condition(condition::PLACED).is_none_or(|c| c.message != text) {
                 d.events.push(("NoRoom", text.clone(), true));
             }
@@ -222,12 +246,9 @@ fn ended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
     d
 }
 
-/// First the head, which lets workers finish their steps and writes a checkpoint; then the others.
 fn suspended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
     take_report(s, &mut d);
-    let head = s.pods.iter().find(|p| p.worker == 0);
-    let last = head.into_iter().chain(s.pods.iter().filter(|_| head.is_none()));
-    d.delete = last.filter(|p| !p.terminating).map(|p| (p.name.clone(), false)).collect();
+    stop(s, &mut d);
     let (state, text) = if s.pods.is_empty() {
         (reason::SUSPENDED, "spec.suspend is true; set it to false and training goes on from the last checkpoint")
     } else {
@@ -253,7 +274,7 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
     let usable = |seat: &&Seat| {
         let room = s.rooms.iter().find(|r| r.node == seat.node);
         let pod = s.pods.iter().find(|p| p.worker == seat.worker && p.node == seat.node);
-        match (room.map(|r| r.closed.as_deref()), pod) {
+        match (room.map(|r| r.shut(&s.job.spec.placement.tolerations, &seat.device)), pod) {
             (None, _) => false,
             (Some(None), Some(pod)) => pod.unschedulable.is_none(),
             (Some(None), None) => true,
@@ -265,11 +286,56 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
     plan.spec.shards.iter().filter(usable).cloned().collect()
 }
 
-/// Nodes that have refused a pod of the job are not asked again while it waits there.
-fn open_rooms(s: &Snapshot<'_>) -> Vec<Room> {
+/// What is free for others than the seats that are kept. Nodes that have refused a pod of the job are not asked again
+/// while it waits there.
+fn open_rooms(s: &Snapshot<'_>, kept: &[Seat]) -> Vec<Room> {
     let refused = |r: &Room| s.pods.iter().find(|p| p.node == r.node)?.unschedulable.clone();
     let close = |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)), ..r.clone() };
-    s.rooms.iter().map(close).collect()
+    let mut rooms: Vec<Room> = s.rooms.iter().map(close).collect();
+    // A seat whose pod is not there yet takes room all the same.
+    for seat in kept.iter().filter(|seat| s.pods.iter().all(|p| p.worker != seat.worker)) {
+        if let Some(room) = rooms.iter_mut().find(|r| r.node == seat.node) {
+            room.count(&s.job.spec, seat, -1);
+        }
+    }
+    rooms
+}
+
+/// Rooms as they would be if the job kept nothing.
+fn freed(s: &Snapshot<'_>, mut rooms: Vec<Room>, kept: &[Seat]) -> Vec<Room> {
+    for seat in kept {
+        if let Some(room) = rooms.iter_mut().find(|r| r.node == seat.node) {
+            room.count(&s.job.spec, seat, 1);
+        }
+    }
+    rooms
+}
+
+/// Where a job can go on with another number of workers, all pods go: the head first, that it may write a checkpoint.
+fn anew(s: &Snapshot<'_>, mut d: Desired, n: usize, no_room: &str) -> Desired {
+    let text = format!("goes on with {n} workers from the last checkpoint: {no_room}");
+    if d.status.condition(condition::TRAINING).is_none_or(|c| c.reason != reason::STARTING || c.message != text) {
+        d.events.push(("Resized", text.clone(), true));
+    }
+    stop(s, &mut d);
+    set(s, &mut d.status, condition::TRAINING, ConditionStatus::False, reason::STARTING, &text);
+    d.again = LOOK;
+    d
+}
+
+/// Pods go: first the head, which lets workers finish their steps and writes a checkpoint; then the others.
+fn stop(s: &Snapshot<'_>, d: &mut Desired) {
+    let head = s.pods.iter().find(|p| p.worker == 0);
+    let last = head.into_iter().chain(s.pods.iter().filter(|_| head.is_none()));
+    // A node that does not answer confirms nothing.
+    let going = last.filter(|p| !p.terminating || lost(s, p));
+    d.delete = going.map(|p| (p.name.clone(), lost(s, p))).collect();
+}
+
+/// Whether the node of a pod does not answer.
+fn lost(s: &Snapshot<'_>, pod: &PodSeen) -> bool {
+    let room = s.rooms.iter().find(|r| r.node == pod.node);
+    room.is_none_or(|r| r.closed.as_deref() == Some("is not ready"))
 }
 
 /// Why there is to be another plan.
@@ -284,7 +350,10 @@ fn why(s: &Snapshot<'_>, current: Option<&PartitionPlan>, kept: &[Seat]) -> Stri
     let room = s.rooms.iter().find(|r| r.node == seat.node);
     let cause = match (room, said) {
         (None, _) => "is gone".to_owned(),
-        (Some(room), None) => room.closed.clone().unwrap_or_else(|| "cannot be used".to_owned()),
+        (Some(room), None) => {
+            let shut = room.shut(&s.job.spec.placement.tolerations, &seat.device);
+            shut.unwrap_or_else(|| "cannot be used".to_owned())
+        }
         (Some(_), Some(said)) => format!("does not take worker {}: {said}", seat.worker),
     };
     format!("node {} {cause}", seat.node)
@@ -316,19 +385,16 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     let wanted = |p: &&PodSeen| plan.shards.iter().any(|seat| seat.worker == p.worker && seat.node == p.node);
     let there: BTreeSet<u32> = s.pods.iter().filter(wanted).map(|p| p.worker).collect();
     // Where a pod of the same name is on its way out, another comes later. A node that does not answer confirms nothing.
-    let lost = |p: &PodSeen| {
-        let room = s.rooms.iter().find(|r| r.node == p.node);
-        room.is_none_or(|r| r.closed.as_deref() == Some("is not ready"))
-    };
-    let unwanted = s.pods.iter().filter(|p| !wanted(p) && (!p.terminating || lost(p)));
-    d.delete.extend(unwanted.map(|p| (p.name.clone(), lost(p))));
+    let unwanted = s.pods.iter().filter(|p| !wanted(p) && (!p.terminating || lost(s, p)));
+    d.delete.extend(unwanted.map(|p| (p.name.clone(), lost(s, p))));
     // Those that have failed, as an evicted pod has, make room for others.
     let failed = s.pods.iter().filter(wanted).filter(|p| p.phase == "Failed" && !p.terminating);
     d.delete.extend(failed.map(|p| (p.name.clone(), false)));
 
     let whole = there.len() == plan.shards.len();
     let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
-    let rendered = render(s.job, plan, s.site, !whole);
+    let mut rendered = render(s.job, plan, s.site, !whole);
+    profiles::offer(&mut rendered.support[0], s.profiles);
     if !whole {
         d.apply.extend(rendered.support);
         for (worker, pod) in rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker)) {
@@ -342,6 +408,7 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         d.again = LOOK;
     }
     d.status.start_time.get_or_insert_with(|| s.now.to_string());
+    d.status.shards = u32::try_from(n_shards(s.job, plan)).ok();
     d.status.plan = Some(plan_name(&plan.job, plan.revision));
     let nodes: BTreeSet<&str> = plan.shards.iter().map(|s| s.node.as_str()).collect();
     let text = format!("{} workers on {}", plan.shards.len(), nodes.into_iter().collect::<Vec<_>>().join(", "));
@@ -375,6 +442,7 @@ fn progress(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> (ConditionStatus, &'s
 fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let words = s.pods.iter().find_map(|p| p.head.as_ref()?.last_words.as_ref()?.as_ref().ok());
     let Some(report) = s.report.or(words) else { return };
+    d.profile = profiles::learned(s.job, report, s.profiles);
     let status = &mut d.status;
     let number = |x: f64| format!("{x:.4}");
     if report.loss.is_some() || report.state == JobState::Done {

@@ -1,14 +1,16 @@
 //! What nodes have left for shards.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::api::{CPU, Seat, Toleration, TrainingJobSpec};
 use crate::units::quantity;
 
 /// A node and what is free on it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Room {
     pub node: String,
     pub labels: BTreeMap<String, String>,
@@ -17,26 +19,83 @@ pub struct Room {
     /// Bytes.
     pub memory: i64,
     pub pods: i64,
+    /// Extended resources, by name.
+    pub devices: BTreeMap<String, i64>,
+    /// What keeps away pods that do not tolerate it.
+    pub taints: Vec<Taint>,
     /// Why nothing may be put there, if so.
     pub closed: Option<String>,
 }
 
+/// Labels that say what a node's devices are: GPU feature discovery, and GKE's TPUs.
+const PRODUCTS: [&str; 2] = ["nvidia.com/gpu.product", "cloud.google.com/gke-tpu-accelerator"];
+/// Labels of nodes that are near each other, the nearest first: a rack or a TPU slice, and a zone.
+pub const DOMAINS: [&str; 3] =
+    ["cloud.google.com/gke-tpu-topology", "topology.kubernetes.io/rack", "topology.kubernetes.io/zone"];
+
 /// Something that takes room on a node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Taken {
     pub node: String,
     pub cpu: i64,
     pub memory: i64,
+    pub devices: BTreeMap<String, i64>,
+}
+
+impl Room {
+    /// Why a job that tolerates this, and is after such a device, puts nothing there.
+    pub fn shut(&self, tolerations: &[Toleration], device: &str) -> Option<String> {
+        self.closed.clone().or_else(|| {
+            let bars = |t: &&Taint| {
+                let value = t.value.as_deref().unwrap_or_default();
+                (t.effect == "NoSchedule" || t.effect == "NoExecute")
+                    && t.key != device
+                    && !tolerations.iter().any(|one| one.tolerates(&t.key, value, &t.effect))
+            };
+            let taint = self.taints.iter().find(bars)?;
+            Some(format!("has the taint {}, which spec.placement.tolerations does not name", taint.key))
+        })
+    }
+
+    /// What its devices are.
+    pub fn product(&self, device: &str) -> Option<&str> {
+        let vendor = device.split_once('.').filter(|_| device != CPU)?.0;
+        let label = PRODUCTS.iter().find(|label| label.contains(vendor))?;
+        self.labels.get(*label).map(String::as_str)
+    }
+
+    /// Takes what a worker of a job needs (`sign` -1), or gives it back (1).
+    pub fn count(&mut self, spec: &TrainingJobSpec, seat: &Seat, sign: i64) {
+        let memory = i64::try_from(seat.memory).unwrap_or(i64::MAX);
+        self.cpu = self.cpu.saturating_add(sign * i64::from(seat.cores) * 1000);
+        self.memory = self.memory.saturating_add(sign * memory);
+        self.pods = self.pods.saturating_add(sign);
+        for name in Some(&seat.device).filter(|d| *d != CPU).into_iter().chain(&spec.resources.rdma) {
+            let free = self.devices.entry(name.clone()).or_default();
+            *free = free.saturating_add(sign);
+        }
+    }
+
+    fn take(&mut self, taken: &Taken) {
+        self.cpu = self.cpu.saturating_sub(taken.cpu);
+        self.memory = self.memory.saturating_sub(taken.memory);
+        self.pods = self.pods.saturating_sub(1);
+        for (name, n) in &taken.devices {
+            let free = self.devices.entry(name.clone()).or_default();
+            *free = free.saturating_sub(*n);
+        }
+    }
 }
 
 /// All nodes, by name, less what is taken.
-pub fn rooms<'a>(nodes: impl IntoIterator<Item = &'a Node>, taken: impl IntoIterator<Item = Taken>) -> Vec<Room> {
+pub fn rooms<'a, T: Borrow<Taken>>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    taken: impl IntoIterator<Item = T>,
+) -> Vec<Room> {
     let mut rooms: BTreeMap<String, Room> = nodes.into_iter().filter_map(room).map(|r| (r.node.clone(), r)).collect();
-    for Taken { node, cpu, memory } in taken {
-        if let Some(room) = rooms.get_mut(&node) {
-            room.cpu = room.cpu.saturating_sub(cpu);
-            room.memory = room.memory.saturating_sub(memory);
-            room.pods = room.pods.saturating_sub(1);
+    for taken in taken {
+        if let Some(room) = rooms.get_mut(&taken.borrow().node) {
+            room.take(taken.borrow());
         }
     }
     rooms.into_values().collect()
@@ -50,26 +109,39 @@ fn room(node: &Node) -> Option<Room> {
         cpu: of("cpu").map_or(0, milli),
         memory: of("memory").map_or(0, whole),
         pods: of("pods").map_or(0, whole),
+        devices: allocatable
+            .into_iter()
+            .flatten()
+            .filter(|(resource, _)| resource.contains('/'))
+            .map(|(resource, amount)| (resource.clone(), whole(amount)))
+            .collect(),
+        taints: node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default(),
         closed: closed(node),
         labels: node.metadata.labels.clone().unwrap_or_default(),
         node: name,
     })
 }
 
-/// Why a node takes no shards.
+/// Conditions of a node that takes no pods.
+const TROUBLES: [(&str, &str); 4] = [
+    ("MemoryPressure", "is short of memory"),
+    ("DiskPressure", "is short of disk space"),
+    ("PIDPressure", "is short of process ids"),
+    ("NetworkUnavailable", "has no network"),
+];
+
+/// Why a node takes no shards of any job.
 fn closed(node: &Node) -> Option<String> {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    if !ready {
+    let holds = |kind: &str| conditions.into_iter().flatten().any(|c| c.type_ == kind && c.status == "True");
+    if !holds("Ready") {
         return Some("is not ready".to_owned());
     }
-    let spec = node.spec.as_ref()?;
-    if spec.unschedulable == Some(true) {
-        return Some("is cordoned".to_owned());
+    if let Some((_, text)) = TROUBLES.iter().find(|(kind, _)| holds(kind)) {
+        return Some((*text).to_owned());
     }
-    let taints = spec.taints.as_ref().into_iter().flatten();
-    let repels = taints.into_iter().find(|t| t.effect == "NoSchedule" || t.effect == "NoExecute");
-    repels.map(|t| format!("has the taint {}", t.key))
+    let cordoned = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
+    cordoned.then(|| "is cordoned".to_owned())
 }
 
 /// What a pod takes of the node it runs on; nothing before it has one and after it has ended.
@@ -95,7 +167,10 @@ pub fn taken(pod: &Pod) -> Option<Taken> {
         let overhead = spec.overhead.as_ref().and_then(|o| o.get(resource)).map_or(0, scale);
         beside.saturating_add(main.max(before)).saturating_add(overhead)
     };
-    Some(Taken { node, cpu: sum("cpu", milli), memory: sum("memory", whole) })
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let requests = all.filter_map(|c| c.resources.as_ref()?.requests.as_ref()).flat_map(BTreeMap::keys);
+    let devices = requests.filter(|name| name.contains('/')).map(|name| (name.clone(), sum(name, whole))).collect();
+    Some(Taken { node, cpu: sum("cpu", milli), memory: sum("memory", whole), devices })
 }
 
 /// The node that a pod's required affinity names.

@@ -26,7 +26,9 @@ pub fn job_of(pod: &Pod) -> Option<&str> {
 pub fn pod(pod: &Pod) -> Option<PodSeen> {
     let worker = pod.metadata.labels.as_ref()?.get(WORKER)?.parse().ok()?;
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref());
-    let gates = spec.scheduling_gates.as_ref().into_iter().flatten();
+    let gates = || spec.scheduling_gates.iter().flatten();
+    // Others hold pods back as well: Kueue does until there is quota.
+    let held = || Some(format!("is held back by the scheduling gate {}", gates().find(|g| g.name != GATE)?.name));
     let conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     let mut unscheduled = conditions.filter(|c| c.type_ == "PodScheduled" && c.status == "False");
     let statuses = || {
@@ -46,11 +48,11 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         phase: status.and_then(|s| s.phase.clone()).unwrap_or_default(),
         ip: status.and_then(|s| s.pod_ip.clone()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        gated: gates.into_iter().any(|g| g.name == GATE),
+        gated: gates().any(|g| g.name == GATE),
         unschedulable: unscheduled
             .find(|c| c.reason.as_deref() == Some("Unschedulable"))
             .map(|c| c.message.clone().unwrap_or_default()),
-        stuck,
+        stuck: stuck.or_else(held),
         head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
     })
 }

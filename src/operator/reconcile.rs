@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{
@@ -22,12 +22,14 @@ use serde_json::{Value, json};
 
 use super::ask::Head;
 use super::decide::{Desired, PodSeen, Snapshot, decide};
-use super::inventory::{Taken, rooms, taken};
+use super::inventory::Taken;
 use super::lease::Leader;
-use super::render::{JOB, STATUS_PORT, Site, plan as plan_object, secret};
+use super::ledger::Ledger;
+use super::profiles::object as profile_object;
+use super::render::{STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
-use super::{Class, OperatorError, key, observe};
-use crate::api::{PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
+use super::{Class, OperatorError, key};
+use crate::api::{CPU, ModelProfile, PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
 use crate::tls::{Authority, Name, TlsError};
 use crate::wire::report::JobReport;
 
@@ -47,6 +49,8 @@ pub struct Config {
 
 /// Name under which fields are owned.
 const MANAGER: &str = "foreshard-operator";
+/// Requests of one job at once.
+const AT_ONCE: usize = 8;
 /// Figures of training are written at most so often.
 const THROTTLE: Duration = Duration::from_secs(10);
 
@@ -54,8 +58,9 @@ struct Context {
     client: Client,
     config: Config,
     nodes: Store<Node>,
-    pods: Store<Pod>,
+    pods: Arc<Mutex<Ledger>>,
     plans: Store<PartitionPlan>,
+    profiles: Store<ModelProfile>,
     recorder: Recorder,
     /// Seats given away that the pods in the cache do not show yet, by job.
     promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
@@ -87,22 +92,33 @@ pub async fn run(config: Config) -> Result<(), OperatorError> {
 async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(), OperatorError> {
     let namespace = config.watch.as_deref();
     let (nodes, node_writer) = reflector::store();
-    let (pods, pod_writer) = reflector::store();
+    let pods = Arc::<Mutex<Ledger>>::default();
     let (plans, plan_writer) = reflector::store();
+    let (profiles, profile_writer) = reflector::store();
     let everywhere = watcher::Config::default();
     let node_stream = reflector::reflector(node_writer, watcher(Api::<Node>::all(client.clone()), everywhere.clone()))
         .default_backoff()
         .modify(strip)
         .touched_objects();
     // Pods of others take room too: all of them are seen, as far as the operator may look.
-    let pod_stream = reflector::reflector(
-        pod_writer,
-        watcher(api_of::<Pod>(&client, namespace), everywhere.clone()).modify(slim).default_backoff(),
-    )
-    .touched_objects();
+    let ledger = pods.clone();
+    let pod_stream = watcher(api_of::<Pod>(&client, namespace), everywhere.clone())
+        .default_backoff()
+        .modify(slim)
+        .inspect(move |event| {
+            if let Ok(event) = event {
+                ledger.lock().unwrap_or_else(|p| p.into_inner()).follow(event);
+            }
+        })
+        .touched_objects();
     let plan_stream = reflector::reflector(
         plan_writer,
         watcher(api_of::<PartitionPlan>(&client, namespace), everywhere.clone()).modify(strip).default_backoff(),
+    )
+    .touched_objects();
+    let profile_stream = reflector::reflector(
+        profile_writer,
+        watcher(api_of::<ModelProfile>(&client, namespace), everywhere.clone()).default_backoff().modify(strip),
     )
     .touched_objects();
     let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
@@ -111,6 +127,7 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         nodes,
         pods,
         plans,
+        profiles,
         recorder,
         promised: Mutex::default(),
         memory: Mutex::default(),
@@ -119,6 +136,7 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         config: config.clone(),
     });
     tokio::spawn(node_stream.for_each(|_| std::future::ready(())));
+    tokio::spawn(profile_stream.for_each(|_| std::future::ready(())));
     Controller::new(api_of::<TrainingJob>(&client, namespace), everywhere)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
@@ -153,30 +171,20 @@ fn strip<K: Resource>(object: &mut K) {
 fn slim(pod: &mut Pod) {
     strip(pod);
     pod.annotations_mut().clear();
-    if pod.metadata.labels.as_ref().is_none_or(|l| !l.contains_key(JOB))
-        && let Some(spec) = &mut pod.spec
-    {
-        spec.volumes = None;
-        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-            (container.env, container.args, container.command) = (None, None, None);
-            (container.volume_mounts, container.liveness_probe) = (None, None);
-            (container.readiness_probe, container.startup_probe) = (None, None);
-        }
-    }
 }
 
 async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
     Counts::add(&context.counts.reconciles);
+    let began = std::time::Instant::now();
     if job.metadata.deletion_timestamp.is_some() {
         // Everything of a job is owned by it: the garbage collector takes it away.
         return Ok(Action::await_change());
     }
     let namespace = job.namespace().ok_or_else(|| OperatorError::Incomplete(job.name_any(), "namespace"))?;
     // Without full caches every node looks empty.
-    for ready in [context.nodes.wait_until_ready().await, context.pods.wait_until_ready().await] {
-        if ready.is_err() {
-            return Ok(Action::requeue(Duration::from_secs(1)));
-        }
+    let pods_are_known = context.pods.lock().unwrap_or_else(|p| p.into_inner()).is_ready();
+    if context.nodes.wait_until_ready().await.is_err() || !pods_are_known {
+        return Ok(Action::requeue(Duration::from_secs(1)));
     }
     let _ = context.plans.wait_until_ready().await;
     let work = Work { context: &context, job: &job, namespace };
@@ -193,6 +201,7 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
         tracing::info!(job = work.key(), plan = revision, taken = matches!(done, Ok(true)), "told of an approval");
     }
     work.fulfil(desired).await?;
+    context.counts.took(began.elapsed());
     if let Some(memory) = context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&work.key()) {
         memory.failures = 0;
     }
@@ -225,18 +234,10 @@ impl Work<'_> {
         format!("{}/{}", self.namespace, self.job.name_any())
     }
 
-    fn is_ours(&self, pod: &Pod) -> bool {
-        let uid = self.job.metadata.uid.as_deref();
-        pod.metadata.namespace.as_deref() == Some(&self.namespace)
-            && observe::job_of(pod) == Some(&self.job.name_any())
-            && pod.owner_references().iter().any(|o| Some(o.uid.as_str()) == uid)
-    }
-
     fn pods(&self) -> Vec<PodSeen> {
-        let ours = self.context.pods.state_filter(|p| self.is_ours(p));
-        let mut pods: Vec<PodSeen> = ours.iter().filter_map(|p| observe::pod(p)).collect();
-        pods.sort_by_key(|p| p.worker);
-        pods
+        let uid = self.job.metadata.uid.as_deref().unwrap_or_default();
+        let ledger = self.context.pods.lock().unwrap_or_else(|p| p.into_inner());
+        ledger.pods(&(self.namespace.clone(), self.job.name_any()), uid)
     }
 
     /// The head, where its pod runs.
@@ -283,16 +284,9 @@ impl Work<'_> {
         let context = self.context;
         let mut promised = context.promised.lock().unwrap_or_else(|p| p.into_inner());
         let key = (self.namespace.clone(), self.job.name_any());
-        let seen = context.pods.state();
-        let shown = |(namespace, job): &(String, String), worker: u32| {
-            seen.iter().any(|p| {
-                p.metadata.namespace.as_ref() == Some(namespace)
-                    && observe::job_of(p) == Some(job)
-                    && observe::pod(p).is_some_and(|p| p.worker == worker)
-            })
-        };
+        let ledger = context.pods.lock().unwrap_or_else(|p| p.into_inner());
         promised.retain(|key, seats| {
-            seats.retain(|s| !shown(key, s.worker));
+            seats.retain(|s| !ledger.shows(key, s.worker));
             !seats.is_empty()
         });
         let others = promised.iter().filter(|(k, _)| **k != key).flat_map(|(_, seats)| seats);
@@ -300,18 +294,23 @@ impl Work<'_> {
             node: s.node.clone(),
             cpu: i64::from(s.cores) * 1000,
             memory: i64::try_from(s.memory).unwrap_or(i64::MAX),
+            devices: Some(&s.device).filter(|d| *d != CPU).map(|d| (d.clone(), 1)).into_iter().collect(),
         });
         let nodes = context.nodes.state();
-        let rooms = rooms(nodes.iter().map(|n| &**n), seen.iter().filter_map(|p| taken(p)).chain(others));
+        let rooms = ledger.rooms(nodes.iter().map(|n| &**n), &others.collect::<Vec<_>>());
+        drop(ledger);
         let name = self.job.name_any();
         let plans = context.plans.state_filter(|p| {
             p.metadata.namespace.as_ref() == Some(&self.namespace) && p.spec.job == name && self.owns(p)
         });
         let mut plans: Vec<PartitionPlan> = plans.iter().map(|p| (**p).clone()).collect();
         plans.sort_by_key(|p| p.spec.revision);
+        let profiles = context.profiles.state_filter(|p| p.metadata.namespace.as_ref() == Some(&self.namespace));
+        let profiles: Vec<ModelProfile> = profiles.iter().map(|p| (**p).clone()).collect();
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let site = &context.config.site;
-        let snapshot = Snapshot { job: self.job, rooms: &rooms, pods, plans: &plans, report, now, site };
+        let snapshot =
+            Snapshot { job: self.job, rooms: &rooms, pods, plans: &plans, profiles: &profiles, report, now, site };
         let desired = decide(&snapshot);
         if let Some(plan) = &desired.plan {
             promised.insert(key, plan.shards.clone());
@@ -344,8 +343,12 @@ impl Work<'_> {
                 self.create(&secret(self.job, name, &self.token(), &certificate)).await?;
             }
         }
-        for object in &desired.apply {
-            self.apply(object).await?;
+        // What pods need comes first; within each half, requests wait for nothing but their answers.
+        let (pods, support): (Vec<&Value>, Vec<&Value>) = desired.apply.iter().partition(|o| o["kind"] == "Pod");
+        for half in [support, pods] {
+            let applies: Vec<_> = half.into_iter().map(|object| self.apply(object)).collect();
+            let applied = futures::stream::iter(applies).buffer_unordered(AT_ONCE);
+            applied.try_for_each(|()| std::future::ready(Ok(()))).await?;
         }
         for (name, at_once) in &desired.delete {
             Counts::add(&self.context.counts.writes);
@@ -364,6 +367,9 @@ impl Work<'_> {
             let api: Api<PartitionPlan> = Api::namespaced(self.context.client.clone(), &self.namespace);
             let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
             written.map_err(|e| api_error("write the status of", format!("plan {name}"), e))?;
+        }
+        if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(false)) {
+            self.apply(&profile_object(&self.namespace, profile)).await?;
         }
         self.write_status(&desired.status).await?;
         for (reason, note, warning) in desired.events {

@@ -1,8 +1,11 @@
 //! The objects of a job, from its plan: pure.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::place::topology;
+use super::pods::complete;
 use crate::api::{PartitionPlanSpec, Seat, TrainingJob, Volume};
 use crate::device::pjrt::CPU_KERNELS;
 use crate::tls::{Certificate, FILES, Name};
@@ -13,8 +16,8 @@ pub struct Site {
     /// Image of heads and workers.
     pub image: String,
     pub pull_policy: String,
-    /// The plug-in in that image.
-    pub plugin: String,
+    /// Plug-ins in that image, by device: `cpu` or an extended resource.
+    pub plugins: BTreeMap<String, String>,
     /// Namespace of the operator: heads answer it alone.
     pub namespace: String,
 }
@@ -69,6 +72,11 @@ pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site, gated: b
     }
 }
 
+/// Shards of a plan.
+pub fn n_shards(job: &TrainingJob, plan: &PartitionPlanSpec) -> usize {
+    plan.shards.len() / job.spec.parallelism.replicas.max(1) as usize
+}
+
 /// One job and its plan.
 struct Of<'a> {
     job: &'a TrainingJob,
@@ -100,10 +108,12 @@ impl Of<'_> {
 
     /// The manifest and the devices, as the head reads them.
     fn config(&self) -> Value {
-        let manifest = json!({
+        let mut manifest = json!({
             "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": self.name},
             "spec": self.job.spec,
         });
+        // How many was chosen by what was free.
+        manifest["spec"]["parallelism"]["shards"] = json!(n_shards(self.job, self.plan));
         let devices = topology(&self.plan.shards);
         json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(&self.own),
@@ -191,7 +201,9 @@ impl Of<'_> {
         if gated {
             spec["schedulingGates"] = json!([{"name": GATE}]);
         }
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        complete(&mut pod, RUNTIME, self.job, self.plan, seat);
+        pod
     }
 
     /// One worker: it executes a shard.
@@ -212,7 +224,7 @@ impl Of<'_> {
             "--port",
             PEER_PORT.to_string(),
             "--plugin",
-            self.site.plugin,
+            self.site.plugin(&seat.device),
             "--breadcrumb",
             "/tmp/compiling",
             "--tls",
@@ -233,13 +245,15 @@ impl Of<'_> {
     }
 
     fn trainer(&self) -> Value {
-        let results = self.job.spec.results.as_deref().unwrap_or_default();
+        let results = self.job.spec.results().unwrap_or_default();
         let mut container = self.container(TRAINER, Name::Head);
         container["args"] = json!([
             "head",
             "/etc/foreshard/job.yaml",
             "--devices",
             "/etc/foreshard/devices.json",
+            "--profiles",
+            "/etc/foreshard/profiles.json",
             "--listen",
             format!("0.0.0.0:{HEAD_PORT}"),
             "--status",
@@ -276,7 +290,7 @@ impl Of<'_> {
             json!({"name": format!("tls-{part}"), "mountPath": CERTIFICATE, "readOnly": true}),
         ];
         mounts.extend(self.job.spec.volumes.iter().map(|v| {
-            let writable = self.job.spec.results.as_ref() == Some(&v.name);
+            let writable = self.job.spec.results() == Some(&v.name);
             let mut mount = json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)});
             if !writable {
                 mount["readOnly"] = json!(true);

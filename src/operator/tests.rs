@@ -10,8 +10,9 @@ use super::inventory::{Room, Taken, rooms, taken};
 use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
-use crate::api::{PartitionPlan, TrainingJob, TrainingJobStatus, condition, parse};
-use crate::wire::report::{JobReport, JobState, PlanReport, Recommended};
+use crate::api::{ModelProfile, PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
+use crate::topology::Measured;
+use crate::wire::report::{JobReport, JobState, Learned, PlanReport, Recommended};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
 
@@ -20,12 +21,16 @@ fn job() -> TrainingJob {
 }
 
 fn site() -> Site {
-    Site { image: "f:1".into(), pull_policy: "IfNotPresent".into(), plugin: "/p.so".into(), namespace: "sys".into() }
+    let plugins = [("cpu", "/p.so"), ("nvidia.com/gpu", "/cuda.so")].map(|(d, f)| (d.to_owned(), f.to_owned()));
+    Site { image: "f:1".into(), pull_policy: "IfNotPresent".into(), plugins: plugins.into(), namespace: "sys".into() }
 }
 
 fn room(node: &str, cores: i64, gib: i64) -> Room {
-    let (node, labels) = (node.to_owned(), BTreeMap::new());
-    Room { node, labels, cpu: cores * 1000, memory: gib << 30, pods: 110, closed: None }
+    Room { node: node.to_owned(), cpu: cores * 1000, memory: gib << 30, pods: 110, ..Room::default() }
+}
+
+fn need(spec: &TrainingJobSpec) -> Vec<Need> {
+    Need::of(spec, &site().plugins).unwrap()
 }
 
 /// The world of one job: what the cluster would hold.
@@ -34,6 +39,7 @@ struct World {
     rooms: Vec<Room>,
     pods: Vec<PodSeen>,
     plans: Vec<PartitionPlan>,
+    profiles: Vec<ModelProfile>,
     report: Option<JobReport>,
     now: i64,
 }
@@ -45,6 +51,7 @@ impl World {
             rooms: rooms.to_vec(),
             pods: Vec::new(),
             plans: Vec::new(),
+            profiles: Vec::new(),
             report: None,
             now: 1_800_000_000,
         }
@@ -62,6 +69,7 @@ impl World {
             rooms: &rooms,
             pods: &self.pods,
             plans: &self.plans,
+            profiles: &self.profiles,
             report: self.report.as_ref(),
             now: Timestamp::from_second(self.now).unwrap(),
             site: &site(),
@@ -80,6 +88,10 @@ impl World {
         if let Some((name, status, _)) = &d.plan_status {
             let plan = self.plans.iter_mut().find(|p| p.metadata.name.as_ref() == Some(name)).unwrap();
             plan.status = Some(status.clone());
+        }
+        if let Some(spec) = &d.profile {
+            self.profiles.retain(|p| p.spec.bundle != spec.bundle);
+            self.profiles.push(ModelProfile::new("p", spec.clone()));
         }
         self.pods.retain(|p| d.delete.iter().all(|(name, _)| *name != p.name));
         for object in d.apply.iter().filter(|o| o["kind"] == "Pod") {
@@ -132,15 +144,15 @@ fn a_job_gets_a_plan_then_gated_pods_then_the_gate_opens_then_nothing_is_left_to
 
 #[test]
 fn a_shard_per_node_only_where_one_node_does_not_do() {
-    let need = Need::of(&job().spec).unwrap();
+    let need = need(&job().spec);
     let nodes = |rooms: &[Room]| -> Vec<String> {
-        place(&job().spec, need, rooms, &[]).unwrap().into_iter().map(|s| s.node).collect()
+        place(&job().spec, &need, rooms, &[]).unwrap().into_iter().map(|s| s.node).collect()
     };
     assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 8, 8), room("n3", 2, 8)]), ["n3", "n3"]);
     assert_eq!(nodes(&[room("n1", 1, 8), room("n2", 2, 1)]), ["n1", "n2"]);
     let mut spread = job().spec;
     spread.placement.max_per_node = Some(1);
-    let seats = place(&spread, need, &[room("n1", 4, 8), room("n2", 4, 8)], &[]).unwrap();
+    let seats = place(&spread, &need, &[room("n1", 4, 8), room("n2", 4, 8)], &[]).unwrap();
     assert_eq!(seats.iter().map(|s| s.node.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
     let topology = topology(&seats);
     assert_eq!(topology.devices[1].node, "n2");
@@ -177,6 +189,13 @@ fn suspension_stops_the_head_first_and_resumes_with_a_new_plan_only_where_needed
     world.job.spec.suspend = false;
     world.settle();
     assert_eq!((world.pods.len(), world.plans.len()), (2, 1), "the same nodes: the same plan");
+    world.job.spec.suspend = true;
+    (0..4).for_each(|_| drop(world.turn()));
+    world.rooms.push(room("n0", 2, 8));
+    world.job.spec.suspend = false;
+    world.settle();
+    assert_eq!(world.plans.len(), 1, "a better place is no reason to move");
+    world.rooms.pop();
     world.job.spec.suspend = true;
     (0..4).for_each(|_| drop(world.turn()));
     world.rooms[1] = room("n3", 1, 8);
@@ -312,6 +331,33 @@ fn a_recommended_plan_is_told_once_and_taken_over_when_somebody_agrees() {
     assert_eq!(world.decide().approve, None);
 }
 
+#[test]
+fn what_a_job_learns_is_kept_and_offered_to_later_jobs_and_noise_is_not_written() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let factors = |product: f64| Measured { product, ..Measured::NOMINAL };
+    let told = |kind: &str, product: f64| JobReport {
+        state: JobState::Training,
+        learned: Some(Learned { bundle: "ab".repeat(32), kinds: [(kind.to_owned(), factors(product))].into() }),
+        ..JobReport::default()
+    };
+    world.report = Some(told("cpu", 2.5));
+    assert!(world.turn().profile.is_some());
+    world.report = Some(told("cpu", 2.6));
+    assert_eq!(world.turn().profile, None, "a tenth is noise");
+    world.report = Some(told("google.com/tpu", 0.5));
+    let both = world.turn().profile.unwrap();
+    assert_eq!(both.devices.iter().map(|c| c.kind.as_str()).collect::<Vec<_>>(), ["cpu", "google.com/tpu"]);
+    let profiles = std::mem::take(&mut world.profiles);
+    let later = World { profiles, ..World::new(&world.rooms) }.turn();
+    let config = later.apply.iter().find(|o| o["kind"] == "ConfigMap").unwrap();
+    let text = config["data"]["profiles.json"].as_str().unwrap();
+    let read: BTreeMap<String, BTreeMap<String, Measured>> = serde_json::from_str(text).unwrap();
+    assert_eq!(read[&"ab".repeat(32)]["cpu"], factors(2.5), "as the head reads it");
+    world.report = Some(told("cpu", f64::NAN));
+    assert!(world.turn().profile.unwrap().devices.iter().all(|c| c.measured().product.is_finite()));
+}
+
 /// What the Pod Security Standard `restricted` asks of a container.
 fn is_restricted(pod: &Value) -> bool {
     let spec = &pod["spec"];
@@ -343,7 +389,8 @@ fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
         assert_eq!((seen.worker, seen.node.as_str()), (*worker, seat.node.as_str()));
         let taken = taken(&typed).unwrap();
         let head = if *worker == 0 { 256 << 20 } else { 0 };
-        assert_eq!(taken, Taken { node: seat.node.clone(), cpu: 1000, memory: (1 << 30) + head });
+        let node = seat.node.clone();
+        assert_eq!(taken, Taken { node, cpu: 1000, memory: (1 << 30) + head, ..Taken::default() });
     }
     let manifest = rendered.support[0]["data"]["job.yaml"].as_str().unwrap();
     assert_eq!(parse(manifest).unwrap().spec, world.job.spec, "the head reads what the user wrote");
@@ -374,7 +421,9 @@ fn nodes_offer_what_others_left_and_closed_ones_say_why() {
     let rooms = rooms(&nodes, taken(&pod));
     assert_eq!((rooms[0].cpu, rooms[0].memory, rooms[0].pods), (500, 3 << 30, 109));
     let closed: Vec<Option<&str>> = rooms.iter().map(|r| r.closed.as_deref()).collect();
-    assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), Some("has the taint gpu")]);
+    assert_eq!(closed, [None, Some("is not ready"), Some("is cordoned"), None]);
+    assert_eq!(rooms[3].shut(&[], "gpu"), None, "taints named after a device keep others away from it");
+    assert!(rooms[3].shut(&[], "cpu").unwrap().starts_with("has the taint gpu"));
 }
 
 #[test]
@@ -397,12 +446,14 @@ fn quantities_beyond_all_numbers_saturate() {
     let all = rooms(&[node("a"), node("b")], [taken(&pod), taken(&pod), taken(&pod)].into_iter().flatten());
     assert!(all[0].memory < 0, "{all:?}");
     let mut world = World::new(&all);
-    world.job.spec.parallelism.shards = 3;
+    world.job.spec.parallelism.shards = Some(3);
     world.job.spec.placement.max_per_node = Some(1);
     assert!(world.decide().plan.is_none());
     world.job.spec.placement.max_per_node = None;
     assert!(world.decide().plan.is_some());
 }
+
+mod devices;
 
 proptest! {
     /// No object that the API server can hold makes the operator panic, and no placement promises what is not there.
@@ -412,17 +463,17 @@ proptest! {
         free in proptest::collection::vec((0i64..9000, 0i64..12), 0..6),
     ) {
         let mut spec = job().spec;
-        spec.parallelism.shards = shards;
+        spec.parallelism.shards = Some(shards);
         spec.resources.cores = Some(cores);
         spec.resources.memory = Some(format!("{gib}Gi"));
         spec.placement.max_per_node = max;
         let rooms: Vec<Room> = free.iter().enumerate()
             .map(|(i, &(cpu, gib))| Room { cpu, ..room(&format!("n{i}"), 0, gib) }).collect();
-        let need = Need::of(&spec).unwrap();
+        let need = need(&spec);
         let fit: i64 = rooms.iter().map(|r| {
             (r.cpu / (i64::from(cores) * 1000)).min((r.memory >> 30) / gib as i64).min(max.map_or(i64::MAX, i64::from))
         }).sum();
-        match place(&spec, need, &rooms, &[]) {
+        match place(&spec, &need, &rooms, &[]) {
             Ok(seats) => {
                 prop_assert!(fit >= i64::from(shards));
                 prop_assert_eq!(seats.iter().map(|s| s.worker).collect::<Vec<_>>(), (0..shards).collect::<Vec<_>>());
@@ -444,7 +495,7 @@ proptest! {
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "n"}, "status": {"allocatable": {"cpu": cpu, "memory": cpu, "pods": cpu}},
         })).unwrap();
-        let mut world = World::new(&rooms([&node], []));
+        let mut world = World::new(&rooms([&node], [] as [Taken; 0]));
         world.job.status = Some(TrainingJobStatus { start_time: Some(start), restarts, ..TrainingJobStatus::default() });
         world.turn();
         world.turn();

@@ -135,6 +135,16 @@ struct Worker {
 type Key = ([u64; N], u32);
 
 impl Calibration {
+    /// Starts from what earlier jobs have learned, by kind of device.
+    pub fn starting_from(kinds: BTreeMap<String, Measured>) -> Self {
+        Self { kinds, ..Self::default() }
+    }
+
+    /// What is known of kinds of devices.
+    pub fn kinds(&self) -> &BTreeMap<String, Measured> {
+        &self.kinds
+    }
+
     /// Learns from one step of all workers.
     ///
     /// # Units

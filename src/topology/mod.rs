@@ -134,6 +134,37 @@ pub fn nominal(kind: &str) -> Option<Device> {
     })
 }
 
+/// A nominal device with the figures of its product, as labels of nodes name it; as it was where the product is unknown.
+pub fn product(device: Device, product: Option<&str>) -> Device {
+    let gib = 1u64 << 30;
+    let Some(product) = product else { return device };
+    // Data sheets of NVIDIA: dense TF32 with tensor cores (T4: FP32) at about half its peak. Of Google Cloud: bf16.
+    const GPU: &str = "nvidia.com/gpu";
+    const TPU: &str = "google.com/tpu";
+    let known = [
+        (GPU, "H200", 2.5e14, 4.8e12, 141),
+        (GPU, "H100", 2.5e14, 3.3e12, 80),
+        (GPU, "A100", 7.8e13, 1.9e12, if product.contains("40GB") { 40 } else { 80 }),
+        (GPU, "L40S", 9e13, 8.6e11, 48),
+        (GPU, "L4", 3e13, 3e11, 24),
+        (GPU, "T4", 4e12, 3e11, 16),
+        (TPU, "v5p", 2.3e14, 2.7e12, 95),
+        (TPU, "v6e", 4.6e14, 1.6e12, 32),
+        (TPU, "v5-lite", 1e14, 8.2e11, 16),
+    ];
+    let kind = format!("{}/{product}", device.kind);
+    match known.into_iter().find(|(of, name, ..)| *of == device.kind && product.contains(name)) {
+        Some((_, _, flops, bandwidth, memory)) => Device {
+            kind,
+            flops: FlopsPerSec(flops),
+            bandwidth: BytesPerSec(bandwidth),
+            memory: Bytes(memory * gib),
+            ..device
+        },
+        None => Device { kind, ..device },
+    }
+}
+
 /// Loopback TCP between two processes, checksummed.
 pub const LOOPBACK: Link = Link { bandwidth: BytesPerSec(1e9), latency: Seconds(60e-6) };
 /// A 25 Gbit/s network.

@@ -1,6 +1,10 @@
 //! What the head of a job says of it: its answer to whoever asks, and its last words.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+use crate::topology::Measured;
 
 /// Longest report: one line per shard and worker.
 pub const MAX_REPORT: usize = 4 << 20;
@@ -28,12 +32,23 @@ pub struct JobReport {
     pub plan: Option<PlanReport>,
     /// A plan that waits for a person to agree.
     pub recommended: Option<Recommended>,
+    /// What steps have taught of the devices.
+    pub learned: Option<Learned>,
     /// By rank: share of the last step in which the worker computed.
     pub busy: Vec<f64>,
     /// What was last said, or why the job ended.
     pub message: String,
     /// Where the results of this run lie.
     pub results: String,
+}
+
+/// Measured costs of the ops of a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Digest of the bundle.
+    pub bundle: String,
+    /// By kind of device.
+    pub kinds: BTreeMap<String, Measured>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ use crate::plan::estimate::{BatchEstimate, Priced};
 use crate::plan::{Plan, ShardId};
 use crate::profile::{BatchProfile, Calibration, CalibrationError, Report};
 use crate::runtime::StepReport;
-use crate::topology::{DeviceId, Topology};
+use crate::topology::{self, DeviceId, Topology};
 use crate::transition::{
     Candidate, Considered, Decision, LINK_LIMIT, Ledger, Link, Measured, Memory, Mode, Move, Proposal, Record, Running,
     Settings, Snapshot, Tracker, Wait, Worker, decide,
@@ -92,7 +92,7 @@ impl Adapt {
         Ok(Self {
             settings: inputs.job.spec.adaptation.clone().into(),
             record: BufWriter::new(file),
-            calibration: Calibration::default(),
+            calibration: Calibration::starting_from(inputs.known.clone()),
             base,
             running: plan.clone(),
             priced,
@@ -122,6 +122,11 @@ impl Adapt {
     /// What a step will take, by what is known now.
     pub fn estimate(&self, variant: &str, batch: Option<&BatchProfile>) -> Option<BatchEstimate> {
         self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), batch)
+    }
+
+    /// What has been learned of kinds of devices.
+    pub fn kinds(&self) -> &BTreeMap<String, topology::Measured> {
+        self.calibration.kinds()
     }
 
     /// Takes in a step that began and ended under the running plan. `seconds`: from one report to the next.

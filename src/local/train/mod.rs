@@ -407,6 +407,9 @@ impl<'a> Training<'a> {
         // Steps beside the compiler say nothing about the devices.
         let disturbed = report.switch.is_some() || self.recut.as_ref().is_some_and(Recut::is_rehearsal);
         let learned = self.adapt.as_mut().filter(|_| !disturbed).map(|a| a.observe(&report, seconds, now));
+        if let (Some(Ok(())), Some(adapt)) = (&learned, &self.adapt) {
+            self.progress.learned(&self.inputs.digest, adapt.kinds());
+        }
         if let Some(Err(e)) = learned {
             self.event("report not understood", json!({"why": e.to_string()}));
             self.progress.say(&format!("nothing is learned from step {}: {e}", report.step));

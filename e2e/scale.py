@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Figures of the operator at scale: many jobs on fake nodes, before a real API server, scheduler and garbage collector.
+
+    e2e/scale.py              100 and 1,000 jobs of two workers
+    e2e/scale.py 50           as many as said
+
+Pods are bound and run on nodes that KWOK pretends to be. The operator runs beside the API server as a process of its own,
+FORESHARD_BINARY or target/debug/foreshard. Needs root; see README.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from run import ROOT, STATE, cluster, condition, kubectl, wait
+
+BINARY = os.environ.get("FORESHARD_BINARY", str(ROOT / "target/debug/foreshard"))
+KWOK = ROOT / ".foreshard/cluster/bin/kwok"
+SYSTEM = "foreshard-system"
+# Of the plan, the pods' secret, what pods need, the pods, their release, statuses.
+WORKERS, NODES, CORES = 2, 20, 256
+
+
+def job(i):
+    spec = {
+        "bundle": "work/m.bundle",
+        "data": {"uri": "work/x.txt"},
+        "parallelism": {"shards": WORKERS},
+        "resources": {"cores": 1, "memory": "1Gi"},
+        "volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": "work"}}],
+    }
+    return {"apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": f"j{i}"}, "spec": spec}
+
+
+def node(i):
+    name = f"fake-{i}"
+    room = {"cpu": str(CORES), "memory": "1Ti", "pods": "1000"}
+    labels = {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": f"z{i % 4}"}
+    metadata = {"name": name, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": {"allocatable": room, "capacity": room}}
+
+
+def inside(log, *command):
+    """Starts a program where the API server can be reached."""
+    netns = ["nsenter", "--net=/run/netns/cp", "--"]
+    environment = os.environ | {"KUBECONFIG": str(STATE / "admin.kubeconfig")}
+    return subprocess.Popen([*netns, *command], env=environment, stdout=log, stderr=log)
+
+
+def metrics():
+    text = cluster("in", "curl", "-s", "http://127.0.0.1:8080/metrics", capture_output=True).stdout
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name.removeprefix("foreshard_operator_"): float(value) for name, value in lines}
+
+
+def quantile(before, after, share):
+    """The bound below which this share of looks lies."""
+    buckets = [name for name in after if name.startswith("reconcile_seconds_bucket")]
+    total = after["reconcile_seconds_count"] - before["reconcile_seconds_count"]
+    for name in buckets:
+        if after[name] - before[name] >= share * total:
+            return name.split('"')[1]
+    return "?"
+
+
+def memory(process):
+    """MiB of a process now, and at most."""
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in status)
+    return [int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")]
+
+
+def apply(objects, *more):
+    kubectl("apply", *more, "-f", "-", manifest=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def count(kind, namespace):
+    """How many there are, without fetching them all."""
+    path = {"pods": "/api/v1", "trainingjobs": "/apis/foreshard.dev/v1alpha1"}[kind]
+    one = json.loads(kubectl("get", "--raw", f"{path}/namespaces/{namespace}/{kind}?limit=1"))
+    return len(one["items"]) + one["metadata"].get("remainingItemCount", 0)
+
+
+def measure(n, operator):
+    namespace = f"scale-{n}"
+    kubectl("create", "namespace", namespace)
+    apply([{
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "work", "namespace": namespace},
+        "spec": {
+            "accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": namespace,
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }, {
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": namespace},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp"},
+            "claimRef": {"namespace": namespace, "name": "work"}, "storageClassName": "",
+        },
+    }])  # fmt: skip
+    before, start = metrics(), time.monotonic()
+    # kubectl asks for each object before it makes it; create does not.
+    jobs = {"apiVersion": "v1", "kind": "List", "items": [job(i) for i in range(n)]}
+    creating = subprocess.Popen(
+        [ROOT / "e2e/cluster/cluster", "in", "kubectl", "create", "-n", namespace, "-f", "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    creating.stdin.write(json.dumps(jobs))
+    creating.stdin.close()
+    applied = None
+
+    def all_pods():
+        nonlocal applied
+        if applied is None and creating.poll() is not None:
+            applied = time.monotonic() - start
+        return count("pods", namespace) >= n * WORKERS
+
+    wait("all pods are there", 900, all_pods)
+    made = time.monotonic() - start
+    creating.wait()
+    applied = applied or made
+
+    def running():
+        path = f"/api/v1/namespaces/{namespace}/pods?fieldSelector=status.phase%3DRunning&limit=1"
+        one = json.loads(kubectl("get", "--raw", path))
+        return len(one["items"]) + one["metadata"].get("remainingItemCount", 0) >= n * WORKERS
+
+    try:
+        wait("all pods run", 300, running)
+        ran = f"{time.monotonic() - start:.1f} s"
+    except RuntimeError:
+        ran = "not within 300 s"
+    after = metrics()
+    looks, writes = (after[f"{name}_total"] - before[f"{name}_total"] for name in ("reconciles", "writes"))
+    mean = (after["reconcile_seconds_sum"] - before["reconcile_seconds_sum"]) / max(looks, 1)
+    time.sleep(20)
+    rest, later = metrics(), 30
+    time.sleep(later)
+    end = metrics()
+    now, most = memory(operator)
+    print(f"{n} jobs of {WORKERS} workers on {NODES} nodes")
+    print(f"  jobs created by kubectl in       {applied:.1f} s")
+    print(f"  all pods created after           {made:.1f} s: {n * WORKERS / made:.0f} pods/s; all run after {ran}")
+    latency = f"mean {mean * 1e3:.1f} ms, half within {quantile(before, after, 0.5)} s"
+    print(f"  look at a job                    {latency}, 99 of 100 within {quantile(before, after, 0.99)} s")
+    print(f"  looks per job                    {looks / n:.1f}, writes per job {writes / n:.1f}, per look {writes / looks:.2f}")
+    print(f"  errors                           {after['errors_total'] - before['errors_total']:.0f}")
+    print(f"  writes in {later} s at rest          {end['writes_total'] - rest['writes_total']:.0f}")
+    print(f"  looks in {later} s at rest           {end['reconciles_total'] - rest['reconciles_total']:.0f}")
+    print(f"  memory of the operator           {now:.0f} MiB, at most {most:.0f} MiB", flush=True)
+    kubectl("delete", "trainingjobs", "--all", "-n", namespace, "--wait=false")
+    wait("pods are collected", 600, lambda: count("pods", namespace) == 0)
+
+
+def main():
+    sizes = [int(a) for a in sys.argv[1:]] or [100, 1000]
+    subprocess.run([ROOT / "e2e/cluster/build", "kwok"], check=True)
+    cluster("up")
+    programs = []
+    try:
+        with open(STATE / "logs/scale-kwok.log", "w") as kwok, open(STATE / "logs/scale-operator.log", "w") as log:
+            apply([node(i) for i in range(NODES)])
+            fake = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
+            # The controller manager waits 12 s for a sign of life; KWOK renews a lease after a quarter of its time.
+            lease = "--node-lease-duration-seconds=8"
+            programs.append(inside(kwok, str(KWOK), "--manage-all-nodes=false", fake, lease))
+            ready = "{.items[*].status.conditions[?(@.type=='Ready')].status}"
+            wait("nodes are ready", 60, lambda: kubectl("get", "nodes", "-o", f"jsonpath={ready}").count("True") > NODES)
+            # Only fake nodes: a pod on a real one would try to start.
+            kubectl("cordon", "node-1", "node-2")
+            crds = subprocess.run([BINARY, "crd"], check=True, text=True, capture_output=True).stdout
+            kubectl("apply", "--server-side", "-f", "-", manifest=crds)
+            kubectl("wait", "--for=condition=Established", "crd/trainingjobs.foreshard.dev", "--timeout=30s")
+            kubectl("create", "namespace", SYSTEM)
+            operator = inside(log, BINARY, "operator", "--image=none", "--listen=127.0.0.1:8080", f"--namespace={SYSTEM}")
+            programs.append(operator)
+            lease = ["get", "lease", "foreshard-operator", "-n", SYSTEM]
+            wait("the operator leads", 60, lambda: kubectl(*lease, check=False).returncode == 0)
+            for n in sizes:
+                measure(n, operator)
+    finally:
+        for program in programs:
+            program.terminate()
+            program.wait()
+        if "--keep" not in sys.argv:
+            cluster("down")
+
+
+if __name__ == "__main__":
+    main()
