@@ -112,7 +112,8 @@ pub fn propose(q: &Question) -> Proposed {
         for (device, speed) in topology.devices.iter_mut().zip(speeds) {
             device.speed *= speed;
         }
-        let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: q.spec.parallelism.microbatch };
+        // Other microbatches are other dropout masks: only a person may change them.
+        let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: Some(q.running.microbatch) };
         match ask.solve(&q.spec, &q.model, &topology, Some(&q.running)) {
             Ok(plan) if plan.revision == q.running.revision => {}
             Ok(plan) if plans.iter().any(|p| same(p, &plan)) => {}
@@ -124,7 +125,8 @@ pub fn propose(q: &Question) -> Proposed {
         return Proposed::Infeasible(problem);
     }
     for known in &q.known {
-        let fits = known.shards.len() == q.running.shards.len() && known.n_replicas == q.running.n_replicas;
+        let shape = |p: &Plan| (p.shards.len(), p.n_replicas, p.microbatch);
+        let fits = shape(known) == shape(&q.running);
         if fits && !same(known, &q.running) && !plans.iter().any(|p| same(p, known)) {
             plans.push(known.clone());
         }

@@ -70,7 +70,7 @@ impl Rehearsals {
                 let (spec, model) = (inputs.job.spec.clone(), inputs.model.clone());
                 let (running, base) = (running.clone(), base.clone());
                 self.state = State::Solving(background("rehearse", move || {
-                    let ask = Ask { n_shards: running.shards.len() as u32, microbatch: spec.parallelism.microbatch };
+                    let ask = Ask { n_shards: running.shards.len() as u32, microbatch: Some(running.microbatch) };
                     let slow = SPEEDS.iter().flat_map(|s| (0..base.devices.len()).map(move |d| (d, s))).take(MOST);
                     let solve = |(device, speed): (usize, &f64)| {
                         let mut topology = base.clone();
