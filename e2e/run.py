@@ -206,6 +206,18 @@ def same(found, expected, tolerance=TOLERANCE):
     return off[step]
 
 
+def logs(namespace, job):
+    """What containers of a job have logged: one JSON object per line, with the job in it."""
+    entries = []
+    for pod in items("pods", namespace, job):
+        name, spec = pod["metadata"]["name"], pod["spec"]
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            for line in kubectl("logs", "-n", namespace, name, "-c", container["name"]).splitlines():
+                assert line.startswith("{"), f"{name}/{container['name']} logs no JSON: {line}"
+                entries.append(json.loads(line) | {"container": container["name"]})
+    return entries
+
+
 @anywhere
 def completes():
     """The sample trains in pods on two nodes, with losses as in local mode, and the weights are on the volume."""
@@ -219,6 +231,9 @@ def completes():
     assert {p["spec"]["nodeName"] for p in pods} == nodes and len(pods) == 2
     assert plan["status"]["predicted"]["shards"][1]["ops"] > 0
     print(kubectl("get", "trainingjobs,partitionplans,pods", "-n", "completes", "-o", "wide"))
+    begun = [e for e in logs("completes", "digits") if e["message"] == "begins"]
+    # The worker beside the head may have been started anew when it had finished.
+    assert ("digits", 1, 1, 0) in [(e["job"], e["plan"], e["stage"], e["rank"]) for e in begun], begun
     if EXISTING:
         last = local("digits", 200)[199]
         assert abs(float(job["status"]["loss"]) - last) <= TOLERANCE * max(last, 0.1), job["status"]
