@@ -460,3 +460,36 @@ fn ctrl_c_is_heard_while_data_is_awaited() {
     assert_eq!(child.wait().unwrap().code(), Some(130), "{}", stderr_of(&mut child));
     assert!(job.workers().into_iter().all(is_gone));
 }
+
+#[test]
+fn explains_a_plan_and_refuses_what_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = directory.path().join("plan.json");
+    let run = |args: &[&str]| support::foreshard().args(args).output().unwrap();
+    let (bundle, path) = ("bundles/mlp_digits.bundle", plan.to_str().unwrap());
+    let made = run(&["plan", bundle, "--devices", "2xcpu", "-o", path]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let said = run(&["explain", path, "--bundle", bundle]);
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    for part in ["What limits the step", "Which constraint binds", "The next best plan", "one more device", "Verified"]
+    {
+        assert!(text(&said.stdout).contains(part), "{part}: {}", text(&said.stdout));
+    }
+    let json = run(&["explain", path, "--bundle", bundle, "-o", "json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["more"].as_array().unwrap().len(), 3);
+    let again = run(&["plan", bundle, "--devices", "2xcpu", "--previous", path]);
+    assert!(text(&again.stdout).contains("the plan in force stays"), "{}", text(&again.stdout));
+
+    let refused = |args: &[&str], says: &str| {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(says), "{says}: {}", text(&output.stderr));
+    };
+    refused(&["explain", path], "--bundle");
+    refused(&["explain", path, "--bundle", bundle, "--devices", "cpu"], "the plan uses device 1");
+    refused(&["explain", path, "--bundle", "bundles/char_gpt.bundle"], "made for a model");
+    fs::write(&plan, "{}").unwrap();
+    refused(&["explain", path, "--bundle", bundle], "not a plan");
+    refused(&["explain", directory.path().to_str().unwrap()], "job.yaml");
+}

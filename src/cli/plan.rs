@@ -1,13 +1,16 @@
 //! `foreshard plan`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 
 use super::bad_input;
+use crate::graph::Model;
 use crate::local::bundle;
-use crate::plan::{Problem, ScheduleKind, picture, pinned, table};
+use crate::plan::check::check;
+use crate::plan::moves::moved;
+use crate::plan::{Plan, Problem, ScheduleKind, picture, pinned, solve, table};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -37,6 +40,9 @@ pub struct Args {
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
     cut: Vec<String>,
+    /// A plan in force: it is kept unless another is 1 % faster, and plans near to it come first. Says what would move.
+    #[arg(long, value_name = "FILE", conflicts_with = "cut")]
+    previous: Option<PathBuf>,
     /// Write the plan as JSON.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -74,12 +80,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ScheduleArg::GPipe => ScheduleKind::GPipe,
         },
     };
-    let plan = pinned(&problem, &args.cut).map_err(bad_input)?;
+    let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
+    let plan = match &previous {
+        Some(_) => solve(&problem, previous.as_ref()),
+        None => pinned(&problem, &args.cut),
+    };
+    let plan = plan.map_err(bad_input)?;
     let json = serde_json::to_string(&plan)?;
     if args.json {
         println!("{json}");
     } else {
         print!("{}", table::render(&plan, &model, &topology));
+        match &previous {
+            Some(previous) if plan.revision == previous.revision => println!("the plan in force stays"),
+            Some(previous) => println!("{} of state and gradients move", moved(&model, previous, &plan)),
+            None => {}
+        }
     }
     if let Some(path) = &args.output {
         std::fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
@@ -89,4 +105,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A plan for this model from a file.
+fn read(path: &Path, model: &Model) -> anyhow::Result<Plan> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("--previous {shown}"))?;
+    let plan: Plan = serde_json::from_str(&text).with_context(|| format!("--previous {shown}: not a plan"))?;
+    check(&plan, model).with_context(|| format!("--previous {shown}"))?;
+    Ok(plan)
 }

@@ -10,6 +10,7 @@ pub mod estimate;
 pub mod explain;
 pub mod graph_picture;
 pub mod memory;
+pub mod moves;
 pub mod multilevel;
 pub mod picture;
 pub mod pin;

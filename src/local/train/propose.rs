@@ -8,11 +8,12 @@ use crate::forecast::Forecast;
 use crate::graph::Model;
 use crate::local::inputs::Ask;
 use crate::plan::estimate::Priced;
-use crate::plan::{Infeasible, Place, Plan};
+use crate::plan::moves::moved;
+use crate::plan::{Infeasible, Plan};
 use crate::profile::Calibration;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::Candidate;
-use crate::units::{Bytes, BytesPerSec, Seconds};
+use crate::units::{BytesPerSec, Seconds};
 
 /// Intervals that predictions are made for.
 const INTERVALS: usize = 64;
@@ -174,7 +175,7 @@ impl Question {
             running.push(before.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
             step_times.push(priced.estimate(&variant, &self.calibration, &speed(i), None)?.step);
         }
-        let moved = self.moved(&plan);
+        let moved = moved(&self.model, &self.running, &plan);
         let prepare = self.preparing.takes(self.known.iter().any(|k| same(k, &plan)));
         let memory = (0..plan.n_replicas).flat_map(|_| plan.shards.iter().map(|s| s.memory)).collect();
         let candidate = Candidate {
@@ -189,20 +190,5 @@ impl Question {
             prepare,
         };
         Some((plan, candidate))
-    }
-
-    /// State that changes devices, and the gradients that go with it.
-    fn moved(&self, plan: &Plan) -> Bytes {
-        let devices = |plan: &Plan, owner: Place| match owner {
-            Place::Shard(s) => plan.shards[s.index()].devices.clone(),
-            Place::Everywhere => Vec::new(),
-        };
-        let of = |i: usize| {
-            let (before, after) = (devices(&self.running, self.running.owners[i]), devices(plan, plan.owners[i]));
-            let n = after.iter().filter(|d| !before.contains(d)).count() as u64;
-            let parts = if i < self.model.n_params { 2 } else { 1 };
-            self.model.state[i].shape.bytes() * (n * parts)
-        };
-        (0..self.model.state.len()).map(of).sum()
     }
 }
