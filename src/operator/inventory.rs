@@ -29,7 +29,7 @@ pub struct Room {
 
 /// Labels that say what a node's devices are: GPU feature discovery, and GKE's TPUs.
 const PRODUCTS: [&str; 2] = ["nvidia.com/gpu.product", "cloud.google.com/gke-tpu-accelerator"];
-/// Labels of nodes that are near each other, the nearest first: a rack or a TPU slice, and a zone.
+/// Labels of nodes that are near each other, the nearest first: TPU slices of one shape, a rack, a zone.
 pub const DOMAINS: [&str; 3] =
     ["cloud.google.com/gke-tpu-topology", "topology.kubernetes.io/rack", "topology.kubernetes.io/zone"];
 

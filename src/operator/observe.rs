@@ -41,6 +41,9 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         let reason = waiting.reason.filter(|r| STUCK.contains(&r.as_str()))?;
         Some(format!("container {} waits: {reason}: {}", c.name, waiting.message.unwrap_or_default()))
     });
+    let refused = unscheduled
+        .find(|c| c.reason.as_deref() == Some("Unschedulable"))
+        .map(|c| c.message.clone().unwrap_or_default());
     Some(PodSeen {
         name: pod.metadata.name.clone()?,
         worker,
@@ -49,12 +52,15 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         ip: status.and_then(|s| s.pod_ip.clone()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         gated: gates().any(|g| g.name == GATE),
-        unschedulable: unscheduled
-            .find(|c| c.reason.as_deref() == Some("Unschedulable"))
-            .map(|c| c.message.clone().unwrap_or_default()),
-        stuck: stuck.or_else(held),
+        stuck: stuck.or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
+        unschedulable: refused.filter(|why| !is_everywhere(why)),
         head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
     })
+}
+
+/// Whether what the scheduler says holds for every node: no other plan would help.
+fn is_everywhere(why: &str) -> bool {
+    ["unbound immediate PersistentVolumeClaims", "persistentvolumeclaim \""].iter().any(|part| why.contains(part))
 }
 
 fn head(status: &ContainerStatus) -> HeadSeen {

@@ -236,6 +236,23 @@ fn a_pod_the_scheduler_refuses_is_planned_elsewhere_with_the_reason() {
 }
 
 #[test]
+fn a_claim_that_is_not_bound_yet_is_no_fault_of_the_node() {
+    let seen = |why: &str| {
+        let pod = json!({
+            "metadata": {"name": "a-0", "labels": {"foreshard.dev/worker": "0"}}, "spec": {"containers": []},
+            "status": {"conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why},
+            ]},
+        });
+        let seen = observe::pod(&serde_json::from_value(pod).unwrap()).unwrap();
+        (seen.unschedulable.is_some(), seen.stuck.is_some())
+    };
+    assert_eq!(seen("0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."), (false, true));
+    assert_eq!(seen("0/3 nodes are available: persistentvolumeclaim \"w\" not found."), (false, true));
+    assert_eq!(seen("0/3 nodes are available: 1 Insufficient cpu."), (true, false));
+}
+
+#[test]
 fn the_heads_last_words_end_the_job() {
     let report = JobReport {
         state: JobState::Done,
