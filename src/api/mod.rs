@@ -27,8 +27,18 @@ pub const GROUP: &str = "foreshard.dev";
 
 /// The custom resource definitions, by file name.
 pub fn crds() -> Vec<(&'static str, String)> {
-    let yaml = |crd| serde_yaml::to_string(&crd).expect("a CRD is plain data");
+    let yaml = |crd| quoted(&serde_yaml::to_string(&crd).expect("a CRD is plain data"));
     NAMES.into_iter().zip(definitions().into_iter().map(yaml)).collect()
+}
+
+/// Helm and kubectl read YAML 1.1, in which a bare `Off` is no text.
+fn quoted(yaml: &str) -> String {
+    const WORDS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
+    let line = |line: &str| match line.split_once("- ") {
+        Some((before, word)) if WORDS.contains(&word.to_lowercase().as_str()) => format!("{before}- \"{word}\"\n"),
+        _ => format!("{line}\n"),
+    };
+    yaml.lines().map(line).collect()
 }
 
 const NAMES: [&str; 3] = ["trainingjobs", "partitionplans", "modelprofiles"];
