@@ -9,7 +9,7 @@ Four arms see the same days, one after another:
     forecast   moves answer what is foreseen
     oracle     knows the recording: it asks for the plans that are best with all moves counted, each just in time
 
-    benches/contention.py [--arms static threshold forecast oracle] [--day 24] [--days 5] [--binary target/release/foreshard]
+    benches/contention.py [--arms static threshold forecast oracle] [--day 60] [--days 4] [--binary target/release/foreshard]
 """
 
 import argparse
@@ -319,7 +319,7 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             l.close()
 
 
-def contention(binary: Path, arms: list[str] = ARMS, day: float = 24, days: int = 5, keep: Path | None = None) -> dict:
+def contention(binary: Path, arms: list[str] = ARMS, day: float = 60, days: int = 4, keep: Path | None = None) -> dict:
     trace = Trace(day, days)
     even, best = trace.bound()
     print(f"\ncontention: two workers, {days} recorded days of {day:.0f} s; of an undisturbed job an even split can do "
@@ -348,8 +348,8 @@ def compare(done: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
-    parser.add_argument("--day", type=float, default=24)
-    parser.add_argument("--days", type=int, default=5)
+    parser.add_argument("--day", type=float, default=60)
+    parser.add_argument("--days", type=int, default=4)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/foreshard")
     parser.add_argument("--keep", type=Path, help="directory for the runs, instead of a temporary one")
     parser.add_argument("--results", type=Path, help="a file that collects results over several calls")

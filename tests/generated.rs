@@ -47,7 +47,7 @@ fn values(yaml: &str) -> String {
             let deeper = |l: &&str| l.len() - l.trim_start().len() > depth && !l.trim().is_empty();
             // A map that has a comment of its own is one value.
             let inner: Vec<&str> =
-                if comment.is_empty() { vec![] } else { std::iter::from_fn(|| lines.next_if(&deeper)).collect() };
+                if comment.is_empty() { vec![] } else { std::iter::from_fn(|| lines.next_if(deeper)).collect() };
             if !default.trim().is_empty() || !inner.is_empty() {
                 let name = path.iter().map(|(_, key)| *key).collect::<Vec<_>>().join(".");
                 let inner = inner.iter().map(|l| l.trim()).collect::<Vec<_>>().join(" ");
