@@ -447,26 +447,26 @@ def recut(namespace, before, seconds=150):
     print(f"{len(lines)} steps, worst difference to a calm run in local mode {worst:.1e}")
 
 
+def recut_under(name, disturbance):
+    """A job trains in peace for 30 steps; then something slows it down."""
+    namespace(name)
+    apply(name, "chargpt", adaptive())
+    wait("30 steps", 150, lambda: len(log(name, "chargpt")) >= 30)
+    before = uids(name, "chargpt")
+    with disturbance():
+        recut(name, before)
+
+
 @scenario
 def slow_node():
     """A worker gets less of its node: work moves away from it, in the same pods, and the losses stay what they were."""
-    namespace("slow-node")
-    apply("slow-node", "chargpt", adaptive())
-    wait("30 steps", 150, lambda: len(log("slow-node", "chargpt")) >= 30)
-    before = uids("slow-node", "chargpt")
-    with slow_worker("slow-node", "chargpt-1", 0.4):
-        recut("slow-node", before)
+    recut_under("slow-node", lambda: slow_worker("slow-node", "chargpt-1", 0.4))
 
 
 @scenario
 def slow_link():
     """The network between the nodes becomes slow: the plan follows, in the same pods."""
-    namespace("slow-link")
-    apply("slow-link", "chargpt", adaptive())
-    wait("30 steps", 150, lambda: len(log("slow-link", "chargpt")) >= 30)
-    before = uids("slow-link", "chargpt")
-    with slow_network("60mbit"):
-        recut("slow-link", before)
+    recut_under("slow-link", lambda: slow_network("60mbit"))
 
 
 @scenario

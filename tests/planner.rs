@@ -253,7 +253,7 @@ fn convex(
     Ok(of)
 }
 
-/// What shares no code with the planner finds the plan sound, and the same step.
+/// What uses nothing of the search and the prediction finds the plan sound, and the same step.
 fn verified(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
     let found = verify(problem.model, problem.topology, plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.max(b);
