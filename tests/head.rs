@@ -178,9 +178,14 @@ fn a_worker_of_another_job_is_turned_away_and_both_say_why() {
     let ports = prepare(directory.path());
     let mut head = head(directory.path(), ports);
     let status = worker(directory.path(), ports[0], 2).wait().unwrap();
+    let log = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    // The worker may read its refusal, and end, before the head has written its own line.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !log("head.log").contains("turned away") && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     head.kill().unwrap();
     head.wait().unwrap();
-    let log = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
     assert_eq!(status.code(), Some(1));
     let said = log("worker-2.log");
     assert!(said.contains("it refuses this side's certificate: it is of another job"), "{said}");
