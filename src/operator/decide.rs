@@ -76,8 +76,10 @@ pub struct Desired {
     pub certify: Vec<u32>,
     /// What has been learned of the job's bundle.
     pub profile: Option<ModelProfileSpec>,
-    /// To be applied, in order.
+    /// To be applied, or created where it is a pod: pods do not change.
     pub apply: Vec<Value>,
+    /// Pods whose gate is to be opened.
+    pub open: Vec<String>,
     /// Pods to delete, and whether at once.
     pub delete: Vec<(String, bool)>,
     pub status: TrainingJobStatus,
@@ -393,9 +395,9 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
 
     let whole = there.len() == plan.shards.len();
     let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
-    let mut rendered = render(s.job, plan, s.site, !whole);
-    profiles::offer(&mut rendered.support[0], s.profiles);
     if !whole {
+        let mut rendered = render(s.job, plan, s.site);
+        profiles::offer(&mut rendered.support[0], s.profiles);
         d.apply.extend(rendered.support);
         for (worker, pod) in rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker)) {
             d.certify.push(worker);
@@ -403,8 +405,7 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         }
         d.again = 2;
     } else {
-        let gated: BTreeSet<u32> = s.pods.iter().filter(|p| p.gated).map(|p| p.worker).collect();
-        d.apply.extend(rendered.pods.into_iter().filter(|(w, _)| gated.contains(w)).map(|(_, pod)| pod));
+        d.open = s.pods.iter().filter(|p| p.gated).map(|p| p.name.clone()).collect();
         d.again = LOOK;
     }
     d.status.start_time.get_or_insert_with(|| s.now.to_string());

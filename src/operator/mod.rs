@@ -21,6 +21,7 @@ pub mod observe;
 pub mod place;
 mod pods;
 mod profiles;
+mod recent;
 pub mod reconcile;
 pub mod render;
 mod serve;

@@ -5,15 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams, Preconditions,
 };
-use kube::runtime::controller::{Action, Controller};
+use kube::runtime::controller::{Action, Controller, Error as ControllerError};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -25,8 +26,10 @@ use super::decide::{Desired, PodSeen, Snapshot, decide};
 use super::inventory::Taken;
 use super::lease::Leader;
 use super::ledger::Ledger;
+use super::observe::job_of;
 use super::profiles::object as profile_object;
-use super::render::{STATUS_PORT, Site, plan as plan_object, secret};
+use super::recent::Recent;
+use super::render::{GATE, STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
 use super::{Class, OperatorError, key};
 use crate::api::{CPU, ModelProfile, PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
@@ -53,6 +56,8 @@ const MANAGER: &str = "foreshard-operator";
 const AT_ONCE: usize = 8;
 /// Figures of training are written at most so often.
 const THROTTLE: Duration = Duration::from_secs(10);
+/// Other words for the same state are written at most so often.
+const WORDS: Duration = Duration::from_secs(2);
 
 struct Context {
     client: Client,
@@ -64,17 +69,21 @@ struct Context {
     recorder: Recorder,
     /// Seats given away that the pods in the cache do not show yet, by job.
     promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
-    /// When figures were last written, and how often a job failed in a row.
-    memory: Mutex<BTreeMap<String, Memory>>,
+    /// Of each job that is there.
+    memory: Arc<Mutex<BTreeMap<String, Memory>>>,
     /// Tokens of jobs are made from it.
     key: Vec<u8>,
     counts: Arc<Counts>,
 }
 
+/// What is remembered of a job from look to look. All of it may be lost: then something is written once more.
 #[derive(Default)]
 struct Memory {
-    written: Option<std::time::Instant>,
+    /// When figures were last written.
+    written: Option<Instant>,
+    /// How often a look failed in a row.
     failures: u32,
+    recent: Recent,
 }
 
 /// Runs until it is told to stop.
@@ -102,12 +111,15 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         .touched_objects();
     // Pods of others take room too: all of them are seen, as far as the operator may look.
     let ledger = pods.clone();
+    let memory = Arc::<Mutex<BTreeMap<String, Memory>>>::default();
+    let remembered = memory.clone();
     let pod_stream = watcher(api_of::<Pod>(&client, namespace), everywhere.clone())
         .default_backoff()
         .modify(slim)
         .inspect(move |event| {
             if let Ok(event) = event {
                 ledger.lock().unwrap_or_else(|p| p.into_inner()).follow(event);
+                forget(&remembered, event);
             }
         })
         .touched_objects();
@@ -130,7 +142,7 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         profiles,
         recorder,
         promised: Mutex::default(),
-        memory: Mutex::default(),
+        memory: memory.clone(),
         counts,
         key: key::read_or_make(&client, &config.site.namespace).await?,
         config: config.clone(),
@@ -144,6 +156,10 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         .shutdown_on_signal()
         .run(reconcile, requeue, context)
         .for_each(|result| {
+            if let Err(ControllerError::ObjectNotFound(job)) = &result {
+                let key = format!("{}/{}", job.namespace.as_deref().unwrap_or_default(), job.name);
+                memory.lock().unwrap_or_else(|p| p.into_inner()).remove(&key);
+            }
             if let Err(e) = result {
                 tracing::debug!(error = %e, "a look at a job failed");
             }
@@ -151,6 +167,21 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         })
         .await;
     Ok(())
+}
+
+/// What was made for a pod that is gone is made again at once.
+fn forget(memory: &Mutex<BTreeMap<String, Memory>>, event: &watcher::Event<Pod>) {
+    let mut memory = memory.lock().unwrap_or_else(|p| p.into_inner());
+    match event {
+        watcher::Event::Delete(pod) => {
+            let key = job_of(pod).map(|job| format!("{}/{job}", pod.namespace().unwrap_or_default()));
+            if let Some(memory) = key.and_then(|key| memory.get_mut(&key)) {
+                memory.recent.clear();
+            }
+        }
+        watcher::Event::Init => memory.values_mut().for_each(|m| m.recent.clear()),
+        _ => {}
+    }
 }
 
 fn api_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -175,7 +206,7 @@ fn slim(pod: &mut Pod) {
 
 async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
     Counts::add(&context.counts.reconciles);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     if job.metadata.deletion_timestamp.is_some() {
         // Everything of a job is owned by it: the garbage collector takes it away.
         return Ok(Action::await_change());
@@ -336,20 +367,14 @@ impl Work<'_> {
         if let Some(spec) = &desired.plan {
             self.create(&plan_object(self.job, spec)).await?;
         }
-        for &worker in &desired.certify {
-            let head = (worker == 0).then_some(Name::Head);
-            for name in head.into_iter().chain([Name::Worker(worker)]) {
-                let certificate = self.authority()?.issue(name, self.valid())?;
-                self.create(&secret(self.job, name, &self.token(), &certificate)).await?;
-            }
-        }
         // What pods need comes first; within each half, requests wait for nothing but their answers.
         let (pods, support): (Vec<&Value>, Vec<&Value>) = desired.apply.iter().partition(|o| o["kind"] == "Pod");
-        for half in [support, pods] {
-            let applies: Vec<_> = half.into_iter().map(|object| self.apply(object)).collect();
-            let applied = futures::stream::iter(applies).buffer_unordered(AT_ONCE);
-            applied.try_for_each(|()| std::future::ready(Ok(()))).await?;
-        }
+        let secrets = self.secrets(&desired.certify)?;
+        let made = secrets.iter().map(|secret| self.create(secret).boxed());
+        let needed = made.chain(support.into_iter().map(|object| self.apply(object).boxed())).collect();
+        all_of(needed).await?;
+        all_of(pods.into_iter().map(|pod| self.create(pod).boxed()).collect()).await?;
+        all_of(desired.open.iter().map(|pod| self.open(pod).boxed()).collect()).await?;
         for (name, at_once) in &desired.delete {
             Counts::add(&self.context.counts.writes);
             let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.namespace);
@@ -378,26 +403,75 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Secrets of workers whose pods are made.
+    fn secrets(&self, workers: &[u32]) -> Result<Vec<Value>, OperatorError> {
+        let heads = workers.contains(&0).then_some(Name::Head);
+        let names = heads.into_iter().chain(workers.iter().map(|&worker| Name::Worker(worker)));
+        let authority = self.authority()?;
+        names.map(|name| Ok(secret(self.job, name, &self.token(), &authority.issue(name, self.valid())?))).collect()
+    }
+
     /// Creates what must not be there in another form; one that is there already stays.
     async fn create(&self, object: &Value) -> Result<(), OperatorError> {
-        Counts::add(&self.context.counts.writes);
-        let (api, name, object) = self.dynamic(object)?;
-        match api
-            .create(&PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }, &object)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(e)) if e.reason == "AlreadyExists" => Ok(()),
-            Err(e) => Err(api_error("create", name, e)),
+        // Certificates are drawn anew each time: that there is one is what counts.
+        if self.is_recent(object, &Value::Null) {
+            return Ok(());
         }
+        Counts::add(&self.context.counts.writes);
+        let (api, name, parsed) = self.dynamic(object)?;
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match api.create(&params, &parsed).await {
+            Ok(_) => self.remember(object, &Value::Null),
+            // A pod of this name is somebody else's, or an earlier job's that has yet to go.
+            Err(kube::Error::Api(e)) if e.reason == "AlreadyExists" && object["kind"] != "Pod" => {}
+            Err(e) => return Err(api_error("create", name, e)),
+        }
+        Ok(())
     }
 
     async fn apply(&self, object: &Value) -> Result<(), OperatorError> {
+        if self.is_recent(object, object) {
+            return Ok(());
+        }
         Counts::add(&self.context.counts.writes);
-        let (api, name, object) = self.dynamic(object)?;
+        let (api, name, parsed) = self.dynamic(object)?;
         let params = PatchParams::apply(MANAGER).force();
-        let applied = api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await;
-        applied.map(drop).map_err(|e| api_error("apply", name, e))
+        let applied = api.patch(&parsed.name_any(), &params, &Patch::Apply(&parsed)).await;
+        applied.map_err(|e| api_error("apply", name, e))?;
+        self.remember(object, object);
+        Ok(())
+    }
+
+    /// Takes our gate off a pod; those of others stay.
+    async fn open(&self, pod: &str) -> Result<(), OperatorError> {
+        let patch = json!({
+            "metadata": {"name": pod},
+            "spec": {"schedulingGates": [{"name": GATE, "$patch": "delete"}]},
+        });
+        let object = json!({"kind": "gate", "metadata": {"name": pod}});
+        if self.is_recent(&object, &patch) {
+            return Ok(());
+        }
+        Counts::add(&self.context.counts.writes);
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.namespace);
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        gone(api.patch(pod, &params, &Patch::Strategic(&patch)).await)
+            .map_err(|e| api_error("open the gate of", format!("pod {pod}"), e))?;
+        self.remember(&object, &patch);
+        Ok(())
+    }
+
+    /// Whether `object` was written a moment ago with this content: the watch may not show it yet.
+    fn is_recent(&self, object: &Value, content: &Value) -> bool {
+        let memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+        let uid = self.job.metadata.uid.as_deref().unwrap_or_default();
+        memory.get(&self.key()).is_some_and(|m| m.recent.holds(uid, object, content, Instant::now()))
+    }
+
+    fn remember(&self, object: &Value, content: &Value) {
+        let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+        let uid = self.job.metadata.uid.as_deref().unwrap_or_default();
+        memory.entry(self.key()).or_default().recent.put(uid, object, content, Instant::now());
     }
 
     fn dynamic(&self, object: &Value) -> Result<(Api<DynamicObject>, String, DynamicObject), OperatorError> {
@@ -413,9 +487,13 @@ impl Work<'_> {
 
     /// Whether figures may be written now. `urgent` writes are, and count.
     fn may_write_figures(&self, urgent: bool) -> bool {
-        let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
-        let memory = memory.entry(self.key()).or_default();
-        urgent || memory.written.is_none_or(|w| w.elapsed() >= THROTTLE)
+        urgent || self.is_past(THROTTLE)
+    }
+
+    /// Whether nothing was written for so long.
+    fn is_past(&self, pause: Duration) -> bool {
+        let memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+        memory.get(&self.key()).and_then(|m| m.written).is_none_or(|w| w.elapsed() >= pause)
     }
 
     async fn write_status(&self, status: &TrainingJobStatus) -> Result<(), OperatorError> {
@@ -423,8 +501,18 @@ impl Work<'_> {
         if *status == before {
             return Ok(());
         }
-        let facts = |s: &TrainingJobStatus| (s.conditions.clone(), s.plan.clone(), s.restarts, s.observed_generation);
-        if !self.may_write_figures(facts(status) != facts(&before)) {
+        // How many pods run changes several times within a second: state by state is told at once, word by word later.
+        let words = |s: &TrainingJobStatus| s.conditions.iter().map(|c| c.message.clone()).collect::<Vec<_>>();
+        let states = |s: &TrainingJobStatus| {
+            s.conditions.iter().map(|c| (c.kind.clone(), c.status, c.reason.clone())).collect::<Vec<_>>()
+        };
+        let facts = |s: &TrainingJobStatus| (states(s), s.plan.clone(), s.restarts, s.observed_generation);
+        let pause = match (facts(status) != facts(&before), words(status) != words(&before)) {
+            (true, _) => Duration::ZERO,
+            (false, true) => WORDS,
+            (false, false) => THROTTLE,
+        };
+        if !self.is_past(pause) {
             return Ok(());
         }
         Counts::add(&self.context.counts.writes);
@@ -437,7 +525,7 @@ impl Work<'_> {
         let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
         written.map_err(|e| api_error("write the status of", format!("job {name}"), e))?;
         let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
-        memory.entry(self.key()).or_default().written = Some(std::time::Instant::now());
+        memory.entry(self.key()).or_default().written = Some(Instant::now());
         Ok(())
     }
 
@@ -456,6 +544,11 @@ impl Work<'_> {
             tracing::debug!(error = %e, "an event was lost");
         }
     }
+}
+
+/// So many at once, until one fails.
+async fn all_of(requests: Vec<BoxFuture<'_, Result<(), OperatorError>>>) -> Result<(), OperatorError> {
+    futures::stream::iter(requests).buffer_unordered(AT_ONCE).try_for_each(|()| std::future::ready(Ok(()))).await
 }
 
 /// What is gone need not be deleted.

@@ -63,12 +63,12 @@ pub struct Rendered {
     pub pods: Vec<(u32, Value)>,
 }
 
-/// `gated`: the gang is not whole yet.
-pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site, gated: bool) -> Rendered {
+/// Pods are held back: the gang is not whole yet.
+pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site) -> Rendered {
     let of = Of { job, plan, site, name: &plan.job, own: own_name(job) };
     Rendered {
         support: vec![of.config(), of.service(), of.policy()],
-        pods: plan.shards.iter().map(|seat| (seat.worker, of.pod(seat, gated))).collect(),
+        pods: plan.shards.iter().map(|seat| (seat.worker, of.pod(seat))).collect(),
     }
 }
 
@@ -161,7 +161,7 @@ impl Of<'_> {
         })
     }
 
-    fn pod(&self, seat: &Seat, gated: bool) -> Value {
+    fn pod(&self, seat: &Seat) -> Value {
         let name = format!("{}-{}", self.name, seat.worker);
         let mut metadata = self.metadata(&name);
         metadata["labels"][WORKER] = json!(seat.worker.to_string());
@@ -188,6 +188,7 @@ impl Of<'_> {
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": GRACE,
             "affinity": affinity,
+            "schedulingGates": [{"name": GATE}],
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
                 "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
@@ -197,9 +198,6 @@ impl Of<'_> {
         });
         if !inits.is_empty() {
             spec["initContainers"] = json!(inits);
-        }
-        if gated {
-            spec["schedulingGates"] = json!([{"name": GATE}]);
         }
         let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
         complete(&mut pod, RUNTIME, self.job, self.plan, seat);

@@ -97,9 +97,10 @@ impl World {
         for object in d.apply.iter().filter(|o| o["kind"] == "Pod") {
             let pod: Pod = serde_json::from_value(object.clone()).unwrap();
             let seen = PodSeen { phase: "Pending".into(), ..observe::pod(&pod).unwrap() };
-            self.pods.retain(|p| p.name != seen.name);
+            assert!(self.pods.iter().all(|p| p.name != seen.name), "pods do not change");
             self.pods.push(seen);
         }
+        self.pods.iter_mut().filter(|p| d.open.contains(&p.name)).for_each(|p| p.gated = false);
         d
     }
 
@@ -107,7 +108,7 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..10 {
             let d = self.turn();
-            if d.apply.is_empty() && d.delete.is_empty() && d.plan.is_none() {
+            if d.apply.is_empty() && d.open.is_empty() && d.delete.is_empty() && d.plan.is_none() {
                 self.pods.iter_mut().filter(|p| !p.gated).for_each(|p| p.phase = "Running".into());
                 return;
             }
@@ -137,7 +138,7 @@ fn a_job_gets_a_plan_then_gated_pods_then_the_gate_opens_then_nothing_is_left_to
     assert!(world.pods.iter().all(|p| !p.gated));
     world.settle();
     let rest = world.decide();
-    assert!(rest.apply.is_empty() && rest.events.is_empty() && rest.plan.is_none(), "{rest:?}");
+    assert!(rest.apply.is_empty() && rest.open.is_empty() && rest.events.is_empty() && rest.plan.is_none(), "{rest:?}");
     world.turn();
     assert_eq!(world.decide().status, world.job.status.clone().unwrap(), "nothing is written at rest");
 }
@@ -397,7 +398,7 @@ fn is_restricted(pod: &Value) -> bool {
 fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
     let world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     let plan = world.decide().plan.unwrap();
-    let rendered = render(&world.job, &plan, &site(), false);
+    let rendered = render(&world.job, &plan, &site());
     for ((worker, pod), seat) in rendered.pods.iter().zip(&plan.shards) {
         assert!(is_restricted(pod), "{pod:#}");
         assert_eq!(pod["spec"]["automountServiceAccountToken"], json!(false));
@@ -526,7 +527,7 @@ proptest! {
             plan.spec.revision = revision;
             plan.spec.shards.iter_mut().for_each(|seat| (seat.cores, seat.memory) = (cores, memory));
         }
-        render(&world.job, &world.plans[0].spec, &site(), true);
+        render(&world.job, &world.plans[0].spec, &site());
         world.turn();
         world.pods.clear();
         world.turn();

@@ -41,7 +41,7 @@ fn as_many_shards_as_are_free_within_the_range() {
     let plan = world.turn().plan.unwrap();
     assert_eq!(plan.shards.len(), 4, "every replica has as many");
     assert_eq!(world.job.status.as_ref().unwrap().shards, Some(2));
-    let manifest = render(&world.job, &plan, &site(), false).support[0]["data"]["job.yaml"].clone();
+    let manifest = render(&world.job, &plan, &site()).support[0]["data"]["job.yaml"].clone();
     assert_eq!(parse(manifest.as_str().unwrap()).unwrap().spec.parallelism.shards, Some(2), "the head is told");
 }
 
@@ -76,7 +76,7 @@ fn the_first_kind_of_device_that_is_free_is_taken_and_pods_ask_for_it() {
     let topology = topology(&plan.shards);
     assert_eq!(topology.devices[0].kind, "nvidia.com/gpu/NVIDIA-A100-SXM4-80GB");
     assert_eq!(topology.devices[0].memory.0, 80 << 30, "the device's memory, not the pod's");
-    for (_, pod) in render(&world.job, &plan, &site(), false).pods {
+    for (_, pod) in render(&world.job, &plan, &site()).pods {
         let spec = &pod["spec"];
         assert_eq!(spec["tolerations"], json!([{"key": "nvidia.com/gpu", "operator": "Exists"}]));
         let all = spec["containers"]
@@ -148,7 +148,7 @@ fn pods_of_a_queue_are_a_group_and_wait_for_kueue() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.job.metadata.labels = Some([("kueue.x-k8s.io/queue-name".to_owned(), "team".to_owned())].into());
     let plan = world.turn().plan.unwrap();
-    for (_, mut pod) in render(&world.job, &plan, &site(), true).pods {
+    for (_, mut pod) in render(&world.job, &plan, &site()).pods {
         assert_eq!(pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], "team");
         assert_eq!(pod["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"], "a-1");
         assert_eq!(pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"], "2");
@@ -180,7 +180,7 @@ fn what_a_job_says_of_its_pods_stands_in_them() {
     spec.placement = serde_json::from_value(more["placement"].clone()).unwrap();
     spec.pods = serde_json::from_value(more["pods"].clone()).unwrap();
     let plan = world.turn().plan.unwrap();
-    let pod = &render(&world.job, &plan, &site(), false).pods[0].1;
+    let pod = &render(&world.job, &plan, &site()).pods[0].1;
     assert!(is_restricted(pod));
     assert_eq!(
         (&pod["metadata"]["labels"]["team"], &pod["metadata"]["annotations"]["note"]),
