@@ -396,7 +396,7 @@ impl Work<'_> {
         if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(false)) {
             self.apply(&profile_object(&self.namespace, profile)).await?;
         }
-        self.write_status(&desired.status).await?;
+        self.write_status(&desired.status, !desired.events.is_empty()).await?;
         for (reason, note, warning) in desired.events {
             self.tell(reason, note, warning).await;
         }
@@ -496,7 +496,8 @@ impl Work<'_> {
         memory.get(&self.key()).and_then(|m| m.written).is_none_or(|w| w.elapsed() >= pause)
     }
 
-    async fn write_status(&self, status: &TrainingJobStatus) -> Result<(), OperatorError> {
+    /// `told`: an event says so too; it would be told again if the status did not show it.
+    async fn write_status(&self, status: &TrainingJobStatus, told: bool) -> Result<(), OperatorError> {
         let before = self.job.status.clone().unwrap_or_default();
         if *status == before {
             return Ok(());
@@ -507,7 +508,7 @@ impl Work<'_> {
             s.conditions.iter().map(|c| (c.kind.clone(), c.status, c.reason.clone())).collect::<Vec<_>>()
         };
         let facts = |s: &TrainingJobStatus| (states(s), s.plan.clone(), s.restarts, s.observed_generation);
-        let pause = match (facts(status) != facts(&before), words(status) != words(&before)) {
+        let pause = match (told || facts(status) != facts(&before), words(status) != words(&before)) {
             (true, _) => Duration::ZERO,
             (false, true) => WORDS,
             (false, false) => THROTTLE,
