@@ -218,22 +218,33 @@ def logs(namespace, job):
     return entries
 
 
+def placed(namespace, job, n):
+    """Pods of a job, when so many are bound to nodes."""
+    pods = items("pods", namespace, job)
+    return pods if len(pods) == n and all("nodeName" in p["spec"] for p in pods) else None
+
+
 @anywhere
 def completes():
     """The sample trains in pods on two nodes, with losses as in local mode, and the weights are on the volume."""
     namespace("completes")
     apply("completes", "digits")
+
+    # Before the end: then the worker beside the head's may be gone, and its log with it.
+    def begun():
+        with contextlib.suppress(RuntimeError):
+            entries = [e for e in logs("completes", "digits") if e["message"] == "begins"]
+            return ("digits", 1, 1, 0) in [(e["job"], e["plan"], e["stage"], e["rank"]) for e in entries]
+
+    pods = wait("two pods on nodes", 60, lambda: placed("completes", "digits", 2))
+    wait("the second shard's first words", 60, begun)
     job = state("completes", "digits", "Complete", 150)
     plan = get("partitionplan", job["status"]["plan"], "completes")
     nodes = {s["node"] for s in plan["spec"]["shards"]}
     assert len(nodes) == 2, nodes
-    pods = items("pods", "completes", "digits")
-    assert {p["spec"]["nodeName"] for p in pods} == nodes and len(pods) == 2
+    assert {p["spec"]["nodeName"] for p in pods} == nodes
     assert plan["status"]["predicted"]["shards"][1]["ops"] > 0
     print(kubectl("get", "trainingjobs,partitionplans,pods", "-n", "completes", "-o", "wide"))
-    begun = [e for e in logs("completes", "digits") if e["message"] == "begins"]
-    # The worker beside the head may have been started anew when it had finished.
-    assert ("digits", 1, 1, 0) in [(e["job"], e["plan"], e["stage"], e["rank"]) for e in begun], begun
     if EXISTING:
         last = local("digits", 200)[199]
         assert abs(float(job["status"]["loss"]) - last) <= TOLERANCE * max(last, 0.1), job["status"]
