@@ -16,8 +16,8 @@ FORESHARD = ["target/debug/foreshard"]
 VICTIM = "1"
 # (idle seconds before, busy seconds), once plans for slow devices have been compiled.
 SCHEDULE = [(5, 40)] + 6 * [(20, 20)]
-# So many at a time: what they leave to the worker is a third of its core.
-COMPETITORS = 2
+# So many at a time: what they leave to the worker is a fifth of its core.
+COMPETITORS = 4
 
 
 def burn(cores: set[int], seconds: float) -> int:
@@ -104,12 +104,14 @@ def main() -> int:
 
 def tell(run: Run, contentions: list[tuple[int, int]]) -> None:
     """What the plan did about each contention, in steps."""
-    moves = [e["at"] for e in run.events("cutover")]
-    for n, (first, last) in enumerate(contentions):
-        since = contentions[n - 1][1] if n else 0
-        within = [m for m in moves if since < m <= last]
-        said = ", ".join(f"{first - m} steps before" if m <= first else f"{m - first} steps after" for m in within)
-        print(f"competitors at steps {first} to {last}: the plan moved {said or 'not'}", file=sys.stderr)
+    moves = [(e["at"], "is foreseen" in e.get("why", "")) for e in run.events("cutover")]
+    ends = [(0, 0), *contentions]
+    starts = [first for first, _ in contentions[1:]] + [sys.maxsize]
+    for (_, before), (first, last), after in zip(ends, contentions, starts):
+        said = [f"{first - m} steps before, as foreseen" for m, foreseen in moves if before < m <= first and foreseen]
+        said += [f"{m - first} steps after the start" for m, _ in moves if first < m <= last]
+        said += [f"{m - last} steps after the end" for m, foreseen in moves if last < m <= after and not foreseen]
+        print(f"competitors at steps {first} to {last}: the plan moved {', '.join(said) or 'not'}", file=sys.stderr)
 
 
 def stop(children: list[int]) -> None:
