@@ -112,6 +112,9 @@ def tell(run: Run, contentions: list[tuple[int, int]]) -> None:
         said += [f"{m - first} steps after the start" for m, _ in moves if first < m <= last]
         said += [f"{m - last} steps after the end" for m, foreseen in moves if last < m <= after and not foreseen]
         print(f"competitors at steps {first} to {last}: the plan moved {', '.join(said) or 'not'}", file=sys.stderr)
+    over = contentions[-1][1] if contentions else 0
+    for step in [m for m, foreseen in moves if foreseen and m > over]:
+        print(f"at step {step}, after the last of them, the plan moved for what was foreseen", file=sys.stderr)
 
 
 def stop(children: list[int]) -> None:
