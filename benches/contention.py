@@ -7,7 +7,8 @@ Four arms see the same days, one after another:
     static     the plan of the start stays
     threshold  moves answer what has happened
     forecast   moves answer what is foreseen
-    oracle     knows the recording: it asks for the plans that are best with all moves counted, each just in time
+    oracle     knows the recording, has measured every plan on short cores and what a move costs, and asks for the plans
+               that are best with all moves counted, each just in time
 
     benches/contention.py [--arms static threshold forecast oracle] [--day 60] [--days 4] [--binary target/release/foreshard]
 """
@@ -17,6 +18,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -29,9 +31,8 @@ ARMS = ["static", "threshold", "forecast", "oracle"]
 DEPTH = 0.6
 # Shares of all work that the oracle's plans give worker 1's core: finer ones gain less than a move costs.
 SHARES = [0.30, 0.36, 0.42, 0.46, 0.50, 0.54, 0.58, 0.64, 0.70]
-# What the oracle gives a move to be prepared in, and the training time that it takes a move to cost.
-AHEAD = 1.0
-MOVE_COSTS = 0.25
+# What of its core the oracle leaves a worker to see what becomes of a plan, and both to see what a move costs.
+SHORT, SHORTENED = 0.5, 0.7
 PERIOD_US = 10_000
 
 
@@ -210,30 +211,12 @@ class Run:
             self.process.wait()
 
 
-def schedule(trace: Trace) -> list[int]:
-    """The plans that train most over the whole recording, moves counted: by dynamic programming from its end."""
-    plans = range(len(SHARES))
-    move = MOVE_COSTS / trace.step
-    to_come, choices = [0.0] * len(SHARES), []
-    for a, b in reversed(trace.values):
-        rate = lambda i: min(a / (1 - SHARES[i]), b / SHARES[i]) / 2
-        # What comes of each plan in force before: it stays, or another one costs a part of its own time.
-        value = [[(rate(j) * (1 if j == i else 1 - move) + to_come[j], j == i, j) for j in plans] for i in plans]
-        best = [max(v) for v in value]
-        to_come = [v for v, _, _ in best]
-        choices.append([j for _, _, j in best])
-    chosen, out = SHARES.index(0.5), []
-    for choice in reversed(choices):
-        chosen = choice[chosen]
-        out.append(chosen)
-    return out
-
-
 class Oracle:
-    """Plans by the share of worker 1's core in both, and when they are wanted."""
+    """Plans by the share of worker 1's core in both, what was measured of them, and when they are wanted."""
 
-    def __init__(self, run: Run, trace: Trace, scratch: Path) -> None:
-        self.run, self.trace, self.plans, self.current = run, trace, [], SHARES.index(0.5)
+    def __init__(self, run: Run, trace: Trace, limits: list, scratch: Path) -> None:
+        self.run, self.trace, self.limits, self.current = run, trace, limits, SHARES.index(0.5)
+        self.plans: list[dict] = []
         first = json.loads((run.directory / "plan.json").read_text())
         for share in SHARES:
             speeds = (min(1, (1 - share) / share), min(1, share / (1 - share)))
@@ -243,18 +226,72 @@ class Oracle:
             subprocess.run(list(map(str, line)), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             self.plans.append(first if share == 0.5 else json.loads(path.read_text()))
 
-        self.schedule = schedule(trace)
+    def step_seconds(self, *shares: float) -> float:
+        """Of the plan in force, while the workers have these shares of their cores."""
+        for limit, share in zip(self.limits, shares):
+            limit.limit(share)
+        time.sleep(0.4)
+        first = self.run.steps()
+        time.sleep(2.5)
+        return statistics.mean(line["seconds"] for line in self.run.lines("log.jsonl")[first:])
+
+    def rehearse(self) -> None:
+        """Every plan twice: its executables are on disk then, and its steps and the moves measured."""
+        order = [i for i in range(len(SHARES)) if i != self.current] + [self.current]
+        self.measured, shortened = {}, {}
+        for i in order:
+            self.move(i)
+            self.measured[i] = self.step_seconds(1, 1), self.step_seconds(SHORT, 1), self.step_seconds(1, SHORT)
+            shortened[i] = self.step_seconds(SHORTENED, SHORTENED)
+            self.step_seconds(1, 1)
+        for limit in self.limits:
+            limit.limit(SHORTENED)
+        lost, took = [], []
+        for i in order:
+            before, first, began = self.current, self.run.steps(), time.monotonic()
+            self.move(i)
+            took.append(time.monotonic() - began)
+            time.sleep(0.5)
+            usual = (shortened[before] + shortened[i]) / 2
+            lost.append(sum(line["seconds"] - usual for line in self.run.lines("log.jsonl")[first:]))
+        for limit in self.limits:
+            limit.limit(1.0)
+        self.move_costs, self.ahead = max(0.0, statistics.mean(lost)), statistics.mean(took)
+        print(f"  the oracle measured that a move takes {self.ahead:.2f} s and costs {self.move_costs:.2f} s")
+        self.schedule = self.scheduled()
+
+    def rate(self, plan: int, a: float, b: float) -> float:
+        """Steps per second of a plan: as undisturbed, or as fast as the worker allows whose core is short."""
+        undisturbed, first, second = self.measured[plan]
+        return 1 / max(undisturbed, first * SHORT / a, second * SHORT / b)
+
+    def scheduled(self) -> list[int]:
+        """The plans that train most over the whole recording, moves counted: by dynamic programming from its end."""
+        plans = range(len(SHARES))
+        move = self.move_costs / self.trace.step
+        to_come, choices = [0.0] * len(SHARES), []
+        for shares in reversed(self.trace.values):
+            # What comes of each plan in force before: it stays, or another one costs a part of its own time.
+            rates = [self.rate(j, *shares) for j in plans]
+            value = [[(rates[j] * (1 if j == i else 1 - move) + to_come[j], j == i, j) for j in plans] for i in plans]
+            best = [max(v) for v in value]
+            to_come = [v for v, _, _ in best]
+            choices.append([j for _, _, j in best])
+        chosen, out = SHARES.index(0.5), []
+        for choice in reversed(choices):
+            chosen = choice[chosen]
+            out.append(chosen)
+        gain = to_come[SHARES.index(0.5)] / sum(self.rate(SHARES.index(0.5), *v) for v in self.trace.values)
+        moves = sum(a != b for a, b in zip([SHARES.index(0.5), *out], out))
+        print(f"  by what it measured, the oracle's {moves} moves bring {gain:.3f} of the static plan", flush=True)
+        return out
 
     def best(self, t: float) -> int:
         return self.schedule[min(max(int(t / self.trace.step), 0), len(self.schedule) - 1)]
 
-    def rehearse(self) -> None:
-        """Every plan once, so that its executables are on disk."""
-        for i in [*range(len(SHARES)), self.best(0)]:
-            if i != self.current:
-                self.move(i)
-
     def move(self, to: int) -> None:
+        if to == self.current:
+            return
         answer = self.run.ask(self.plans[to])
         if "Ok" in answer:
             self.current = to
@@ -263,8 +300,7 @@ class Oracle:
 
     def play(self, began: float) -> None:
         while (t := time.monotonic() - began) < self.trace.seconds:
-            if (wanted := self.best(t + AHEAD)) != self.current:
-                self.move(wanted)
+            self.move(self.best(t + self.ahead))
             time.sleep(0.1)
 
 
@@ -276,8 +312,9 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             limit[int(worker)].take(pid)
         oracle = None
         if name == "oracle":
-            oracle = Oracle(run, trace, scratch)
+            oracle = Oracle(run, trace, limit, scratch)
             oracle.rehearse()
+            time.sleep(1)
         elif name != "static":
             # Plans for slow devices are compiled in quiet times; in earnest these are most of all times.
             n = lambda: sum(e["event"] == "rehearsal" for e in run.lines("events.jsonl"))
