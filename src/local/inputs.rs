@@ -11,7 +11,7 @@ use super::run::{Options, Problem, input};
 use crate::api;
 use crate::device::inventory::Cpu;
 use crate::graph::Model;
-use crate::plan::{self, Infeasible, Plan, pinned, solve};
+use crate::plan::{self, Infeasible, Plan, pinned, repriced, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
@@ -75,8 +75,22 @@ impl Inputs {
         for device in &mut topology.devices {
             device.measured = known.get(&device.kind).copied();
         }
-        let ask = Ask { n_shards, microbatch: spec.parallelism.microbatch };
-        let plan = ask.solve(&job.spec, &model, &topology, None).map_err(input)?;
+        let solve = |microbatch| Ask { n_shards, microbatch }.solve(&job.spec, &model, &topology, None);
+        // Other microbatches are other dropout masks: a job goes on with those it had.
+        let before = checkpoint.as_ref().and_then(|c| c.index().microbatch);
+        let plan = match (spec.parallelism.microbatch, before) {
+            (None, Some(before)) => solve(Some(before)).or_else(|e| {
+                let plan = solve(None)?;
+                eprintln!(
+                    "warning: microbatches have {} rows from here on, they had {before} and losses will differ where \
+                     there is dropout: {e}",
+                    plan.microbatch
+                );
+                Ok(plan)
+            }),
+            (asked, _) => solve(asked),
+        };
+        let plan = plan.map_err(|e: Infeasible| input(e))?;
         let steps = options.steps.unwrap_or(spec.steps);
         if let Some(done) = checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
             return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
@@ -106,19 +120,39 @@ impl Ask {
         topology: &Topology,
         previous: Option<&Plan>,
     ) -> Result<Plan, Infeasible> {
-        let problem = plan::Problem {
+        let problem = self.problem(spec, model, topology);
+        // Other shards than the job's were asked for by hand, and take other cuts.
+        if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
+            return pinned(&problem, &spec.parallelism.cuts);
+        }
+        solve(&problem, previous)
+    }
+
+    /// An earlier plan with what is to be expected of it on these devices; `None` when it does not fit them.
+    pub fn repriced(
+        &self,
+        spec: &api::TrainingJobSpec,
+        model: &Model,
+        topology: &Topology,
+        earlier: &Plan,
+    ) -> Option<Plan> {
+        repriced(&self.problem(spec, model, topology), earlier)
+    }
+
+    fn problem<'a>(
+        &self,
+        spec: &api::TrainingJobSpec,
+        model: &'a Model,
+        topology: &'a Topology,
+    ) -> plan::Problem<'a> {
+        plan::Problem {
             model,
             topology,
             n_shards: self.n_shards,
             n_replicas: spec.parallelism.replicas,
             microbatch: self.microbatch,
             schedule: spec.parallelism.schedule.into(),
-        };
-        // Other shards than the job's were asked for by hand, and take other cuts.
-        if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
-            return pinned(&problem, &spec.parallelism.cuts);
         }
-        solve(&problem, previous)
     }
 }
 

@@ -192,7 +192,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
                 "planned": w.planned.0,
                 "compiled": w.ready.state_bytes + w.ready.gradient_bytes + w.ready.residual_bytes
                     + w.ready.temporary_bytes,
-                "peak_rss": w.peak_rss, "baseline_rss": w.ready.baseline_rss,
+                "peak_rss": w.peak_rss, "baseline_rss": w.ready.baseline_rss, "compiling_rss": w.ready.compiling_rss,
             },
         })).collect::<Vec<_>>(),
         "foreshard": env!("CARGO_PKG_VERSION"),

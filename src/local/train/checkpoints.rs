@@ -90,8 +90,8 @@ impl Training<'_> {
             return Ok(());
         }
         let Some(position) = self.batches.position(step) else { return Ok(()) };
-        let revision = self.session.revision_before(step);
-        let milestone = Milestone { step, position, seed: self.inputs.job.spec.seed.into(), revision };
+        let (revision, microbatch) = self.session.plan_before(step).map_or((0, 0), |p| (p.revision, p.microbatch));
+        let milestone = Milestone { step, position, seed: self.inputs.job.spec.seed.into(), revision, microbatch };
         match Draft::begin(&self.checkpoints.directory) {
             Ok(draft) => {
                 if self.session.save(step, &|shard| draft.shard(shard)) {

@@ -103,19 +103,22 @@ pub fn propose(q: &Question) -> Proposed {
         q.each(&|d| foreseen(d, &|f| f.min().band.mean)),
         q.each(&|d| foreseen(d, &|f| f.average().mean)),
     ];
+    let at = |speeds: &[f64]| {
+        let mut topology = q.calibration.correct(base.clone());
+        for (device, speed) in topology.devices.iter_mut().zip(speeds) {
+            device.speed *= speed;
+        }
+        topology
+    };
+    // Other microbatches are other dropout masks: only a person may change them.
+    let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: Some(q.running.microbatch) };
     let mut plans: Vec<Plan> = Vec::new();
     let mut refusal = None;
     for (i, speeds) in futures.iter().enumerate() {
         if futures[..i].contains(speeds) {
             continue;
         }
-        let mut topology = q.calibration.correct(base.clone());
-        for (device, speed) in topology.devices.iter_mut().zip(speeds) {
-            device.speed *= speed;
-        }
-        // Other microbatches are other dropout masks: only a person may change them.
-        let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: Some(q.running.microbatch) };
-        match ask.solve(&q.spec, &q.model, &topology, Some(&q.running)) {
+        match ask.solve(&q.spec, &q.model, &at(speeds), Some(&q.running)) {
             Ok(plan) if plan.revision == q.running.revision => {}
             Ok(plan) if plans.iter().any(|p| same(p, &plan)) => {}
             Ok(plan) => plans.push(plan),
@@ -125,11 +128,13 @@ pub fn propose(q: &Question) -> Proposed {
     if let Some(problem) = refusal.filter(|_| plans.is_empty()) {
         return Proposed::Infeasible(problem);
     }
+    let today = at(&futures[0]);
     for known in &q.known {
         let shape = |p: &Plan| (p.shards.len(), p.n_replicas, p.microbatch);
         let fits = shape(known) == shape(&q.running);
         if fits && !same(known, &q.running) && !plans.iter().any(|p| same(p, known)) {
-            plans.push(known.clone());
+            // What was predicted of it then was for other speeds.
+            plans.extend(ask.repriced(&q.spec, &q.model, &today, known));
         }
     }
     // Both sides are priced alike.

@@ -28,14 +28,19 @@ use search::Search;
 const SEARCHED: usize = 1_500_000;
 /// With fewer tries than this a model is large: then a plan in force is where the next one begins.
 const FEW_TRIES: usize = 32;
-/// The plan in force stays unless another is this much faster.
+/// What moves more has to gain more: the plan in force stays unless another takes less than this share of its time.
 const GAIN: f64 = 0.99;
+
+/// Whether a plan is enough faster than one that is nearer to the plan in force.
+fn faster(a: &Plan, b: &Plan) -> bool {
+    a.step_time.0 < GAIN * b.step_time.0
+}
 
 /// Finds a plan.
 ///
 /// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
-/// assignment. A plan near to it comes before one that is hardly faster and moves more. Of a large model only the borders
-/// are moved.
+/// assignment. A plan near to it comes before one that is hardly faster and moves more; the devices keep their order and
+/// microbatches their size.
 ///
 /// # Errors
 /// [`Infeasible`], with the limit met and the way out.
@@ -58,16 +63,13 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
             && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
     };
     let kept = previous.filter(fits).and_then(|previous| repredict(problem, previous, &costs));
-    let (mut best, mut near): (Option<Plan>, Option<Plan>) = (None, None);
+    let mut best: Option<Plan> = None;
     let mut refusal = None;
     for (microbatch, variants) in &usable {
-        let n_ops = variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + problem.model.update.n_ops();
-        let large = SEARCHED / n_ops.max(1) < FEW_TRIES;
-        // Of a large model microbatches keep their size.
-        if large && kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
+        // Microbatches keep their size: others are other dropout masks.
+        if kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
             continue;
         }
-        let kept = kept.as_ref().filter(|kept| kept.microbatch == *microbatch);
         let line = match Line::new(problem, variants, &costs) {
             Ok(line) => line,
             Err(e) => {
@@ -76,11 +78,9 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
             }
         };
         let search = Search { problem, line: &line, microbatch: *microbatch, variants };
-        let start = kept.and_then(|kept| line.start_of(kept, variants));
-        if let Some(start) = &start {
-            near = search.near(start, large);
-        }
-        if large && near.is_some() {
+        let start = kept.as_ref().and_then(|kept| line.start_of(kept, variants));
+        if let Some(plan) = start.and_then(|start| search.again(&start)) {
+            best = Some(plan);
             continue;
         }
         match search.run() {
@@ -89,13 +89,7 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
             Err(e) => refusal = Some(e),
         }
     }
-    // What moves more has to gain more than what is near, and both more than what runs.
-    let faster = |a: &Plan, b: &Plan| a.step_time.0 < GAIN * b.step_time.0;
-    let found = match (best, near) {
-        (Some(best), Some(near)) => Some(if faster(&best, &near) { best } else { near }),
-        (best, near) => best.or(near),
-    };
-    let plan = match (found, kept) {
+    let plan = match (best, kept) {
         (Some(plan), Some(kept)) if faster(&plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
         (_, Some(kept)) => kept,
         (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
@@ -107,7 +101,13 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
     Ok(Plan { bound: bound(problem, &costs)?.step(), ..plan })
 }
 
-/// An earlier plan under today's devices; `None` when it no longer fits.
+/// An earlier plan as it would do on the devices of `problem`; `None` when it does not fit them.
+pub fn repriced(problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
+    let costs = Costs::of(problem.model);
+    let plan = repredict(problem, earlier, &costs)?;
+    Some(Plan { bound: bound(problem, &costs).ok()?.step(), ..plan })
+}
+
 fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Plan> {
     let (grads, owners) = (previous.grads.clone(), previous.owners.clone());
     let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;

@@ -29,6 +29,9 @@ pub struct Index {
     pub seed: u64,
     /// Of the plan in force.
     pub revision: u64,
+    /// Rows of its microbatches, which dropout depends on; absent in older checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microbatch: Option<u64>,
     pub files: Vec<FileEntry>,
     /// In the manifest's order: params, then slots.
     pub tensors: Vec<TensorEntry>,

@@ -28,6 +28,8 @@ pub struct Milestone {
     pub seed: u64,
     /// Of the plan in force.
     pub revision: u64,
+    /// Rows of its microbatches.
+    pub microbatch: u64,
 }
 
 /// A shard file, as its writer describes it to the writer of the index.
@@ -327,6 +329,7 @@ fn make_index(model: &Model, milestone: &Milestone, shards: &[ShardEntry]) -> Re
         position: milestone.position,
         seed: milestone.seed,
         revision: milestone.revision,
+        microbatch: Some(milestone.microbatch),
         files,
         tensors,
     })

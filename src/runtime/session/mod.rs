@@ -193,8 +193,8 @@ impl Session {
     }
 
     /// The plan whose update made the state as it is before `step`.
-    pub fn revision_before(&self, step: u64) -> u64 {
-        self.crew_before(step).map_or(0, |c| c.plan.revision)
+    pub fn plan_before(&self, step: u64) -> Option<&Plan> {
+        Some(&self.crew_before(step)?.plan)
     }
 
     fn crew_before(&self, step: u64) -> Option<&Crew> {
