@@ -170,7 +170,7 @@ fn devices() -> impl Strategy<Value = Topology> {
     let device = (
         1u32..100,
         1u32..100,
-        prop_oneof![Just(1u64 << 40), (10 << 20) + 100_000u64..(10 << 20) + 20_000_000],
+        prop_oneof![Just(1u64 << 40), (48 << 20) + 100_000u64..(48 << 20) + 20_000_000],
         any::<bool>(),
     );
     prop::collection::vec(device, 1..7).prop_map(|all| Topology {

@@ -105,7 +105,10 @@ pub struct Replanned {
     pub n_ops: usize,
     pub n_devices: usize,
     pub plan: Duration,
+    /// With the first plan in force and one device at half speed.
     pub again: Duration,
+    /// Step of that plan over the step of one that is made for the same devices from the beginning.
+    pub against_cold: f64,
 }
 
 /// Plans the same network for devices of three kinds, one shard on each, and again when one of them runs at half speed.
@@ -132,8 +135,10 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
     let plan = solve(&problem(&topology), None)?;
     let planned = began.elapsed();
     let began = Instant::now();
-    solve(&problem(&slower), Some(&plan))?;
-    Ok(Replanned { n_ops: model.grads[0].graph.n_ops(), n_devices, plan: planned, again: began.elapsed() })
+    let changed = solve(&problem(&slower), Some(&plan))?;
+    let again = began.elapsed();
+    let against_cold = changed.step_time / solve(&problem(&slower), None)?.step_time;
+    Ok(Replanned { n_ops: model.grads[0].graph.n_ops(), n_devices, plan: planned, again, against_cold })
 }
 
 fn import(bundle: &BTreeMap<String, Vec<u8>>) -> Result<Model, GraphError> {

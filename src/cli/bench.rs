@@ -66,10 +66,15 @@ fn grow(args: &GrowthArgs) -> anyhow::Result<ExitCode> {
         if !(1..=MOST).contains(&n_devices) {
             return Err(bad_input(anyhow::anyhow!("--devices {n_devices}: give between 1 and {MOST}")));
         }
-        println!("{:>8} {:>9} {:>10} {:>14}", "ops", "devices", "plan s", "plan again s");
+        println!(
+            "{:>8} {:>9} {:>10} {:>14} {:>7} {:>20}",
+            "ops", "devices", "plan s", "plan again s", "share", "step / planned cold"
+        );
         for &n_ops in &args.ops {
-            let growth::Replanned { n_ops, n_devices, plan, again } = growth::replan(n_ops, n_devices)?;
-            println!("{n_ops:>8} {n_devices:>9} {:>10.3} {:>14.3}", plan.as_secs_f64(), again.as_secs_f64());
+            let growth::Replanned { n_ops, n_devices, plan, again, against_cold } = growth::replan(n_ops, n_devices)?;
+            let (plan, again) = (plan.as_secs_f64(), again.as_secs_f64());
+            let share = again / plan;
+            println!("{n_ops:>8} {n_devices:>9} {plan:>10.3} {again:>14.3} {share:>7.2} {against_cold:>20.4}");
         }
         return Ok(ExitCode::SUCCESS);
     }

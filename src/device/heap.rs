@@ -1,6 +1,9 @@
 //! How the C library's allocator keeps memory that the plug-in frees and takes again in every step.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 /// Keeps what is freed for the next step, in one arena. Call before the plug-in starts its threads.
 ///
 /// By glibc's defaults large tensors are mapped and unmapped each time, and the kernel clears their pages anew; and every
@@ -22,5 +25,65 @@ pub fn trim() {
     // SAFETY: takes and returns plain numbers.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Keeps a process below a size, as far as free memory is what it grows by.
+///
+/// Tensors of many sizes leave holes in the heap that the next ones do not fit into: in a few steps it grows to two or
+/// three times what is alive, and by how much differs from run to run.
+pub struct Ceiling {
+    statm: Option<File>,
+    page: u64,
+    at: u64,
+    /// What the last time left; what is alive is not to be given back.
+    left: u64,
+}
+
+impl Ceiling {
+    /// Growth that is worth looking for free memory again.
+    const LEAST: u64 = 4 << 20;
+
+    /// `at`: the most resident bytes.
+    pub fn new(at: u64) -> Self {
+        // SAFETY: takes and returns plain numbers.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Self { statm: File::open("/proc/self/statm").ok(), page: page.try_into().unwrap_or(4096), at, left: 0 }
+    }
+
+    /// To be called before work that takes up to `need` bytes.
+    pub fn make_room(&mut self, need: u64) {
+        let resident = self.resident();
+        if resident.saturating_add(need) <= self.at {
+            self.left = 0;
+        } else if resident > self.left + Self::LEAST {
+            trim();
+            self.left = self.resident();
+        }
+    }
+
+    /// Bytes; 0 where the system does not say.
+    fn resident(&self) -> u64 {
+        let mut text = [0; 64];
+        let n = self.statm.as_ref().and_then(|f| f.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let pages = std::str::from_utf8(&text[..n]).ok().and_then(|t| t.split(' ').nth(1)?.parse::<u64>().ok());
+        pages.unwrap_or(0).saturating_mul(self.page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_given_back_before_the_ceiling_is_passed() {
+        // Pieces below the size that is mapped by itself, with some between them that stay.
+        let full: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 16 << 10]).collect();
+        let mut ceiling = Ceiling::new(0);
+        let before = ceiling.resident();
+        let stay: Vec<Vec<u8>> = full.into_iter().step_by(64).collect();
+        ceiling.make_room(0);
+        assert!(ceiling.left + (32 << 20) < before, "{} of {before} stayed", ceiling.left);
+        assert_eq!(stay.len(), 64);
     }
 }

@@ -12,10 +12,12 @@ use crate::graph::{Graph, Model, OpId};
 use crate::topology::Device;
 use crate::units::Bytes;
 
-/// Pages of the plug-in and of its threads that the first execution touches, and that stay. Measured as the growth of
-/// workers that hold less than 1 MiB of tensors, from ready to their last step: 9.5 and 9.6 MiB, of which 5.3 are the
-/// plug-in's file (mlp_digits on one and two workers; XLA's CPU plug-in 0.81, x86-64 Linux).
-const FIRST_RUN_CPU: Bytes = Bytes(10 << 20);
+/// What the first executions touch and keep, beside tensors: pages of the plug-in and of its threads (9.6 MiB where there
+/// are next to no tensors, mlp_digits), and pages of the heap that are shared with something alive (19 to 46 MiB beyond
+/// what is alive in char_gpt, when free memory is given back before every segment; XLA's CPU plug-in 0.81, x86-64 Linux).
+const FIRST_RUN_CPU: Bytes = Bytes(48 << 20);
+/// Free memory that a worker keeps, so that it need not ask the system for it in every step.
+const LEAST_FREE_CPU: Bytes = Bytes(32 << 20);
 
 /// The most a shard needs at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ pub struct Memory {
     pub temporaries: Bytes,
     /// Of the plug-in, once.
     pub first_run: Bytes,
+    /// Of the heap, between values; as far as the device has room. A worker gives back what is more.
+    pub free: Bytes,
 }
 
 impl Memory {
@@ -43,9 +47,23 @@ impl Memory {
         Self { first_run, ..Self::default() }
     }
 
+    /// With free memory, which there may be less of where the device is small.
     pub fn total(&self) -> Bytes {
-        let Self { state, gradients, copies, residuals, temporaries, first_run } = *self;
+        self.needs() + self.free
+    }
+
+    fn needs(&self) -> Bytes {
+        let Self { state, gradients, copies, residuals, temporaries, first_run, free: _ } = *self;
         state + gradients + copies + residuals + temporaries + first_run
+    }
+
+    /// Sets aside free memory, as far as these devices have room.
+    pub(super) fn add_free(&mut self, devices: &[&Device]) {
+        if devices.iter().all(|d| d.kind != "cpu") {
+            return;
+        }
+        let room = devices.iter().map(|d| d.memory - self.needs()).min().unwrap_or_default();
+        self.free = (self.residuals + self.temporaries + LEAST_FREE_CPU).min(room);
     }
 
     /// Of several variants one runs at a time: the one that needs most counts.

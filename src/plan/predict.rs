@@ -93,6 +93,9 @@ pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -
     let update = update_time(model, plan, &devices, &known.update, &mut out)?;
     let averaging = average_time(model, plan, topology);
     out.step_time = out.step_time + update + averaging;
+    for (memory, devices) in out.memory.iter_mut().zip(&devices) {
+        memory.add_free(devices);
+    }
     Ok(out)
 }
 

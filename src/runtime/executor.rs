@@ -11,6 +11,7 @@ use super::link::{Link, Outgoing, Shared, Traffic, now_us};
 use super::mailbox::Source;
 use super::program::{GradProgram, Input, Piece, Program, Programs, mirrors_of, scalar};
 use super::wiring::Rank;
+use crate::device::heap::Ceiling;
 use crate::device::{Arg, Device};
 use crate::graph::{ArrayShape, DType, OpId};
 use crate::plan::{Place, ShardId};
@@ -21,6 +22,7 @@ use crate::wire::frame::Kind;
 pub struct Executor<D: Device> {
     pub shared: Arc<Shared<D>>,
     pub programs: Programs<D>,
+    ceiling: Option<Ceiling>,
     pub links: Links<D::Buffer>,
     pub seed: u32,
     pub(super) me: Rank,
@@ -80,9 +82,16 @@ pub struct Clock {
 
 impl<D: Device> Executor<D> {
     /// A shard without state. The seat is `me`, which `shared` knows too.
-    pub fn new(shared: Arc<Shared<D>>, me: Rank, programs: Programs<D>, links: Links<D::Buffer>, seed: u32) -> Self {
+    pub fn new(
+        shared: Arc<Shared<D>>,
+        me: Rank,
+        programs: Programs<D>,
+        ceiling: Option<Ceiling>,
+        links: Links<D::Buffer>,
+        seed: u32,
+    ) -> Self {
         let state = (0..shared.model.state.len()).map(|_| None).collect();
-        Self { shared, programs, links, seed, me, state, mirrors: BTreeMap::new() }
+        Self { shared, programs, ceiling, links, seed, me, state, mirrors: BTreeMap::new() }
     }
 
     /// Makes the state: from the seed, and from start weights by `given(state tensor)`.
@@ -344,6 +353,10 @@ impl<D: Device> Executor<D> {
         }
         if accumulate {
             consumed.extend(piece.results.iter().map(|r| sums.remove(r).expect("zeros were made for every result")));
+        }
+        if let Some(ceiling) = &mut self.ceiling {
+            let needs = piece.memory.temporaries + (piece.memory.outputs - piece.memory.aliased);
+            ceiling.make_room(needs.0);
         }
         let start_us = now_us();
         let began = clock.busy;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::RuntimeError;
 use super::doors::Doors;
-use super::executor::{Links, reset_peak_rss};
+use super::executor::{Links, peak_rss, reset_peak_rss};
 use super::link::{Link, Shared, Stamp, Traffic, whom};
 use super::mailbox::Mailbox;
 use super::program::{Compiler, Programs, mirrors_of};
@@ -16,6 +16,7 @@ use super::weights::StartWeights;
 use super::wiring::{Rank, Wiring};
 use crate::device::cache::ExecutableCache;
 use crate::device::{Device, heap};
+use crate::device::heap::Ceiling;
 use crate::graph::Model;
 use crate::plan::{Place, Plan};
 use crate::tls::{Identity, Name, Stream};
@@ -28,6 +29,8 @@ pub struct Prepared<D: Device> {
     pub links: Links<D::Buffer>,
     /// `None` for a worker that leaves with the cutover to this plan.
     pub programs: Option<Programs<D>>,
+    /// Of the process, while this plan runs.
+    pub ceiling: Option<Ceiling>,
     pub seed: u32,
     pub weights: Option<StartWeights>,
     /// What this worker hands over at the cutover.
@@ -98,11 +101,16 @@ impl<D: Device> Workshop<'_, D> {
             }
             None => None,
         };
+        report.compiling_rss = peak_rss();
         heap::trim();
         report.baseline_rss = reset_peak_rss();
         report.seconds = began.elapsed().as_secs_f64();
+        // Elsewhere tensors do not lie in the heap.
+        let on_heap = me.filter(|_| self.device.kind() == "cpu");
+        let planned = on_heap.map(|me| shared.plan.shards[me.shard.index()].memory.0);
+        let ceiling = planned.map(|planned| Ceiling::new(report.baseline_rss.saturating_add(planned)));
         let (seed, summed) = (order.seed as u32, order.summed);
-        Ok((Prepared { shared, links, programs, seed, weights, outgoing, summed }, report))
+        Ok((Prepared { shared, links, programs, ceiling, seed, weights, outgoing, summed }, report))
     }
 
     /// One connection to everyone this worker exchanges tensors or state with: the higher worker dials the lower one.

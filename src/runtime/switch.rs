@@ -99,7 +99,7 @@ impl<D: Device> Switch<D> {
             retired.push(Retired { shared, links: next.links });
             return Ok(Outcome { executor: None, retired, done });
         };
-        let mut executor = Executor::new(shared.clone(), me, programs, next.links, next.seed);
+        let mut executor = Executor::new(shared.clone(), me, programs, next.ceiling, next.links, next.seed);
         let mut moved = 0;
         let mut kept: Vec<Option<Arc<D::Buffer>>> = (0..model.state.len()).map(|_| None).collect();
         for i in executor.kept() {

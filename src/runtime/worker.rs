@@ -314,13 +314,13 @@ impl<D: Device> Worker<'_, D> {
     }
 
     fn begin(&mut self, revision: u64, step: u64, checkpoint: Option<PathBuf>) -> Result<(), RuntimeError> {
-        let Prepared { shared, links, programs, seed, mut weights, .. } = self.revisions.take(revision)?;
+        let Prepared { shared, links, programs, ceiling, seed, mut weights, .. } = self.revisions.take(revision)?;
         let (Some(programs), Some(me)) = (programs, shared.me) else {
             let message = format!("revision {revision} has no seat for worker {}", self.config.worker);
             return Err(RuntimeError::Protocol { whom: "the parent".to_owned(), message });
         };
         let model = shared.model.clone();
-        let mut executor = Executor::new(shared, me, programs, links, seed);
+        let mut executor = Executor::new(shared, me, programs, ceiling, links, seed);
         match checkpoint {
             Some(path) => {
                 let checkpoint = Checkpoint::load(&path)?;

@@ -209,6 +209,8 @@ pub struct ReadyReport {
     pub temporary_bytes: u64,
     /// Resident memory of the process when all is compiled, before it made any tensor.
     pub baseline_rss: u64,
+    /// The most that was resident before: what compiling or loading took.
+    pub compiling_rss: u64,
     /// From the order to being ready.
     pub seconds: f64,
     /// Executables found in the cache on disk.

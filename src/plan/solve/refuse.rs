@@ -5,7 +5,8 @@ use super::partition::Rule;
 use super::search::{Search, Start};
 use crate::graph::{GradGraph, Graph, Op, OpId};
 use crate::plan::Plan;
-use crate::plan::predict::Costs;
+use crate::plan::memory::Memory;
+use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::topology::{Class, Device, Topology};
 use crate::units::Bytes;
@@ -25,8 +26,14 @@ pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) 
     if let Some((what, needs)) = indivisible(problem, costs).filter(|(_, needs)| *needs > largest.memory) {
         return Infeasible::Indivisible { what, needs, device: largest.name.clone(), has: largest.memory };
     }
-    let of = |plan: Plan| plan.shards.iter().map(|s| s.memory).max().unwrap_or_default();
-    let enough = roomiest(problem, costs, n_shards, &Device { memory: ANY, ..largest.clone() }).map(of);
+    // Where there is no room to spare, nothing is set aside.
+    let least = |plan: Plan| -> Option<Bytes> {
+        let device = Device { memory: Bytes(0), ..largest.clone() };
+        let n_devices = plan.shards.iter().map(|s| s.devices.len()).sum();
+        let topology = Topology { devices: vec![device; n_devices], ..problem.topology.clone() };
+        predict(problem.model, &topology, &plan, costs).ok()?.memory.iter().map(Memory::total).max()
+    };
+    let enough = roomiest(problem, costs, n_shards, &Device { memory: ANY, ..largest.clone() }).and_then(least);
     let mut more = n_shards;
     let shards = (0..TRIES).find_map(|_| {
         more += (more / 4).max(1);
