@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from run import ROOT, STATE, cluster, kubectl, wait
+from kit import ROOT, STATE, cluster, kubectl, wait
 
 BINARY = os.environ.get("FORESHARD_BINARY", str(ROOT / "target/debug/foreshard"))
 KWOK = ROOT / ".foreshard/cluster/bin/kwok"
