@@ -120,14 +120,18 @@ fn go_when_told(departure: &Arc<Departure>, job: String, worker: u32) -> std::io
     let (told, departure) = (Arc::new(AtomicBool::new(false)), departure.clone());
     let first = told.clone();
     on_signal(move || {
-        if first.swap(true, Ordering::SeqCst) || !departure.announce() {
+        if first.swap(true, Ordering::SeqCst) {
             std::process::exit(TERMINATED.into());
         }
-        tracing::info!(job, worker, "told to go, waits for its state to be saved");
+        // Counts also while a parent that reads nothing more is being told.
         let _ = std::thread::Builder::new().name("moment".to_owned()).spawn(|| {
             std::thread::sleep(MOMENT);
             std::process::exit(TERMINATED.into())
         });
+        if !departure.announce() {
+            std::process::exit(TERMINATED.into());
+        }
+        tracing::info!(job, worker, "told to go, waits for its state to be saved");
     })?;
     Ok(told)
 }
