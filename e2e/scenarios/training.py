@@ -1,11 +1,20 @@
 """Jobs that train: to the end, side by side, with a pause, and until they are deleted."""
 
 import contextlib
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
 
 from kit import (
+    ROOT,
     SITE,
+    STATE,
     TOLERANCE,
     apply,
+    condition,
     get,
     items,
     kubectl,
@@ -15,6 +24,7 @@ from kit import (
     losses,
     namespace,
     placed,
+    replaced,
     results,
     same,
     state,
@@ -65,6 +75,57 @@ def two_jobs():
         apply(name, "digits")
     last = [state(name, "digits", "Complete", 200)["status"]["loss"] for name in ("one", "two")]
     assert last[0] == last[1], f"the same job gives the same losses: {last}"
+
+
+@contextlib.contextmanager
+def served(directory):
+    """Files of a directory over HTTP, where pods of both nodes can fetch them: the URL of the directory."""
+    address, port = "10.89.0.1", "8000"
+    server = [sys.executable, "-m", "http.server", port, "--bind", address, "--directory", directory]
+    log = open(STATE / "logs/http.log", "w")
+    process = subprocess.Popen(["nsenter", "--net=/run/netns/cp", "--", *server], stdout=log, stderr=log)
+    try:
+        yield f"http://{address}:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+@scenario(60)
+def fetched():
+    """The bundle comes over HTTP: of the wrong digest it is refused, what is not there yet is waited for, then it trains."""
+    namespace("fetched")
+
+    def from_archive(url, sha256, name):
+        archive = f"    - name: models\n      archive: {{url: {url}, sha256: \"{sha256}\"}}\n"
+        return replaced(
+            ("bundle: digits/bundle", "bundle: models/mlp_digits.bundle"),
+            ("  volumes:\n", f"  volumes:\n{archive}"),
+            ("name: digits\nspec", f"name: {name}\nspec"),
+        )
+
+    with tempfile.TemporaryDirectory() as directory, served(directory) as url:
+        archive = Path(directory) / "made.tgz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(ROOT / "bundles/mlp_digits.bundle", "mlp_digits.bundle")
+        sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+        apply("fetched", "digits", from_archive(f"{url}/made.tgz", "0" * 64, "wrong"))
+        failed = condition(state("fetched", "wrong", "Failed", 60), "Failed")
+        print(failed["message"])
+        assert failed["reason"] == "InvalidInput" and f"has {sha256}" in failed["message"], failed
+
+        apply("fetched", "digits", from_archive(f"{url}/later.tgz", sha256, "digits"))
+
+        def waits():
+            training = condition(get("trainingjob", "digits", "fetched"), "Training")
+            return training["message"] if "answered 404" in training["message"] else None
+
+        print(wait("the job tells of the missing archive", 60, waits))
+        archive.rename(Path(directory) / "later.tgz")
+        state("fetched", "digits", "Complete", 150)
+    worst = same(losses(log("fetched", "digits")), local("digits", 200))
+    print(f"worst difference to local mode {worst:.1e}")
 
 
 @scenario(70)

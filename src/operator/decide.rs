@@ -49,6 +49,8 @@ pub struct PodSeen {
     pub unschedulable: Option<String>,
     /// What keeps a container from running, such as an image that cannot be had.
     pub stuck: Option<String>,
+    /// Why what its archives hold can never be used.
+    pub useless: Option<String>,
     /// The head in it, if there is one.
     pub head: Option<HeadSeen>,
 }
@@ -184,6 +186,9 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
 /// Why the job is over: (reason, text).
 fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
     let spec = &s.job.spec;
+    if let Some(why) = s.pods.iter().find_map(|p| p.useless.clone()) {
+        return Some(("InvalidInput", why));
+    }
     let head = s.pods.iter().find_map(|p| p.head.as_ref());
     if let Some(head) = head {
         let words = head.last_words.as_ref();
@@ -405,6 +410,13 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         }
         d.again = 2;
     } else {
+        // Pods that still fetch read where from a config map: a URL that was renewed reaches them there.
+        let seen = s.job.status.as_ref().and_then(|status| status.observed_generation);
+        if seen != s.job.metadata.generation && s.job.spec.volumes.iter().any(|v| v.archive.is_some()) {
+            let mut support = render(s.job, plan, s.site).support;
+            profiles::offer(&mut support[0], s.profiles);
+            d.apply.push(support.swap_remove(0));
+        }
         d.open = s.pods.iter().filter(|p| p.gated).map(|p| p.name.clone()).collect();
         d.again = LOOK;
     }
