@@ -106,6 +106,8 @@ mod reason {
 
 /// How often a running job is asked how far it is.
 const LOOK: u64 = 5;
+/// Seconds that pods have to end by themselves when their job is complete.
+const LINGER: i64 = 30;
 /// How often a job that waits for room looks again.
 const WAIT: u64 = 10;
 /// A job with nothing to do is looked at for safety's sake.
@@ -216,6 +218,10 @@ fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
 
 fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> Desired {
     take_report(s, &mut d);
+    // Nobody looks at figures of this job again.
+    if let Some((_, _, urgent)) = &mut d.plan_status {
+        *urgent = true;
+    }
     let complete = why == reason::COMPLETE;
     let message = if complete {
         let of = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -240,15 +246,21 @@ fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> 
     d
 }
 
-/// A job that has ended keeps its plan and what its pods said; what still runs is stopped.
+/// A job that has ended keeps its plan, and pods that have come to their own end: what they logged can be read. What
+/// still runs is stopped; after a good end it has a moment to end by itself.
 fn ended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
     let running = s.pods.iter().filter(|p| !p.terminating && p.phase != "Succeeded" && p.phase != "Failed");
     d.delete = running.map(|p| (p.name.clone(), false)).collect();
     let done = d.status.completion_time.as_ref().and_then(|t| t.parse::<Timestamp>().ok());
+    let since = done.map_or(i64::MAX, |done| s.now.as_second().saturating_sub(done.as_second()));
+    if since < LINGER && d.status.is_true(condition::COMPLETE) && !d.delete.is_empty() {
+        d.delete.clear();
+        d.again = LINGER as u64;
+    }
     if let (Some(done), Some(ttl)) = (done, s.job.spec.ttl_seconds_after_finished) {
         let left = done.as_second() + i64::from(ttl) - s.now.as_second();
         d.expire = left <= 0;
-        d.again = left.clamp(1, REST as i64) as u64;
+        d.again = left.clamp(1, d.again as i64) as u64;
     }
     d
 }

@@ -411,7 +411,7 @@ impl Work<'_> {
             let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
             written.map_err(|e| api_error("write the status of", format!("plan {name}"), e))?;
         }
-        if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(false)) {
+        if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(desired.status.has_ended())) {
             self.apply(&profile_object(&self.namespace, profile)).await?;
         }
         self.write_status(&desired.status, !desired.events.is_empty()).await?;

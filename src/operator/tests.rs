@@ -300,6 +300,29 @@ fn an_ended_job_stops_what_runs_and_goes_when_its_time_has_come() {
 }
 
 #[test]
+fn pods_of_a_complete_job_end_by_themselves_and_can_still_be_read_and_its_last_figures_are_written() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let plan = PlanReport { revision: 1, step_seconds: 0.5, ..PlanReport::default() };
+    let words = JobReport {
+        state: JobState::Done,
+        step: 30,
+        plan: Some(plan),
+        step_seconds: Some(0.6),
+        ..JobReport::default()
+    };
+    world.pods[0].head = Some(HeadSeen { restarts: 0, exit_code: Some(0), last_words: Some(Ok(words)) });
+    let (_, status, urgent) = world.turn().plan_status.unwrap();
+    assert!(urgent && status.observed.is_some());
+    let d = world.turn();
+    assert_eq!((d.delete.len(), d.again), (0, 30), "the sidecar is about to go");
+    world.pods[0].phase = "Succeeded".into();
+    world.now += 30;
+    assert_eq!(world.turn().delete, [("a-1".to_owned(), false)], "one that does not");
+    assert_eq!(world.pods.len(), 1);
+}
+
+#[test]
 fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
