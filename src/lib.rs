@@ -24,6 +24,7 @@ pub mod device;
 pub mod telemetry;
 pub mod tls;
 
+pub mod fetch;
 pub mod operator;
 pub mod runtime;
 pub mod trainer;

@@ -172,6 +172,32 @@ fn a_worker_that_is_told_to_go_takes_nothing_with_it() {
     assert!(steps.iter().copied().eq(0..steps.len() as u64), "steps were lost or taken twice: {steps:?}");
 }
 
+/// A node that is emptied tells all its workers at once. All but the first used to be forgotten, stayed until their time was
+/// up (100 s), and then took the steps since the last checkpoint with them.
+#[test]
+fn workers_that_are_told_to_go_together_go_together_and_take_nothing_with_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut gang = Gang::start(directory.path());
+    gang.until("130 steps", |g| g.losses().len() > 130);
+    let pids = [0, 1].map(|n: usize| gang.workers[n].id().to_string());
+    assert!(Command::new("kill").arg("-TERM").args(pids).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for worker in &mut gang.workers {
+        let ended = loop {
+            match worker.try_wait().unwrap() {
+                Some(ended) => break ended,
+                None => assert!(Instant::now() < deadline, "it stays although nothing keeps it"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(ended.code(), Some(128 + 15), "it ends by itself");
+    }
+    let steps = gang.steps();
+    gang.until("50 more", |g| g.losses().len() > steps.len() + 50);
+    let steps = gang.steps();
+    assert!(steps.iter().copied().eq(0..steps.len() as u64), "steps were lost or taken twice: {steps:?}");
+}
+
 #[test]
 fn a_worker_of_another_job_is_turned_away_and_both_say_why() {
     let directory = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["transition"],
     &["api", "wire"],
     &["telemetry", "device", "tls"],
-    &["operator", "runtime", "trainer"],
+    &["fetch", "operator", "runtime", "trainer"],
     &["bench", "local"],
     &["cli"],
 ];

@@ -22,6 +22,11 @@ spec:
   volumes:
   - {name: work, persistentVolumeClaim: {claimName: w}}
   - {name: maps, configMap: {name: m}}
+  - name: models
+    archive:
+      url: https://example.com/m.tgz?signature=x
+      sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+      sizeLimit: 1Gi
   results: work
 ";
 const PLAN: &str = "\
@@ -62,6 +67,8 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (JOB, "{key: team,", "{operator: Exists,", false, "a toleration has a key"),
     (JOB, "  results: work", "  managedBy: a/b\n  results: work", true, "managedBy cannot change"),
     (JOB, "claimName: w}", "claimName: w}, configMap: {name: m}", false, "exactly one of"),
+    (JOB, "sizeLimit: 1Gi", "sizeLimit: 1 GB", false, "sizeLimit is a quantity above 0"),
+    (JOB, "sha256: 0123", "sha256: 1123", true, "sha256 cannot change once a job exists"),
     (PLAN, "memory: 1073741824", "memory: 2147483648", true, "a plan does not change"),
 ];
 
@@ -169,6 +176,12 @@ fn says_field_value_and_way_out() {
         ("cuts: [block1]", "cuts: [7]", "spec.parallelism.cuts[0]: 7, must be text; quote it"),
         ("  data: {uri: work/x.txt}\n", "", "spec: data is missing: Where training data comes from"),
         ("name: work,", "name: Work,", "spec.volumes[0].name: \"Work\", must look like ^[a-z0-9]"),
+        (
+            "https://example",
+            "s3://example",
+            "spec.volumes[2].archive.url: \"s3://example.com/m.tgz?signature=x\", must look like",
+        ),
+        ("sha256: 0123", "sha256: sha256:0123", "spec.volumes[2].archive.sha256: \"sha256:0123"),
         ("name: maps", "name: work", "spec.volumes: two entries have the name \"work\""),
         ("shards: 2,", "shards: 2, replicas: 4097,", "spec.parallelism.replicas: 4097, must be at most 4096"),
         (

@@ -455,6 +455,7 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     }
     spec.resources.check(spec.pinned(), spec.parallelism.replicas)?;
     spec.pods.check()?;
+    spec.volumes.iter().try_for_each(Volume::check)?;
     Settings::from(spec.adaptation.clone()).check().map_err(|e| format!("spec.{e}"))
 }
 
@@ -480,6 +481,17 @@ mod tests {
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),
             ("uri: x.txt", "uri: x.txt, socket: s", vec!["either uri or socket"]),
+            (
+                "steps: 3",
+                "volumes: [{name: m, archive: {url: s3://a/b, sha256: 00}}]",
+                vec!["spec.volumes[m].archive.url", "\"s3://a/b\"", "https://"],
+            ),
+            (
+                "steps: 3",
+                "volumes: [{name: m, archive: {url: http://a/b, sha256: 0F}}]",
+                vec!["spec.volumes[m].archive.sha256", "sha256sum"],
+            ),
+            ("steps: 3", "volumes: [{name: m, archive: {url: http://a/b}}]", vec!["missing field `sha256`"]),
         ] {
             let e = parse(&JOB.replacen(from, to, 1)).unwrap_err();
             for part in says {

@@ -20,7 +20,7 @@ pub use placement::{Placement, Pods, Toleration};
 pub use profile::{Costs, ModelProfile, ModelProfileSpec};
 pub use resources::{CPU, Devices, Resources};
 pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
-pub use volume::{Claim, ConfigMap, Image, Item, Volume};
+pub use volume::{Archive, Claim, ConfigMap, Image, Item, Volume};
 
 /// Label and API group prefix of everything that is ours.
 pub const GROUP: &str = "foreshard.dev";

@@ -3,12 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::units::quantity;
+
 /// One place files come from; exactly one source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "[has(self.configMap), has(self.persistentVolumeClaim), has(self.image)].exists_one(x, x)",
-    "message": "a volume has exactly one of configMap, persistentVolumeClaim and image"
+    "rule": "[has(self.configMap), has(self.persistentVolumeClaim), has(self.image), has(self.archive)].exists_one(x, x)",
+    "message": "a volume has exactly one of configMap, persistentVolumeClaim, image and archive"
 }]))]
 pub struct Volume {
     /// Name of its directory.
@@ -20,6 +22,16 @@ pub struct Volume {
     pub persistent_volume_claim: Option<Claim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
+}
+
+impl Volume {
+    /// What no schema tells where there is no API server.
+    pub fn check(&self) -> Result<(), String> {
+        let Some(archive) = &self.archive else { return Ok(()) };
+        archive.check().map_err(|e| format!("spec.volumes[{}].archive.{e}", self.name))
+    }
 }
 
 /// For what is smaller than 1 MiB.
@@ -58,4 +70,57 @@ pub struct Claim {
 pub struct Image {
     #[schemars(length(min = 1, max = 1024))]
     pub reference: String,
+}
+
+/// A tar archive, plain or packed by gzip, that is fetched over HTTP(S) and unpacked into the volume before training
+/// begins. The volume cannot be written to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(self.sizeLimit) || (isQuantity(self.sizeLimit) && quantity(self.sizeLimit).isGreaterThan(quantity('0')))",
+        "message": "sizeLimit is a quantity above 0, such as 4Gi or 512Mi"
+    },
+    {
+        "rule": "self.sha256 == oldSelf.sha256",
+        "message": "sha256 cannot change once a job exists: all its workers train the same model; make another job"
+    }
+]))]
+pub struct Archive {
+    /// `https://...`, or `http://...`: what is taken is told by sha256 alone. In an object store, the public or the presigned
+    /// URL of the object. May be renewed while the job exists.
+    #[schemars(length(min = 1, max = 4096), regex(pattern = URL))]
+    pub url: String,
+    /// Digest of the archive in hexadecimal, as `sha256sum FILE` prints it. Nothing is unpacked that has another.
+    #[schemars(length(min = 64, max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
+    pub sha256: String,
+    /// Most that the archive, and what it unpacks to, may take; 4Gi when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub size_limit: Option<String>,
+}
+
+const URL: &str = r"^https?://[^/?#\s]+[^\s]*$";
+const SIZE_LIMIT: u64 = 4 << 30;
+
+impl Archive {
+    /// `size_limit` in bytes.
+    pub fn limit(&self) -> Result<u64, String> {
+        let Some(text) = &self.size_limit else { return Ok(SIZE_LIMIT) };
+        match quantity(text) {
+            Some(n) if n >= 1.0 => Ok(n as u64),
+            _ => Err(format!("sizeLimit: {text:?} is not a quantity above 0; write one like 4Gi or 512Mi")),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !["https://", "http://"].iter().any(|scheme| self.url.starts_with(scheme)) {
+            return Err(format!("url: {:?} begins with neither https:// nor http://", self.url));
+        }
+        if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            let found = &self.sha256;
+            return Err(format!("sha256: {found:?} is not 64 of 0-9 and a-f; take what `sha256sum FILE` prints"));
+        }
+        self.limit().map(drop)
+    }
 }

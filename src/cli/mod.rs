@@ -5,6 +5,7 @@ mod checkpoint;
 mod crd;
 mod devices;
 mod explain;
+mod fetch;
 mod graph;
 mod head;
 mod lint;
@@ -55,12 +56,17 @@ enum Command {
     Worker(worker::Args),
     #[command(hide = true)]
     Head(head::Args),
+    #[command(hide = true)]
+    Fetch(fetch::Args),
 }
 
 /// Input that cannot be used: exit code 2, where a failure while running is 1.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 pub struct BadInput(pub anyhow::Error);
+
+/// Exit code as a shell says it of a process that SIGTERM ended.
+const TERMINATED: u8 = 128 + 15;
 
 /// Sends events to stderr: one JSON line for each where a cluster collects them, plain lines else.
 fn log_to_stderr(json: bool, filter: &str) {
@@ -98,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Crd(a) => crd::run(a),
         Command::Operator(a) => operator::run(a),
         Command::Head(a) => head::run(a),
+        Command::Fetch(a) => fetch::run(a),
         Command::Worker(a) => return worker::run(a),
     };
     match result {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::local::on_signal;
-use super::log_to_stderr;
+use super::{TERMINATED, log_to_stderr};
 use crate::device::pjrt::{Pjrt, PluginSpec};
 use crate::device::{DeviceError, affinity, heap};
 use crate::local::bundle;
@@ -81,8 +81,6 @@ const CACHE_LIMIT: Bytes = Bytes(10 << 30);
 
 /// How long a worker that is told to go waits for its state to be saved: less than Kubernetes waits for its end.
 const MOMENT: Duration = Duration::from_secs(100);
-/// As a shell says it of a process that SIGTERM ended.
-const TERMINATED: u8 = 128 + 15;
 
 pub fn run(args: Args) -> ExitCode {
     log_to_stderr(args.json, if args.json { "info" } else { "warn" });
@@ -120,14 +118,18 @@ fn go_when_told(departure: &Arc<Departure>, job: String, worker: u32) -> std::io
     let (told, departure) = (Arc::new(AtomicBool::new(false)), departure.clone());
     let first = told.clone();
     on_signal(move || {
-        if first.swap(true, Ordering::SeqCst) || !departure.announce() {
+        if first.swap(true, Ordering::SeqCst) {
             std::process::exit(TERMINATED.into());
         }
-        tracing::info!(job, worker, "told to go, waits for its state to be saved");
+        // Counts also while a parent that reads nothing more is being told.
         let _ = std::thread::Builder::new().name("moment".to_owned()).spawn(|| {
             std::thread::sleep(MOMENT);
             std::process::exit(TERMINATED.into())
         });
+        if !departure.announce() {
+            std::process::exit(TERMINATED.into());
+        }
+        tracing::info!(job, worker, "told to go, waits for its state to be saved");
     })?;
     Ok(told)
 }

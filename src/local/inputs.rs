@@ -1,7 +1,7 @@
 //! Everything that is known before anything is started: the job, its model, the cores it may use, its first plan.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -10,6 +10,7 @@ use super::bundle;
 use super::run::{Options, Problem, input};
 use crate::api;
 use crate::device::inventory::Cpu;
+use crate::fetch;
 use crate::graph::Model;
 use crate::plan::{self, Infeasible, Plan, pinned, repriced, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
@@ -43,6 +44,11 @@ impl Inputs {
         let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
         let job = api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?;
         let spec = &job.spec;
+        for got in fetch::missing(&spec.volumes, Path::new(".")).map_err(input)? {
+            if !options.quiet {
+                eprintln!("fetched {}: {} in {} files", got.volume, Bytes(got.bytes), got.files);
+            }
+        }
         let bundle = PathBuf::from(&spec.bundle);
         let loaded = bundle::load_named(&bundle).with_context(|| format!("bundle {}", spec.bundle));
         let (model, digest) = loaded.map_err(input)?;

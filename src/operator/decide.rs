@@ -49,6 +49,8 @@ pub struct PodSeen {
     pub unschedulable: Option<String>,
     /// What keeps a container from running, such as an image that cannot be had.
     pub stuck: Option<String>,
+    /// Why what its archives hold can never be used.
+    pub useless: Option<String>,
     /// The head in it, if there is one.
     pub head: Option<HeadSeen>,
 }
@@ -104,6 +106,8 @@ mod reason {
 
 /// How often a running job is asked how far it is.
 const LOOK: u64 = 5;
+/// Seconds that pods have to end by themselves when their job is complete.
+const LINGER: i64 = 30;
 /// How often a job that waits for room looks again.
 const WAIT: u64 = 10;
 /// A job with nothing to do is looked at for safety's sake.
@@ -184,6 +188,9 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
 /// Why the job is over: (reason, text).
 fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
     let spec = &s.job.spec;
+    if let Some(why) = s.pods.iter().find_map(|p| p.useless.clone()) {
+        return Some(("InvalidInput", why));
+    }
     let head = s.pods.iter().find_map(|p| p.head.as_ref());
     if let Some(head) = head {
         let words = head.last_words.as_ref();
@@ -211,6 +218,10 @@ fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
 
 fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> Desired {
     take_report(s, &mut d);
+    // Nobody looks at figures of this job again.
+    if let Some((_, _, urgent)) = &mut d.plan_status {
+        *urgent = true;
+    }
     let complete = why == reason::COMPLETE;
     let message = if complete {
         let of = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -235,15 +246,21 @@ fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> 
     d
 }
 
-/// A job that has ended keeps its plan and what its pods said; what still runs is stopped.
+/// A job that has ended keeps its plan, and pods that have come to their own end: what they logged can be read. What
+/// still runs is stopped; after a good end it has a moment to end by itself.
 fn ended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
     let running = s.pods.iter().filter(|p| !p.terminating && p.phase != "Succeeded" && p.phase != "Failed");
     d.delete = running.map(|p| (p.name.clone(), false)).collect();
     let done = d.status.completion_time.as_ref().and_then(|t| t.parse::<Timestamp>().ok());
+    let since = done.map_or(i64::MAX, |done| s.now.as_second().saturating_sub(done.as_second()));
+    if since < LINGER && d.status.is_true(condition::COMPLETE) && !d.delete.is_empty() {
+        d.delete.clear();
+        d.again = LINGER as u64;
+    }
     if let (Some(done), Some(ttl)) = (done, s.job.spec.ttl_seconds_after_finished) {
         let left = done.as_second() + i64::from(ttl) - s.now.as_second();
         d.expire = left <= 0;
-        d.again = left.clamp(1, REST as i64) as u64;
+        d.again = left.clamp(1, d.again as i64) as u64;
     }
     d
 }
@@ -405,6 +422,13 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         }
         d.again = 2;
     } else {
+        // Pods that still fetch read where from a config map: a URL that was renewed reaches them there.
+        let seen = s.job.status.as_ref().and_then(|status| status.observed_generation);
+        if seen != s.job.metadata.generation && s.job.spec.volumes.iter().any(|v| v.archive.is_some()) {
+            let mut support = render(s.job, plan, s.site).support;
+            profiles::offer(&mut support[0], s.profiles);
+            d.apply.push(support.swap_remove(0));
+        }
         d.open = s.pods.iter().filter(|p| p.gated).map(|p| p.name.clone()).collect();
         d.again = LOOK;
     }

@@ -41,6 +41,8 @@ pub enum OperatorError {
     Api { verb: &'static str, what: String, source: kube::Error },
     #[error("{0} has no {1}")]
     Incomplete(String, &'static str),
+    #[error("a look at the job was given up after {0} s: something does not answer")]
+    NoAnswer(u64),
     #[error("the lease could not be renewed: another operator may work now")]
     LeaseLost,
     #[error(transparent)]

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::decide::{HeadSeen, PodSeen};
 use super::inventory::pinned;
-use super::render::{GATE, JOB, TRAINER, WORKER};
+use super::render::{FETCH, GATE, JOB, TRAINER, WORKER};
 use crate::wire::report::JobReport;
 
 /// Reasons for which a container waits that do not pass by themselves in a moment.
@@ -41,6 +41,11 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         let reason = waiting.reason.filter(|r| STUCK.contains(&r.as_str()))?;
         Some(format!("container {} waits: {reason}: {}", c.name, waiting.message.unwrap_or_default()))
     });
+    let fetch = statuses().find(|c| c.name == FETCH).and_then(|c| failure(&c));
+    let (useless, unfetched) = match fetch {
+        Some((BAD_INPUT, why)) => (Some(why), None),
+        other => (None, other.map(|(_, why)| why)),
+    };
     let refused = unscheduled
         .find(|c| c.reason.as_deref() == Some("Unschedulable"))
         .map(|c| c.message.clone().unwrap_or_default());
@@ -52,7 +57,8 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         ip: status.and_then(|s| s.pod_ip.clone()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         gated: gates().any(|g| g.name == GATE),
-        stuck: stuck.or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
+        useless,
+        stuck: stuck.or(unfetched).or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
         unschedulable: refused.filter(|why| !is_everywhere(why)),
         head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
     })
@@ -61,6 +67,19 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
 /// Whether what the scheduler says holds for every node: no other plan would help.
 fn is_everywhere(why: &str) -> bool {
     ["unbound immediate PersistentVolumeClaims", "persistentvolumeclaim \""].iter().any(|part| why.contains(part))
+}
+
+/// Exit code of a program that cannot use its input.
+const BAD_INPUT: i32 = 2;
+
+/// Code and last words of a container that has failed and not come to its end since.
+fn failure(status: &ContainerStatus) -> Option<(i32, String)> {
+    let now = status.state.as_ref().and_then(|s| s.terminated.as_ref());
+    let before = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+    let ended = now.or(before).filter(|t| t.exit_code != 0)?;
+    let words = ended.message.clone().filter(|m| !m.is_empty());
+    let how = || format!("container {} ended with code {}", status.name, ended.exit_code);
+    Some((ended.exit_code, words.unwrap_or_else(how)))
 }
 
 fn head(status: &ContainerStatus) -> HeadSeen {

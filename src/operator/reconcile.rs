@@ -56,6 +56,10 @@ const MANAGER: &str = "foreshard-operator";
 const AT_ONCE: usize = 8;
 /// Figures of training are written at most so often.
 const THROTTLE: Duration = Duration::from_secs(10);
+/// No look at a job takes longer. What it has done by then counts: the next look goes on from there.
+const LONGEST: Duration = Duration::from_secs(120);
+/// When caches are looked at again that fill while the operator starts.
+const SOON: Duration = Duration::from_millis(200);
 /// Other words for the same state are written at most so often.
 const WORDS: Duration = Duration::from_secs(2);
 
@@ -204,7 +208,13 @@ fn slim(pod: &mut Pod) {
     pod.annotations_mut().clear();
 }
 
+/// A job that is being looked at is not looked at again before that has ended: whatever happens, it ends.
 async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
+    let looked = tokio::time::timeout(LONGEST, look(job, context)).await;
+    looked.unwrap_or(Err(OperatorError::NoAnswer(LONGEST.as_secs())))
+}
+
+async fn look(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
     Counts::add(&context.counts.reconciles);
     let began = Instant::now();
     if job.metadata.deletion_timestamp.is_some() {
@@ -214,10 +224,9 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
     let namespace = job.namespace().ok_or_else(|| OperatorError::Incomplete(job.name_any(), "namespace"))?;
     // Without full caches every node looks empty.
     let pods_are_known = context.pods.lock().unwrap_or_else(|p| p.into_inner()).is_ready();
-    if context.nodes.wait_until_ready().await.is_err() || !pods_are_known {
-        return Ok(Action::requeue(Duration::from_secs(1)));
+    if !pods_are_known || !is_ready(&context.nodes) || !is_ready(&context.plans) {
+        return Ok(Action::requeue(SOON));
     }
-    let _ = context.plans.wait_until_ready().await;
     let work = Work { context: &context, job: &job, namespace };
     let pods = work.pods();
     let head = work.head(&pods);
@@ -237,6 +246,15 @@ async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Actio
         memory.failures = 0;
     }
     Ok(Action::requeue(Duration::from_secs(again)))
+}
+
+/// Whether a cache has been filled. Nobody waits for it: of several that do, `Store::wait_until_ready` wakes only the last
+/// (kube-runtime 5.0, one waker for all), and the jobs of the others were looked at no more.
+fn is_ready<K>(store: &Store<K>) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    matches!(store.wait_until_ready().now_or_never(), Some(Ok(())))
 }
 
 /// Per job, longer each time: 1 s, 2 s, 4 s, up to a minute.
@@ -393,7 +411,7 @@ impl Work<'_> {
             let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
             written.map_err(|e| api_error("write the status of", format!("plan {name}"), e))?;
         }
-        if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(false)) {
+        if let Some(profile) = desired.profile.as_ref().filter(|_| self.may_write_figures(desired.status.has_ended())) {
             self.apply(&profile_object(&self.namespace, profile)).await?;
         }
         self.write_status(&desired.status, !desired.events.is_empty()).await?;
@@ -563,4 +581,19 @@ fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
 
 fn api_error(verb: &'static str, what: String, source: kube::Error) -> OperatorError {
     OperatorError::Api { verb, what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With several jobs at the start of an operator, all but one used to wait for ever.
+    #[test]
+    fn a_cache_that_has_been_filled_is_ready_for_everybody_who_asked_before() {
+        let (store, mut writer) = reflector::store::<Node>();
+        assert!(!is_ready(&store) && !is_ready(&store.clone()));
+        writer.apply_watcher_event(&watcher::Event::Init);
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        assert!(is_ready(&store) && is_ready(&store.clone()));
+    }
 }

@@ -40,6 +40,10 @@ pub const GATE: &str = "foreshard.dev/gang";
 /// Container of the head: it leads all workers, reads data and writes checkpoints.
 pub const TRAINER: &str = "trainer";
 const RUNTIME: &str = "runtime";
+/// Container that fetches archives before the others are started.
+pub const FETCH: &str = "fetch";
+/// It holds one piece of an archive at a time.
+const FETCH_MEMORY: &str = "256Mi";
 /// Where a container finds its certificate.
 const CERTIFICATE: &str = "/etc/foreshard-tls";
 /// The job's directory: its volumes stand in it.
@@ -171,11 +175,13 @@ impl Of<'_> {
         let mut runtime = self.runtime(seat, has_head);
         // The head is the main container of its pod: it has ended when training has, and the worker beside it is stopped
         // only after it.
-        let (inits, containers) = if has_head {
+        let mut inits: Vec<Value> = self.fetch().into_iter().collect();
+        let containers = if has_head {
             runtime["restartPolicy"] = json!("Always");
-            (vec![runtime], vec![self.trainer()])
+            inits.push(runtime);
+            vec![self.trainer()]
         } else {
-            (vec![], vec![runtime])
+            vec![runtime]
         };
         let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
             {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [seat.node]}]},
@@ -279,6 +285,29 @@ impl Of<'_> {
         probed(container, HEAD_HEALTH)
     }
 
+    /// Fetches archives, where there are any: it sees nothing else of the job, and shows itself to nobody.
+    fn fetch(&self) -> Option<Value> {
+        let archives = self.job.spec.volumes.iter().filter(|v| v.archive.is_some());
+        let mut mounts: Vec<Value> =
+            archives.map(|v| json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)})).collect();
+        if mounts.is_empty() {
+            return None;
+        }
+        mounts.push(json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}));
+        Some(json!({
+            "name": FETCH,
+            "image": self.site.image,
+            "imagePullPolicy": self.site.pull_policy,
+            "workingDir": DIRECTORY,
+            "args": ["fetch", "/etc/foreshard/job.yaml", "--last-words", "/dev/termination-log", "--json"],
+            "securityContext": confined(),
+            "resources": {
+                "requests": {"cpu": format!("{HEAD_CPU}m"), "memory": FETCH_MEMORY}, "limits": {"memory": FETCH_MEMORY},
+            },
+            "volumeMounts": mounts,
+        }))
+    }
+
     /// `part`: what it is to the others, which see only a certificate.
     fn container(&self, name: &str, part: Name) -> Value {
         let mut mounts = vec![
@@ -307,9 +336,7 @@ impl Of<'_> {
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
             ],
-            "securityContext": {
-                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-            },
+            "securityContext": confined(),
             "volumeMounts": mounts,
         })
     }
@@ -337,11 +364,18 @@ impl Of<'_> {
                 volume["persistentVolumeClaim"] = json!({"claimName": claim.claim_name});
             } else if let Some(image) = &v.image {
                 volume["image"] = json!({"reference": image.reference, "pullPolicy": self.site.pull_policy});
+            } else if v.archive.is_some() {
+                volume["emptyDir"] = json!({});
             }
             volume
         }));
         volumes
     }
+}
+
+/// What no container of ours needs.
+fn confined() -> Value {
+    json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}})
 }
 
 /// A container whose health is asked for at a port. Whether a worker hangs is found out by its head, which knows what to

@@ -300,6 +300,29 @@ fn an_ended_job_stops_what_runs_and_goes_when_its_time_has_come() {
 }
 
 #[test]
+fn pods_of_a_complete_job_end_by_themselves_and_can_still_be_read_and_its_last_figures_are_written() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let plan = PlanReport { revision: 1, step_seconds: 0.5, ..PlanReport::default() };
+    let words = JobReport {
+        state: JobState::Done,
+        step: 30,
+        plan: Some(plan),
+        step_seconds: Some(0.6),
+        ..JobReport::default()
+    };
+    world.pods[0].head = Some(HeadSeen { restarts: 0, exit_code: Some(0), last_words: Some(Ok(words)) });
+    let (_, status, urgent) = world.turn().plan_status.unwrap();
+    assert!(urgent && status.observed.is_some());
+    let d = world.turn();
+    assert_eq!((d.delete.len(), d.again), (0, 30), "the sidecar is about to go");
+    world.pods[0].phase = "Succeeded".into();
+    world.now += 30;
+    assert_eq!(world.turn().delete, [("a-1".to_owned(), false)], "one that does not");
+    assert_eq!(world.pods.len(), 1);
+}
+
+#[test]
 fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
@@ -412,6 +435,81 @@ fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
     }
     let manifest = rendered.support[0]["data"]["job.yaml"].as_str().unwrap();
     assert_eq!(parse(manifest).unwrap().spec, world.job.spec, "the head reads what the user wrote");
+}
+
+/// A job whose bundle is fetched.
+fn fetching(url: &str) -> TrainingJob {
+    let archive = format!("archive: {{url: {url:?}, sha256: {}}}", "ab".repeat(32));
+    let mut job = parse(&JOB.replace("configMap: {name: m, items: [{key: i, path: m.bundle/i}]}", &archive)).unwrap();
+    job.metadata.generation = Some(1);
+    job
+}
+
+#[test]
+fn archives_are_fetched_by_a_container_that_sees_nothing_else_before_the_others_start() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job = fetching("https://store/m.tgz?signature=x");
+    let plan = world.decide().plan.unwrap();
+    for (_, pod) in render(&world.job, &plan, &site()).pods {
+        assert!(is_restricted(&pod), "{pod:#}");
+        let fetch = &pod["spec"]["initContainers"][0];
+        assert_eq!(
+            (&fetch["name"], &fetch["restartPolicy"], &fetch["env"]),
+            (&json!("fetch"), &Value::Null, &Value::Null)
+        );
+        let mounts = |c: &Value| -> Vec<(String, bool)> {
+            let of = |m: &Value| (m["mountPath"].as_str().unwrap().to_owned(), m["readOnly"] == true);
+            c["volumeMounts"].as_array().unwrap().iter().map(of).collect()
+        };
+        assert_eq!(mounts(fetch), [("/job/models".to_owned(), false), ("/etc/foreshard".to_owned(), true)]);
+        assert!(mounts(&pod["spec"]["containers"][0]).contains(&("/job/models".to_owned(), true)));
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        assert!(volumes.contains(&json!({"name": "v-models", "emptyDir": {}})));
+        assert!(!pod.to_string().contains("signature"), "the URL stands in one place");
+    }
+    let policy = &render(&world.job, &plan, &site()).support[2];
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]), "nothing keeps it from going out");
+}
+
+#[test]
+fn what_could_not_be_fetched_is_told_and_fails_the_job_only_where_no_other_try_can_help() {
+    let seen = |code: i32, words: &str| {
+        let pod = json!({
+            "metadata": {"name": "a-1", "labels": {"foreshard.dev/job": "a", "foreshard.dev/worker": "1"}},
+            "spec": {"containers": [], "nodeName": "n2"},
+            "status": {"phase": "Pending", "initContainerStatuses": [{
+                "name": "fetch", "ready": false, "restartCount": 1, "image": "", "imageID": "",
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": code, "message": words}},
+            }]},
+        });
+        observe::pod(&serde_json::from_value(pod).unwrap()).unwrap()
+    };
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job = fetching("https://store/m.tgz");
+    world.settle();
+    world.pods[1] = PodSeen { node: world.pods[1].node.clone(), ..seen(1, "url: answered 404") };
+    world.turn();
+    let training = world.job.status.as_ref().unwrap().condition(condition::TRAINING).unwrap();
+    assert_eq!((training.reason.as_str(), training.message.as_str()), ("Starting", "pod a-1: url: answered 404"));
+    world.pods[1] = PodSeen { node: world.pods[1].node.clone(), ..seen(2, "sha256: other") };
+    world.turn();
+    let failed = world.job.status.as_ref().unwrap().condition(condition::FAILED).unwrap();
+    assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("InvalidInput", "sha256: other"));
+}
+
+#[test]
+fn a_renewed_url_reaches_pods_that_are_there() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job = fetching("https://store/m.tgz?signature=old");
+    world.settle();
+    let status = world.job.status.clone();
+    world.job = TrainingJob { status, ..fetching("https://store/m.tgz?signature=new") };
+    world.job.metadata.generation = Some(2);
+    let d = world.turn();
+    let [config] = &d.apply[..] else { panic!("{:?}", d.apply) };
+    assert!(config["data"]["job.yaml"].as_str().unwrap().contains("signature=new"));
+    assert!(d.delete.is_empty() && world.decide().apply.is_empty());
 }
 
 #[test]

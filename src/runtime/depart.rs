@@ -14,6 +14,8 @@ pub struct Departure {
     control: Mutex<Option<Arc<Control>>>,
     /// It holds state that would be lost with it.
     holds: AtomicBool,
+    /// It has been told to go.
+    told: AtomicBool,
 }
 
 impl Departure {
@@ -25,9 +27,15 @@ impl Departure {
         self.holds.store(state, Ordering::SeqCst);
     }
 
+    /// Whether the worker has been told to go.
+    pub(super) fn is_told(&self) -> bool {
+        self.told.load(Ordering::SeqCst)
+    }
+
     /// Tells the parent that this worker has to go. False when it may go at once: nothing would be lost with it, or nobody
     /// would save it.
     pub fn announce(&self) -> bool {
+        self.told.store(true, Ordering::SeqCst);
         let control = self.control.lock().unwrap_or_else(|p| p.into_inner()).clone();
         let told = control.filter(|_| self.holds.load(Ordering::SeqCst)).map(|c| c.send(&ToParent::Leaving));
         matches!(told, Some(Ok(())))

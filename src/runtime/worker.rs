@@ -251,6 +251,10 @@ impl<D: Device> Worker<'_, D> {
                 self.broken = false;
                 self.config.departure.holds(false);
                 tracing::info!(job = self.config.job, worker = self.config.worker, incarnation, "called back");
+                if self.config.departure.is_told() {
+                    // Nothing of it is left to be saved: it need not wait for the next plan to do without it.
+                    return Err(RuntimeError::Stopped("told to go".to_owned()));
+                }
                 self.control.send(&ToParent::Idle { incarnation })
             }
             // Handled by the caller, or overtaken by a failure.

@@ -1,45 +1,49 @@
-//! Departures: a worker that has been told to go is let go between two steps, with nothing lost.
+//! Departures: workers that have been told to go are let go between two steps, with nothing lost.
 //!
 //! # Expected flow
-//! The worker says so and stays for a moment. No step is fed until those in flight are done and a checkpoint is on disk;
-//! then the worker is given up, and everyone goes on from there as soon as another takes its place.
+//! A worker says so and stays for a moment. No step is fed until those in flight are done and a checkpoint is on disk;
+//! then it is given up, and with it everyone else who has been told meanwhile. The others go on from there as soon as
+//! those are replaced.
+
+use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{Fault, Training};
+use super::{Fault, Training, seats};
 use crate::runtime::RuntimeError;
 use crate::wire::control::WorkerId;
 
-/// A worker that is to go.
+/// Workers of the running plan that are to go.
+#[derive(Default)]
 pub struct Departing {
-    worker: WorkerId,
-    /// The checkpoint before it has been ordered.
+    /// What has been said of them.
+    told: BTreeSet<WorkerId>,
+    /// The checkpoint before they go has been ordered.
     saving: bool,
 }
 
 impl Training<'_> {
-    pub(super) fn told_to_go(&mut self, worker: WorkerId) {
-        // A run that is stopping writes its last checkpoint anyway.
-        if self.tolerated == 0 && self.departing.is_none() {
-            self.progress.say(&format!("worker {worker} has been told to go: finishing the steps in flight"));
-            self.event("departure", json!({"worker": worker}));
-            self.departing = Some(Departing { worker, saving: false });
-        }
-    }
-
     /// Whether steps have to wait for a departure.
     ///
     /// # Errors
-    /// The loss of the worker, as soon as nothing is lost with it.
+    /// The loss of a worker, as soon as nothing is lost with it.
     pub(super) fn depart(&mut self) -> Result<bool, Fault> {
-        let Some(Departing { worker, saving }) = self.departing.as_mut().filter(|_| self.tolerated == 0) else {
+        // A run that is stopping writes its last checkpoint anyway.
+        if self.tolerated > 0 || self.session.leaving().is_empty() {
             return Ok(false);
-        };
+        }
+        let needed = seats(&self.record.plan);
+        let leaving: BTreeSet<WorkerId> =
+            self.session.leaving().iter().copied().filter(|w| needed.contains(w)).collect();
+        let Some(&rank) = leaving.first() else { return Ok(false) };
+        for &worker in leaving.iter().filter(|w| self.departing.told.insert(**w)).collect::<Vec<_>>() {
+            self.progress.say(&format!("worker {worker} has been told to go: finishing the steps in flight"));
+            self.event("departure", json!({"worker": worker}));
+        }
         if self.reported < self.fed || !self.checkpoints.is_idle() {
             return Ok(true);
         }
-        let rank = *worker;
-        if !std::mem::replace(saving, true) && !self.is_saved() {
+        if !std::mem::replace(&mut self.departing.saving, true) && !self.is_saved() {
             self.save(self.fed)?;
             return Ok(true);
         }

@@ -108,7 +108,7 @@ pub struct Training<'a> {
     checkpoints: Checkpoints,
     /// The plan on its way in.
     recut: Option<Recut>,
-    departing: Option<Departing>,
+    departing: Departing,
     adapt: Option<Adapt>,
     /// What each worker had used when that was last looked at.
     used: BTreeMap<WorkerId, (Seconds, Used)>,
@@ -178,7 +178,7 @@ impl<'a> Training<'a> {
             last_sign: now,
             checkpoints,
             recut: None,
-            departing: None,
+            departing: Departing::default(),
             adapt: None,
             used: BTreeMap::new(),
             profiles: BTreeMap::new(),
@@ -367,10 +367,6 @@ impl<'a> Training<'a> {
             Notice::Refused { worker, message, .. } => {
                 let why = format!("worker {worker} cannot prepare it: {message}");
                 self.call_off_recut(&why);
-                Ok(())
-            }
-            Notice::Leaving { worker } => {
-                self.told_to_go(worker);
                 Ok(())
             }
             Notice::Saved { step, entries, seconds } => self.checkpoint_written(step, entries, seconds),

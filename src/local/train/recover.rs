@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Fault, Problem, Training, seats};
+use super::{Departing, Fault, Problem, Training, seats};
 use crate::runtime::RuntimeError;
 use crate::topology::DeviceId;
 use crate::wire::control::WorkerId;
@@ -50,7 +50,7 @@ impl Training<'_> {
         let began = Instant::now();
         self.call_off_recut(&format!("a worker was lost: {fault}"));
         self.checkpoints.forget_draft();
-        self.departing = None;
+        self.departing = Departing::default();
         let mut lost: BTreeSet<WorkerId> = self.workers.dead().into_iter().chain(self.session.lost()).collect();
         if let RuntimeError::WorkerFailed { rank, .. }
         | RuntimeError::Hung { rank, .. }
@@ -64,12 +64,15 @@ impl Training<'_> {
         lost.extend(self.workers.all().into_iter().filter(|w| !wanted.contains(w)));
         let mut replaced = BTreeSet::new();
         while !lost.is_empty() || replaced.is_empty() {
+            lost.extend(self.session.leaving());
             for &worker in &lost {
                 self.workers.kill(worker);
                 self.session.lose(worker);
             }
             replaced.append(&mut lost);
-            lost = self.session.reset(PATIENCE).into_iter().chain(self.session.lost()).collect();
+            lost = self.session.reset(PATIENCE).into_iter().collect();
+            lost.extend(self.session.lost());
+            lost.extend(self.session.leaving());
             if lost.is_empty() {
                 break;
             }

@@ -76,10 +76,6 @@ pub enum Notice {
         step: u64,
         message: String,
     },
-    /// A worker of the running plan has been told to go, and stays for a moment.
-    Leaving {
-        worker: WorkerId,
-    },
 }
 
 /// A plan on its way in.
@@ -136,6 +132,8 @@ pub struct Session {
     saving: Option<Saving>,
     /// Workers that have said they are done: their connections may close.
     done: BTreeSet<WorkerId>,
+    /// Workers that have been told to go by somebody else, and stay for a moment: heard at any time, acted upon later.
+    leaving: BTreeSet<WorkerId>,
     /// Nobody is admitted any more: a worker that has handed over its params may be started anew by whoever keeps it.
     finishing: bool,
 }
@@ -159,6 +157,7 @@ impl Session {
             fed: BTreeMap::new(),
             saving: None,
             done: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             finishing: false,
         })
     }
@@ -217,10 +216,11 @@ impl Session {
             match self.events.recv_timeout(TICK) {
                 Ok((worker, _, Event::Joined { stream, listen })) => self.admit(worker, *stream, listen)?,
                 Ok((worker, connection, event)) => {
-                    if self.is_current(worker, connection)
-                        && let Some(fault) = fault(worker, &event)
-                    {
-                        return Err(fault);
+                    if self.is_current(worker, connection) {
+                        self.hear(worker, &event);
+                        if let Some(fault) = fault(worker, &event) {
+                            return Err(fault);
+                        }
                     }
                 }
                 Err(_) => alive()?,
@@ -233,8 +233,21 @@ impl Session {
         self.n_connections += 1;
         let outbox = converse(worker, self.n_connections, stream, listen, self.to_session.clone())?;
         self.done.remove(&worker);
+        self.leaving.remove(&worker);
         self.workers.insert(worker, outbox);
         Ok(())
+    }
+
+    /// Remembers what must not be lost, whatever else is being waited for.
+    fn hear(&mut self, worker: WorkerId, event: &Event) {
+        if matches!(event, Event::Said(ToParent::Leaving)) {
+            self.leaving.insert(worker);
+        }
+    }
+
+    /// Workers that have been told to go and are still here.
+    pub fn leaving(&self) -> &BTreeSet<WorkerId> {
+        &self.leaving
     }
 
     fn is_current(&self, worker: WorkerId, connection: u64) -> bool {
@@ -409,6 +422,7 @@ impl Session {
     }
 
     fn take(&mut self, worker: WorkerId, event: Event) -> Result<Option<Notice>, RuntimeError> {
+        self.hear(worker, &event);
         let said = match event {
             Event::Said(said) => said,
             Event::Joined { .. } => return Err(unexpected(worker)),
@@ -464,7 +478,8 @@ impl Session {
             ToParent::NotSaved { step, message } => {
                 self.saving.take_if(|s| s.step == step).map(|_| Notice::NotSaved { step, message })
             }
-            ToParent::Leaving => self.seats().contains(&worker).then_some(Notice::Leaving { worker }),
+            // Already heard.
+            ToParent::Leaving => None,
             // The answer to a reset that was given up.
             ToParent::Idle { .. } => None,
             ToParent::Done => {
@@ -521,6 +536,7 @@ impl Session {
 
     /// A worker's process has ended or is about to be ended: nothing is expected of it any more.
     pub fn lose(&mut self, worker: WorkerId) {
+        self.leaving.remove(&worker);
         self.workers.remove(&worker);
     }
 
@@ -548,6 +564,7 @@ impl Session {
                         missing.remove(&worker);
                     }
                     Event::Closed(_) if self.is_current(worker, connection) => self.mark_closed(worker),
+                    event if self.is_current(worker, connection) => self.hear(worker, &event),
                     _ => {}
                 },
                 Err(_) => break,

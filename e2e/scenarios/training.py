@@ -1,0 +1,160 @@
+"""Jobs that train: to the end, side by side, with a pause, and until they are deleted."""
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from kit import (
+    ROOT,
+    SITE,
+    STATE,
+    TOLERANCE,
+    apply,
+    condition,
+    get,
+    items,
+    kubectl,
+    local,
+    log,
+    logs,
+    losses,
+    namespace,
+    pinned,
+    placed,
+    replaced,
+    results,
+    same,
+    state,
+    steps,
+    wait,
+)
+from scenarios import anywhere, scenario
+
+
+@anywhere(35)
+def completes():
+    """The sample trains in pods on two nodes, with losses as in local mode, and the weights are on the volume."""
+    namespace("completes")
+    apply("completes", "digits")
+
+    # Before the end: then the worker beside the head's may be gone, and its log with it.
+    def begun():
+        with contextlib.suppress(RuntimeError):
+            entries = [e for e in logs("completes", "digits") if e["message"] == "begins"]
+            return ("digits", 1, 1, 0) in [(e["job"], e["plan"], e["stage"], e["rank"]) for e in entries]
+
+    pods = wait("two pods on nodes", 60, lambda: placed("completes", "digits", 2))
+    wait("the second shard's first words", 60, begun)
+    job = state("completes", "digits", "Complete", 150)
+    plan = get("partitionplan", job["status"]["plan"], "completes")
+    nodes = {s["node"] for s in plan["spec"]["shards"]}
+    assert len(nodes) == 2, nodes
+    assert {p["spec"]["nodeName"] for p in pods} == nodes
+    assert plan["status"]["predicted"]["shards"][1]["ops"] > 0
+    print(kubectl("get", "trainingjobs,partitionplans,pods", "-n", "completes", "-o", "wide"))
+    if SITE.existing:
+        last = local("digits", 200)[199]
+        assert abs(float(job["status"]["loss"]) - last) <= TOLERANCE * max(last, 0.1), job["status"]
+        return
+    found = losses(log("completes", "digits"))
+    worst = same(found, local("digits", 200))
+    assert found[199] < found[0] / 2, "the loss does not fall"
+    assert list(results("completes", "digits").glob("run-1/weights.safetensors"))
+    print(f"loss {found[0]:.4f} -> {found[199]:.4f}, worst difference to local mode {worst:.1e}")
+
+
+@anywhere(40)
+def two_jobs():
+    """Two jobs at once in two namespaces, each with devices of its own."""
+    for name in ("one", "two"):
+        namespace(name)
+    for name in ("one", "two"):
+        apply(name, "digits")
+    last = [state(name, "digits", "Complete", 200)["status"]["loss"] for name in ("one", "two")]
+    assert last[0] == last[1], f"the same job gives the same losses: {last}"
+
+
+@contextlib.contextmanager
+def served(directory):
+    """Files of a directory over HTTP, where pods of both nodes can fetch them: the URL of the directory."""
+    address, port = "10.89.0.1", "8000"
+    server = [sys.executable, "-m", "http.server", port, "--bind", address, "--directory", directory]
+    log = open(STATE / "logs/http.log", "w")
+    process = subprocess.Popen(["nsenter", "--net=/run/netns/cp", "--", *server], stdout=log, stderr=log)
+    try:
+        yield f"http://{address}:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+@scenario(60)
+def fetched():
+    """The bundle comes over HTTP: of the wrong digest it is refused, what is not there yet is waited for, then it trains."""
+    namespace("fetched")
+
+    def from_archive(url, sha256, name):
+        archive = f"    - name: models\n      archive: {{url: {url}, sha256: \"{sha256}\"}}\n"
+        return replaced(
+            ("bundle: digits/bundle", "bundle: models/mlp_digits.bundle"),
+            ("  volumes:\n", f"  volumes:\n{archive}"),
+            ("name: digits\nspec", f"name: {name}\nspec"),
+        )
+
+    with tempfile.TemporaryDirectory() as directory, served(directory) as url:
+        archive = Path(directory) / "made.tgz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(ROOT / "bundles/mlp_digits.bundle", "mlp_digits.bundle")
+        sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+        apply("fetched", "digits", from_archive(f"{url}/made.tgz", "0" * 64, "wrong"))
+        failed = condition(state("fetched", "wrong", "Failed", 60), "Failed")
+        print(failed["message"])
+        assert failed["reason"] == "InvalidInput" and f"has {sha256}" in failed["message"], failed
+
+        apply("fetched", "digits", from_archive(f"{url}/later.tgz", sha256, "digits"))
+
+        def waits():
+            training = condition(get("trainingjob", "digits", "fetched"), "Training")
+            return training["message"] if "answered 404" in training["message"] else None
+
+        print(wait("the job tells of the missing archive", 60, waits))
+        archive.rename(Path(directory) / "later.tgz")
+        state("fetched", "digits", "Complete", 150)
+    worst = same(losses(log("fetched", "digits")), local("digits", 200))
+    print(f"worst difference to local mode {worst:.1e}")
+
+
+@scenario(70)
+def suspend():
+    """Suspended mid-run, all pods go; resumed, it goes on at the step of its last checkpoint."""
+    namespace("suspend")
+    apply("suspend", "chargpt", pinned)
+    wait("8 steps", 150, lambda: len(log("suspend", "chargpt")) >= 8)
+    patch = '{"spec": {"suspend": %s}}'
+    kubectl("patch", "trainingjob", "chargpt", "-n", "suspend", "--type=merge", "-p", patch % "true")
+    state("suspend", "chargpt", "Suspended", 60)
+    assert items("pods", "suspend", "chargpt") == []
+    last = log("suspend", "chargpt")[-1]["step"]
+    kubectl("patch", "trainingjob", "chargpt", "-n", "suspend", "--type=merge", "-p", patch % "false")
+    state("suspend", "chargpt", "Complete", 150)
+    second = [line["step"] for line in log("suspend", "chargpt") if line["run"] == "run-2"]
+    assert second[0] == last + 1, f"stopped after step {last}, went on at {second[0]}"
+    print(f"stopped after step {last}, went on at step {second[0]}")
+    worst = same(losses(log("suspend", "chargpt")), local("chargpt", 60, pinned))
+    print(f"worst difference to an uninterrupted run in local mode {worst:.1e}")
+
+
+@anywhere(35)
+def delete():
+    """Deleted mid-run, nothing is left but the results."""
+    namespace("delete")
+    apply("delete", "digits", steps(1_000_000))
+    state("delete", "digits", "Running", 150)
+    kubectl("delete", "trainingjob", "digits", "-n", "delete", "--wait=false")
+    kinds = "pods,services,configmaps,secrets,networkpolicies,partitionplans"
+    wait("everything of the job is gone", 150, lambda: items(kinds, "delete", "digits") == [])
