@@ -10,7 +10,8 @@ use super::bundle;
 use super::run::{Options, Problem, input};
 use crate::api;
 use crate::device::inventory::Cpu;
-use crate::graph::Model;
+use crate::graph::{self, Model};
+use crate::plan::split::choose;
 use crate::plan::{self, Infeasible, Plan, pinned, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
@@ -22,7 +23,7 @@ pub struct Inputs {
     pub job: api::TrainingJob,
     pub yaml: String,
     pub bundle: PathBuf,
-    /// SHA-256 of the bundle, and what earlier jobs have learned of its ops, by kind of device.
+    /// SHA-256 of the bundle and of what is split, and what earlier jobs have learned of its ops, by kind of device.
     pub digest: String,
     pub known: BTreeMap<String, Measured>,
     /// Start weights.
@@ -30,6 +31,8 @@ pub struct Inputs {
     pub model: Arc<Model>,
     pub machine: Machine,
     pub plan: Plan,
+    /// What the planner has to say of it.
+    pub note: Option<String>,
     pub steps: u64,
     /// Where training goes on from; from the seed when absent.
     pub checkpoint: Option<Checkpoint>,
@@ -46,8 +49,14 @@ impl Inputs {
         let bundle = PathBuf::from(&spec.bundle);
         let loaded = bundle::load_named(&bundle).with_context(|| format!("bundle {}", spec.bundle));
         let (model, digest) = loaded.map_err(input)?;
-        let model = Arc::new(model);
-        let known = options.remote.as_ref().and_then(|r| r.profiles.get(&digest)).cloned().unwrap_or_default();
+        let splits: Vec<graph::Split> = spec.partition.split.iter().map(Into::into).collect();
+        let model = model.split(&splits).context("spec.partition.split").map_err(input)?;
+        // Other ops than the bundle's: what was learned of those does not hold.
+        let of_ops = |model: &Model| match model.split.is_empty() {
+            true => digest.clone(),
+            false => bundle::digest_of_split(&digest, model),
+        };
+        let known = options.remote.as_ref().and_then(|r| r.profiles.get(&of_ops(&model))).cloned().unwrap_or_default();
         let weights = match &spec.weights {
             Some(path) => Some(PathBuf::from(path)),
             // A bundle may bring its own start.
@@ -76,13 +85,22 @@ impl Inputs {
             device.measured = known.get(&device.kind).copied();
         }
         let ask = Ask { n_shards, microbatch: spec.parallelism.microbatch };
-        let plan = ask.solve(&job.spec, &model, &topology, None).map_err(input)?;
+        let (mut model, mut note) = (model, None);
+        let plan = if spec.partition.auto && splits.is_empty() && spec.parallelism.cuts.is_empty() {
+            let chosen = choose(&ask.problem(spec, &model, &topology)).map_err(input)?;
+            note = chosen.why();
+            model = chosen.model.unwrap_or(model);
+            chosen.plan
+        } else {
+            ask.solve(&job.spec, &model, &topology, None).map_err(input)?
+        };
+        let (digest, model) = (of_ops(&model), Arc::new(model));
         let steps = options.steps.unwrap_or(spec.steps);
         if let Some(done) = checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
             return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
         }
         let storage = options.storage.clone();
-        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, steps, checkpoint, storage, job })
+        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, note, steps, checkpoint, storage, job })
     }
 
     /// Step and data position at which training starts.
@@ -99,6 +117,17 @@ pub struct Ask {
 }
 
 impl Ask {
+    fn problem<'a>(&self, spec: &api::TrainingJobSpec, model: &'a Model, topology: &'a Topology) -> plan::Problem<'a> {
+        plan::Problem {
+            model,
+            topology,
+            n_shards: self.n_shards,
+            n_replicas: spec.parallelism.replicas,
+            microbatch: self.microbatch,
+            schedule: spec.parallelism.schedule.into(),
+        }
+    }
+
     pub fn solve(
         &self,
         spec: &api::TrainingJobSpec,
@@ -106,14 +135,7 @@ impl Ask {
         topology: &Topology,
         previous: Option<&Plan>,
     ) -> Result<Plan, Infeasible> {
-        let problem = plan::Problem {
-            model,
-            topology,
-            n_shards: self.n_shards,
-            n_replicas: spec.parallelism.replicas,
-            microbatch: self.microbatch,
-            schedule: spec.parallelism.schedule.into(),
-        };
+        let problem = self.problem(spec, model, topology);
         // Other shards than the job's were asked for by hand, and take other cuts.
         if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
             return pinned(&problem, &spec.parallelism.cuts);

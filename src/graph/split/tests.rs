@@ -141,3 +141,23 @@ fn stars_stand_for_any_characters() {
         assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
     }
 }
+
+/// From the columns of one weight to all that Megatron splits.
+#[test]
+fn splits_that_go_together_are_found() {
+    let gpt = candidates(&load("char_gpt"), 2);
+    let mlp = [("blocks.*.mlp.down", 0), ("blocks.*.mlp.up", 1), ("blocks.*.mlp.up_bias", 0)];
+    let heads = [("attn.wk", 1), ("attn.wo", 0), ("attn.wq", 1), ("attn.wv", 1)];
+    let of = |list: &[(&str, usize)], before: &str| -> Vec<Split> {
+        list.iter().map(|(name, axis)| split(&format!("{before}{name}"), *axis, 2)).collect()
+    };
+    assert!(gpt.contains(&of(&mlp, "")), "{gpt:#?}");
+    assert!(gpt.contains(&of(&heads, "blocks.*.")), "{gpt:#?}");
+    let model = load("mlp_digits");
+    let found = candidates(&model, 2);
+    let expected = of(&[("layer1.b", 0), ("layer1.w", 1), ("layer2.w", 0)], "");
+    assert!(found.contains(&expected), "{found:#?}");
+    for splits in found {
+        model.split(&splits).unwrap();
+    }
+}
