@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use foreshard::graph::manifest::{ParamSpec, SlotSpec};
-use foreshard::graph::{ArrayShape, DType, Graph, Manifest, Model, StateTensor};
+use foreshard::graph::{ArrayShape, DType, Graph, Manifest, Model, Part, StateTensor};
 use foreshard::plan::{Place, ShardId};
 use foreshard::runtime::checkpoint::{
     Checkpoint, CheckpointError, Depth, Draft, Fault, Keep, Milestone, ShardEntry, list, prune, states_of, write_shard,
@@ -41,14 +41,14 @@ fn model(specs: &[Spec]) -> Model {
         let edges: Vec<u64> = edges.into_iter().collect();
         if edges.len() <= 2 {
             let shape = ArrayShape::new(dtype, shape.to_vec());
-            state.push(StateTensor { name: name.to_owned(), tensor, rows: None, shape, param: None });
+            state.push(StateTensor { name: name.to_owned(), tensor, rows: None, part: None, shape, param: None });
             return;
         }
         for edge in edges.windows(2) {
             let mut shape = ArrayShape::new(dtype, shape.to_vec());
             shape.dims[0] = edge[1] - edge[0];
             let name = format!("{name}[{}]", edge[0]);
-            state.push(StateTensor { name, tensor, rows: Some(edge[0]..edge[1]), shape, param: None });
+            state.push(StateTensor { name, tensor, rows: Some(edge[0]..edge[1]), part: None, shape, param: None });
         }
     };
     for (i, (p, cuts)) in params.iter().enumerate() {
@@ -62,7 +62,8 @@ fn model(specs: &[Spec]) -> Model {
     manifest.slots = slots.into_iter().map(|(s, _)| s).collect();
     let (init, update) = (Graph::new("init"), Graph::new("update"));
     let fingerprint = "0123456789abcdef0123456789abcdef".to_owned();
-    Model { manifest, state, n_params, init, grads: Vec::new(), update, fingerprint }
+    let origin = fingerprint.clone();
+    Model { manifest, state, n_params, init, grads: Vec::new(), update, fingerprint, origin, split: Vec::new() }
 }
 
 fn small() -> Model {
@@ -76,6 +77,27 @@ fn small() -> Model {
     ])
 }
 
+/// The same model, with each state tensor that has more than one element along `axis` in so many parts.
+fn in_parts(model: &Model, axis: usize, of: u64) -> Model {
+    let parts = |tensor: &StateTensor| -> Vec<StateTensor> {
+        let n = tensor.shape.dims.get(axis).copied().unwrap_or(0);
+        if n < of || tensor.rows.is_some() && axis == 0 {
+            return vec![tensor.clone()];
+        }
+        let part = |index: u64| {
+            let range = n * index / of..n * (index + 1) / of;
+            let (mut shape, name) = (tensor.shape.clone(), format!("{}.{index}", tensor.name));
+            shape.dims[axis] = range.end - range.start;
+            let part = Some(Part { axis, range, index: index as u32, of: of as u32 });
+            StateTensor { name, part, shape, ..tensor.clone() }
+        };
+        (0..of).map(part).collect()
+    };
+    let state: Vec<StateTensor> = model.state.iter().flat_map(parts).collect();
+    let n_params = state.iter().filter(|t| t.tensor < model.manifest.params.len()).count();
+    Model { state, n_params, fingerprint: format!("{axis} {of}"), ..model.clone() }
+}
+
 /// The whole of a manifest's tensor, by step.
 fn whole(model: &Model, tensor: usize, step: u64) -> Vec<u8> {
     let pieces = model.state.iter().filter(|t| t.tensor == tensor);
@@ -85,8 +107,8 @@ fn whole(model: &Model, tensor: usize, step: u64) -> Vec<u8> {
 
 fn bytes(model: &Model, state: usize, step: u64) -> Vec<u8> {
     let tensor = &model.state[state];
-    let range = tensor.byte_range(&model.manifest);
-    whole(model, tensor.tensor, step)[range.start as usize..range.end as usize].to_vec()
+    let whole = whole(model, tensor.tensor, step);
+    tensor.byte_runs(&model.manifest).flat_map(|run| &whole[run.start as usize..run.end as usize]).copied().collect()
 }
 
 fn milestone(step: u64) -> Milestone {
@@ -310,15 +332,78 @@ fn other_formats_and_garbage_are_told_apart() {
     }
 }
 
+/// What was split one way is read unsplit and split otherwise, and exported whole.
+#[test]
+fn any_split_resumes_from_any_other() {
+    use DType::*;
+    let whole = model(&[
+        (Float32, vec![4, 6], vec![1, 2, 3]),
+        (Bfloat16, vec![7], vec![]),
+        (Uint8, vec![5, 3, 4], vec![]),
+        (Int32, vec![], vec![]),
+        (Float32, vec![0, 7], vec![]),
+        (Float64, vec![2, 5], vec![]),
+    ]);
+    let models = [whole.clone(), in_parts(&whole, 0, 2), in_parts(&whole, 1, 2), in_parts(&whole, 1, 3)];
+    assert!(models[1..].iter().all(|m| m.state.len() > whole.state.len()));
+    let directory = tempfile::tempdir().unwrap();
+    for (step, written) in models.iter().enumerate() {
+        let path = write(directory.path(), written, &split(written, 2), step as u64);
+        let text = fs::read_to_string(path.join("index.json")).unwrap();
+        let format = if step == 0 { "foreshard.checkpoint/1" } else { "foreshard.checkpoint/2" };
+        assert!(text.contains(format), "{text}");
+        let (checkpoint, _) = open(&path).unwrap();
+        assert_eq!(checkpoint.faults(Depth::Checksums), Vec::new());
+        for read in &models {
+            for i in 0..read.state.len() {
+                let name = &read.state[i].name;
+                assert_eq!(checkpoint.read(read, i).unwrap(), bytes(read, i, step as u64), "{name} from step {step}");
+            }
+        }
+        let exported = directory.path().join("params.safetensors");
+        checkpoint.export(&exported, false).unwrap();
+        let file = fs::read(&exported).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        for (i, param) in whole.manifest.params.iter().enumerate() {
+            let expected = self::whole(&whole, i, step as u64);
+            assert_eq!(tensors.tensor(&param.name).unwrap().data(), expected, "{} of step {step}", param.name);
+        }
+    }
+}
+
+/// An index whose parts do not make up their tensor is none.
+#[test]
+fn parts_that_overlap_or_are_missing_are_noticed() {
+    let model = in_parts(&model(&[(DType::Float32, vec![2, 6], vec![1])]), 1, 3);
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(directory.path(), &model, &split(&model, 1), 1);
+    let sound = open(&path).unwrap().0.index().clone();
+    for (at, change) in [(0, (0, 1)), (1, (2, 5)), (2, (4, 7)), (4, (3, 4)), (5, (4, 5))] {
+        let mut index = sound.clone();
+        let part = index.tensors[0].pieces[at].part.as_mut().unwrap();
+        (part.from, part.to) = change;
+        fs::write(path.join("index.json"), index.encode()).unwrap();
+        assert!(matches!(open(&path), Err(CheckpointError::Index { .. })), "piece {at} as {change:?}");
+    }
+    for at in 0..6 {
+        let mut index = sound.clone();
+        index.tensors[0].pieces.remove(at);
+        fs::write(path.join("index.json"), index.encode()).unwrap();
+        assert!(matches!(open(&path), Err(CheckpointError::Index { .. })), "without piece {at}");
+    }
+    fs::write(path.join("index.json"), sound.encode()).unwrap();
+    open(&path).unwrap();
+}
+
 #[test]
 fn another_model_is_refused_by_both_fingerprints() {
     let model = small();
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), &model, &split(&model, 1), 1);
     let mut other = small();
-    other.fingerprint = "ffff".to_owned();
+    other.origin = "ffff".to_owned();
     let e = open(directory.path()).unwrap().0.read(&other, 0).unwrap_err().to_string();
-    assert!(e.contains(&model.fingerprint) && e.contains("ffff"), "{e}");
+    assert!(e.contains(&model.origin) && e.contains("ffff"), "{e}");
 }
 
 #[test]
@@ -469,12 +554,12 @@ fn old_checkpoints_go_and_those_of_others_stay() {
         write(directory.path(), &model, &split(&model, 1), step);
     }
     let mut other = small();
-    other.fingerprint = "ffff".to_owned();
+    other.origin = "ffff".to_owned();
     write(directory.path(), &other, &split(&other, 1), 15);
     let newer = write(directory.path(), &model, &split(&model, 1), 16);
     fs::write(newer.join("index.json"), r#"{"format": "foreshard.checkpoint/9"}"#).unwrap();
     let keep = Keep { last: 1, every: Some(20) };
-    let gone = prune(directory.path(), &keep, &model.fingerprint).unwrap();
+    let gone = prune(directory.path(), &keep, &model.origin).unwrap();
     assert_eq!(gone, [10, 30].map(|s| directory.path().join(format!("step-{s:08}"))));
     let left: Vec<u64> = list(directory.path()).unwrap().into_iter().map(|(s, _)| s).collect();
     assert_eq!(left, [15, 16, 20, 40]);

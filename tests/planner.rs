@@ -141,7 +141,7 @@ fn model(recipe: &Recipe) -> Model {
     let piece = |(i, &elements): (usize, &u64)| {
         let shape = ArrayShape::new(DType::Float32, vec![elements]);
         let param = (n..2 * n).contains(&i).then(|| i - n);
-        StateTensor { name: format!("s{i}"), tensor: i, rows: None, shape, param }
+        StateTensor { name: format!("s{i}"), tensor: i, rows: None, part: None, shape, param }
     };
     let state = sizes.enumerate().map(piece).collect();
     let grads = MICROBATCHES
@@ -161,6 +161,8 @@ fn model(recipe: &Recipe) -> Model {
         grads,
         update: update(&recipe.params),
         fingerprint: "random".to_owned(),
+        origin: "random".to_owned(),
+        split: Vec::new(),
         manifest,
     }
 }

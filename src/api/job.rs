@@ -11,6 +11,7 @@ use super::resources::Resources;
 use super::status::TrainingJobStatus;
 use super::volume::Volume;
 use crate::graph::error::explain;
+use crate::graph::{self, split::MAX_PARTS};
 use crate::plan::ScheduleKind;
 use crate::transition::{self, Settings};
 use crate::units::Seconds;
@@ -73,6 +74,8 @@ pub struct TrainingJobSpec {
     pub weights: Option<String>,
     #[serde(default)]
     pub parallelism: Parallelism,
+    #[serde(default)]
+    pub partition: Partition,
     #[serde(default)]
     pub resources: Resources,
     #[serde(default)]
@@ -386,6 +389,42 @@ impl Default for Parallelism {
     }
 }
 
+/// What is cut inside an op instead of between ops.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Partition {
+    /// Params that are kept in parts, with their gradients and optimizer slots; products that read them become as many
+    /// smaller ones, whose results are concatenated or summed. Parts of one product can be on different shards.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
+    pub split: Vec<Split>,
+    /// Where `split` is empty, the planner tries a few splits and takes one that makes the job fit its devices or its steps
+    /// at least a twentieth shorter. It says which in the log and in `foreshard explain`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auto: bool,
+}
+
+/// Params that are split along one axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Split {
+    /// Name of a param, as `foreshard graph` lists them; `*` stands for any characters, as in `blocks.*.mlp.up`.
+    #[schemars(length(min = 1, max = 256))]
+    pub tensor: String,
+    /// Axis of the tensor, from 0: 1 for the columns of a matrix, 0 for its rows.
+    #[schemars(range(max = 15))]
+    pub axis: u32,
+    /// As equal as they can be.
+    #[schemars(range(min = 2, max = 64))]
+    pub parts: u32,
+}
+
+impl From<&Split> for graph::Split {
+    fn from(split: &Split) -> Self {
+        Self { tensor: split.tensor.clone(), axis: split.axis as usize, parts: split.parts }
+    }
+}
+
 /// Order of microbatches through the pipeline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Schedule {
@@ -450,6 +489,14 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     if n_cuts > 0 && n_cuts + 1 != n_shards as usize {
         return Err(format!("spec.parallelism.cuts: {n_cuts} cuts make {} shards, shards is {n_shards}", n_cuts + 1));
     }
+    for (i, Split { tensor, parts, .. }) in spec.partition.split.iter().enumerate() {
+        if !(2..=MAX_PARTS).contains(parts) {
+            return Err(format!("spec.partition.split[{i}].parts: {parts}, must be 2 to {MAX_PARTS}"));
+        }
+        if tensor.is_empty() || spec.partition.split[..i].iter().any(|s| s.tensor == *tensor) {
+            return Err(format!("spec.partition.split[{i}].tensor: {tensor:?} is empty or there twice"));
+        }
+    }
     if spec.data.uri.is_some() == spec.data.socket.is_some() {
         return Err("spec.data: give either uri or socket".to_owned());
     }
@@ -477,6 +524,21 @@ mod tests {
                 "shards: 2",
                 "shards: 2, cuts: [a, b]",
                 vec!["spec.parallelism.cuts", "2 cuts make 3 shards, shards is 2"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {split: [{tensor: a, axis: 0, parts: 1}]}",
+                vec!["spec.partition.split[0].parts: 1, must be 2 to 64"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {split: [{tensor: a, axis: 0, parts: 2}, {tensor: a, axis: 1, parts: 2}]}",
+                vec!["spec.partition.split[1].tensor: \"a\" is empty or there twice"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {split: [{tensor: a, axes: 0, parts: 2}]}",
+                vec!["unknown field `axes`", "did you mean \"axis\"?"],
             ),
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),

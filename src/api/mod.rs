@@ -12,8 +12,8 @@ mod volume;
 use kube::CustomResourceExt;
 
 pub use job::{
-    CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Parallelism, Schedule, Shuffle, TrainingJob, TrainingJobSpec,
-    check, parse,
+    CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Parallelism, Partition, Schedule, Shuffle, Split, TrainingJob,
+    TrainingJobSpec, check, parse,
 };
 pub use partition::{Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat};
 pub use placement::{Placement, Pods, Toleration};

@@ -49,7 +49,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (plan, job) = read(&args.path).map_err(bad_input)?;
     let bundle = args.bundle.clone().or_else(|| Some(PathBuf::from(&job.as_ref()?.spec.bundle)));
     let bundle = bundle.ok_or_else(|| bad_input(anyhow!("--bundle: name the bundle that the plan was made for")))?;
-    let model = bundle::load(&bundle).with_context(|| format!("bundle {}", bundle.display())).map_err(bad_input)?;
+    let model = bundle::load(&bundle).and_then(|model| model.split(&plan.split));
+    let model = model.with_context(|| format!("bundle {}", bundle.display())).map_err(bad_input)?;
     check(&plan, &model).with_context(|| args.path.display().to_string()).map_err(bad_input)?;
     let topology = topology(&args, &plan, job.as_ref()).map_err(bad_input)?;
     let last = plan.shards.iter().flat_map(|s| &s.devices).map(|d| d.index()).max().unwrap_or(0);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::bad_input;
-use crate::graph::Model;
+use crate::graph::{Model, Split};
 use crate::local::bundle;
 use crate::plan::check::check;
 use crate::plan::moves::moved;
@@ -40,6 +40,9 @@ pub struct Args {
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
     cut: Vec<String>,
+    /// Split params along an axis first, as in `blocks.*.mlp.up:1:2` for two parts of the columns; once for each.
+    #[arg(long, value_name = "TENSOR:AXIS:PARTS")]
+    split: Vec<Split>,
     /// A plan in force: it is kept unless another is 1 % faster, and plans near to it come first. Says what would move.
     #[arg(long, value_name = "FILE", conflicts_with = "cut")]
     previous: Option<PathBuf>,
@@ -64,7 +67,7 @@ enum ScheduleArg {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let topology = parse_devices(&args.devices).map_err(|e| bad_input(anyhow::anyhow!("--devices: {e}")))?;
-    let model = bundle::load(&args.bundle).map_err(bad_input)?;
+    let model = bundle::load(&args.bundle).and_then(|model| model.split(&args.split)).map_err(bad_input)?;
     let n_devices = topology.devices.len() as u32;
     let problem = Problem {
         model: &model,

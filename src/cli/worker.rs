@@ -173,7 +173,9 @@ fn start(args: Args, token: String, departure: Arc<Departure>) -> Result<(), Run
         let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };
         Pjrt::new(&spec.find().map_err(at)?, Some(args.breadcrumb)).map_err(at)
     };
-    work(&config, device, |path| {
-        bundle::load(path).map_err(|e| RuntimeError::Bundle { path: path.to_owned(), message: e.to_string() })
+    work(&config, device, |path, splits| {
+        bundle::load(path)
+            .and_then(|model| model.split(splits))
+            .map_err(|e| RuntimeError::Bundle { path: path.to_owned(), message: e.to_string() })
     })
 }

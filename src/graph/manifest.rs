@@ -136,6 +136,17 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Dimensions of a tensor of the state: by position in `params`, then in `slots`.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn dims(&self, tensor: usize) -> &[u64] {
+        match self.params.get(tensor) {
+            Some(param) => &param.shape,
+            None => &self.slots[tensor - self.params.len()].shape,
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         let tensors = self
             .params

@@ -11,12 +11,16 @@ pub mod manifest;
 pub mod model;
 pub mod passes;
 pub mod proto;
+pub mod region;
 pub mod shape;
+pub mod split;
 pub mod text;
 pub mod verify;
 
 pub use error::GraphError;
 pub use ir::{CompId, Computation, Graph, Op, OpId};
 pub use manifest::Manifest;
-pub use model::{GradGraph, Model, StateTensor};
+pub use model::{GradGraph, Model, Part, StateTensor};
+pub use region::Region;
 pub use shape::{ArrayShape, DType, Shape};
+pub use split::Split;

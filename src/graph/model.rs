@@ -10,36 +10,60 @@ use super::import::from_hlo;
 use super::ir::Graph;
 use super::manifest::{FileSpec, Manifest, ParamSpec, TensorSpec};
 use super::passes::{Limits, normalise};
+use super::region::Region;
 use super::shape::{ArrayShape, DType};
+use super::split::Split;
 use super::verify::verify;
 
-/// One tensor of the training state that has exactly one owner: a param, an optimizer slot, or the slice of a
-/// stacked one that belongs to one layer.
+/// One tensor of the training state that has exactly one owner: a param, an optimizer slot, the slice of a stacked one
+/// that belongs to one layer, or a part of one of these that was split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateTensor {
-    /// Unique: the manifest's name, with `[3]` behind it for the fourth slice of a stacked tensor.
+    /// Unique: the manifest's name, with `[3]` behind it for the fourth slice of a stacked tensor and `[:,0:64]` for a
+    /// part.
     pub name: String,
     /// Index in `manifest.params`, or `manifest.params.len()` + index in `manifest.slots`.
     pub tensor: usize,
     /// Slices of the leading axis this piece holds; `None` for the whole tensor. A piece keeps the leading axis.
     pub rows: Option<Range<u64>>,
+    /// The part of those rows this piece holds; `None` for all of them.
+    pub part: Option<Part>,
     pub shape: ArrayShape,
     /// For a slot: index in [`Model::state`] of the param it follows; `None` for params and for shared slots,
     /// which every shard keeps.
     pub param: Option<usize>,
 }
 
+/// A range along one axis of a tensor: one of the parts that a split makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Not the leading one of a stacked tensor.
+    pub axis: usize,
+    pub range: Range<u64>,
+    /// This is the `index`-th of `of` parts.
+    pub index: u32,
+    pub of: u32,
+}
+
 impl StateTensor {
-    /// Where this piece lies inside the manifest's tensor, in bytes.
-    pub fn byte_range(&self, manifest: &Manifest) -> Range<u64> {
-        let Some(rows) = &self.rows else { return 0..self.shape.bytes().0 };
-        let all = match manifest.params.get(self.tensor) {
-            Some(param) => param.shape.first(),
-            None => manifest.slots[self.tensor - manifest.params.len()].shape.first(),
-        };
-        debug_assert!(all.is_some_and(|&n| rows.end <= n));
-        let per_row = self.shape.bytes().0 / (rows.end - rows.start).max(1);
-        rows.start * per_row..rows.end * per_row
+    /// Where this piece lies inside the manifest's tensor.
+    pub fn region(&self, manifest: &Manifest) -> Region {
+        let mut region = Region::whole(manifest.dims(self.tensor));
+        if let (Some(rows), Some(leading)) = (&self.rows, region.0.first_mut()) {
+            *leading = rows.clone();
+        }
+        if let Some(part) = &self.part
+            && let Some(axis) = region.0.get_mut(part.axis)
+        {
+            *axis = part.range.clone();
+        }
+        region
+    }
+
+    /// Where this piece lies among the bytes of the manifest's tensor: ranges in ascending order.
+    pub fn byte_runs(&self, manifest: &Manifest) -> impl Iterator<Item = Range<u64>> + use<> {
+        let size = self.shape.dtype.size();
+        self.region(manifest).runs(manifest.dims(self.tensor)).map(move |r| r.start * size..r.end * size)
     }
 }
 
@@ -67,8 +91,13 @@ pub struct Model {
     pub grads: Vec<GradGraph>,
     /// Parameters: state, one summed gradient per param, number of microbatches `f32[]`. Outputs: state.
     pub update: Graph,
-    /// Changes with every file of the bundle and with the passes: plans made for another one do not fit.
+    /// Changes with every file of the bundle, with the passes and with what is split: plans made for another one do not
+    /// fit.
     pub fingerprint: String,
+    /// The fingerprint without splits: a checkpoint of this fits, whatever was split when it was written.
+    pub origin: String,
+    /// What is split.
+    pub split: Vec<Split>,
 }
 
 /// Counts when the passes change what they yield: old plans index other ops.
@@ -94,7 +123,7 @@ impl Model {
         let mut hash = Sha256::new();
         hash.update(PASSES);
         hash.update(&bytes);
-        let fingerprint = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+        let fingerprint = short_hex(hash);
 
         let sources = Sources::fetch(&manifest, fetch)?;
         let split = sources.split(&manifest)?;
@@ -239,8 +268,14 @@ impl Sources {
         }
         let inputs: Vec<bool> = of_state.iter().chain(split).copied().chain([false]).collect();
         let update = run(&manifest.update.hlo.file, &self.update, &inputs, &of_state)?;
-        Ok(Model { manifest, state, n_params, init, grads, update, fingerprint })
+        let origin = fingerprint.clone();
+        Ok(Model { manifest, state, n_params, init, grads, update, fingerprint, origin, split: Vec::new() })
     }
+}
+
+/// The first half of a digest, in hex.
+pub(super) fn short_hex(hash: Sha256) -> String {
+    hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Appends a tensor of the manifest, or its rows.
@@ -253,7 +288,7 @@ fn pieces(
     param: impl Fn(usize) -> Option<usize>,
 ) {
     if !split {
-        state.push(StateTensor { name: name.to_owned(), tensor, rows: None, shape, param: param(0) });
+        state.push(StateTensor { name: name.to_owned(), tensor, rows: None, part: None, shape, param: param(0) });
         return;
     }
     for row in 0..shape.dims[0] {
@@ -263,6 +298,7 @@ fn pieces(
             name: format!("{name}[{row}]"),
             tensor,
             rows: Some(row..row + 1),
+            part: None,
             shape: piece,
             param: param(row as usize),
         });

@@ -39,6 +39,7 @@ pub mod instruction {
     pub const CONVOLUTION: u32 = 16;
     pub const SLICE_DIMENSIONS: u32 = 17;
     pub const DYNAMIC_SLICE_SIZES: u32 = 20;
+    pub const PADDING: u32 = 21;
     pub const DOT: u32 = 30;
     pub const ID: u32 = 35;
     pub const OPERANDS: u32 = 36;

@@ -31,3 +31,9 @@ pub fn load_named(directory: &Path) -> Result<(Model, String), GraphError> {
     })?;
     Ok((model, digest.finalize().iter().map(|b| format!("{b:02x}")).collect()))
 }
+
+/// The name of a split bundle's ops, from that of the bundle: equal digests mean equal ops.
+pub fn digest_of_split(bundle: &str, model: &Model) -> String {
+    let of = format!("{bundle} {}", model.fingerprint);
+    Sha256::digest(of).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -11,7 +11,8 @@ use super::run::{Options, Problem, input};
 use crate::api;
 use crate::device::inventory::Cpu;
 use crate::fetch;
-use crate::graph::Model;
+use crate::graph::{self, Model};
+use crate::plan::split::choose;
 use crate::plan::{self, Infeasible, Plan, pinned, repriced, solve};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
@@ -23,7 +24,7 @@ pub struct Inputs {
     pub job: api::TrainingJob,
     pub yaml: String,
     pub bundle: PathBuf,
-    /// SHA-256 of the bundle, and what earlier jobs have learned of its ops, by kind of device.
+    /// SHA-256 of the bundle and of what is split, and what earlier jobs have learned of its ops, by kind of device.
     pub digest: String,
     pub known: BTreeMap<String, Measured>,
     /// Start weights.
@@ -31,6 +32,8 @@ pub struct Inputs {
     pub model: Arc<Model>,
     pub machine: Machine,
     pub plan: Plan,
+    /// What the planner has to say of it.
+    pub note: Option<String>,
     pub steps: u64,
     /// Where training goes on from; from the seed when absent.
     pub checkpoint: Option<Checkpoint>,
@@ -52,8 +55,14 @@ impl Inputs {
         let bundle = PathBuf::from(&spec.bundle);
         let loaded = bundle::load_named(&bundle).with_context(|| format!("bundle {}", spec.bundle));
         let (model, digest) = loaded.map_err(input)?;
-        let model = Arc::new(model);
-        let known = options.remote.as_ref().and_then(|r| r.profiles.get(&digest)).cloned().unwrap_or_default();
+        let splits: Vec<graph::Split> = spec.partition.split.iter().map(Into::into).collect();
+        let model = model.split(&splits).context("spec.partition.split").map_err(input)?;
+        // Other ops than the bundle's: what was learned of those does not hold.
+        let of_ops = |model: &Model| match model.split.is_empty() {
+            true => digest.clone(),
+            false => bundle::digest_of_split(&digest, model),
+        };
+        let known = options.remote.as_ref().and_then(|r| r.profiles.get(&of_ops(&model))).cloned().unwrap_or_default();
         let weights = match &spec.weights {
             Some(path) => Some(PathBuf::from(path)),
             // A bundle may bring its own start.
@@ -81,28 +90,40 @@ impl Inputs {
         for device in &mut topology.devices {
             device.measured = known.get(&device.kind).copied();
         }
-        let solve = |microbatch| Ask { n_shards, microbatch }.solve(&job.spec, &model, &topology, None);
+        let auto = spec.partition.auto && splits.is_empty() && spec.parallelism.cuts.is_empty();
+        // The plan, and where the planner splits tensors the model and why.
+        let solve = |microbatch| -> Result<(Plan, Option<Model>, Option<String>), Infeasible> {
+            let ask = Ask { n_shards, microbatch };
+            if !auto {
+                return Ok((ask.solve(&job.spec, &model, &topology, None)?, None, None));
+            }
+            let chosen = choose(&ask.problem(spec, &model, &topology))?;
+            let why = chosen.why();
+            Ok((chosen.plan, chosen.model, why))
+        };
         // Other microbatches are other dropout masks: a job goes on with those it had.
         let before = checkpoint.as_ref().and_then(|c| c.index().microbatch);
-        let plan = match (spec.parallelism.microbatch, before) {
+        let solved = match (spec.parallelism.microbatch, before) {
             (None, Some(before)) => solve(Some(before)).or_else(|e| {
-                let plan = solve(None)?;
+                let solved = solve(None)?;
                 eprintln!(
                     "warning: microbatches have {} rows from here on, they had {before} and losses will differ where \
                      there is dropout: {e}",
-                    plan.microbatch
+                    solved.0.microbatch
                 );
-                Ok(plan)
+                Ok(solved)
             }),
             (asked, _) => solve(asked),
         };
-        let plan = plan.map_err(|e: Infeasible| input(e))?;
+        let (plan, split, note) = solved.map_err(|e: Infeasible| input(e))?;
+        let model = split.unwrap_or(model);
+        let (digest, model) = (of_ops(&model), Arc::new(model));
         let steps = options.steps.unwrap_or(spec.steps);
         if let Some(done) = checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
             return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
         }
         let storage = options.storage.clone();
-        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, steps, checkpoint, storage, job })
+        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, note, steps, checkpoint, storage, job })
     }
 
     /// Step and data position at which training starts.
@@ -119,6 +140,17 @@ pub struct Ask {
 }
 
 impl Ask {
+    fn problem<'a>(&self, spec: &api::TrainingJobSpec, model: &'a Model, topology: &'a Topology) -> plan::Problem<'a> {
+        plan::Problem {
+            model,
+            topology,
+            n_shards: self.n_shards,
+            n_replicas: spec.parallelism.replicas,
+            microbatch: self.microbatch,
+            schedule: spec.parallelism.schedule.into(),
+        }
+    }
+
     pub fn solve(
         &self,
         spec: &api::TrainingJobSpec,
@@ -143,22 +175,6 @@ impl Ask {
         earlier: &Plan,
     ) -> Option<Plan> {
         repriced(&self.problem(spec, model, topology), earlier)
-    }
-
-    fn problem<'a>(
-        &self,
-        spec: &api::TrainingJobSpec,
-        model: &'a Model,
-        topology: &'a Topology,
-    ) -> plan::Problem<'a> {
-        plan::Problem {
-            model,
-            topology,
-            n_shards: self.n_shards,
-            n_replicas: spec.parallelism.replicas,
-            microbatch: self.microbatch,
-            schedule: spec.parallelism.schedule.into(),
-        }
     }
 }
 

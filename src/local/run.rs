@@ -127,6 +127,9 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
     let session = Session::open(job, &listen)?;
     let launcher = plugin.as_ref().map(|p| launcher(options, p, &session, dir.path())).transpose()?;
     let mut workers = Workers::new(launcher);
+    if let Some(note) = &inputs.note {
+        progress.say(note);
+    }
     let control = Control::default();
     if let Some(remote) = &options.remote {
         remote.board.hand_on(control.asking());

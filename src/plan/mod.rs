@@ -21,6 +21,7 @@ pub mod random;
 pub mod schedule;
 pub mod segment;
 pub mod solve;
+pub mod split;
 pub mod stages;
 pub mod strategy;
 pub mod table;
@@ -31,7 +32,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{Graph, Model, OpId};
+use crate::graph::{Graph, Model, OpId, Split};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
@@ -103,6 +104,9 @@ pub struct Plan {
     pub revision: u64,
     /// Fingerprint of the model the assignments index.
     pub model: String,
+    /// What of the bundle is split first; the assignments index the split model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<Split>,
     /// Rows of one microbatch: the plan runs the variants of this size.
     pub microbatch: u64,
     pub shards: Vec<ShardPlan>,

@@ -34,7 +34,7 @@ pub fn pinned(problem: &Problem<'_>, names: &[String]) -> Result<Plan, Infeasibl
         let cuts = variants.iter().zip(&line.coordinates).map(|(v, line)| begins(&v.graph, line));
         let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
         for order in device_orders(problem) {
-            match line.plan(problem, microbatch, &variants, &cuts, &order) {
+            match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
                 Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
                 Ok(_) => {}
                 Err(e) => refusal = Some(e),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ScheduleKind;
-use crate::graph::{GradGraph, Model};
+use crate::graph::{GradGraph, Model, Split};
 use crate::topology::Topology;
 use crate::units::Bytes;
 
@@ -51,9 +51,20 @@ pub enum Infeasible {
     NoSuchBlock { name: String, known: Vec<String>, hint: String },
     #[error("a cut at {name:?} leaves nothing before it; name blocks in the order of the model, each once: {known:?}")]
     CutOrder { name: String, known: Vec<String> },
-    #[error("{what} needs {needs}, the largest device, {device}, has {has}; give one worker {needs} or more")]
-    Indivisible { what: String, needs: Bytes, device: String, has: Bytes },
-    #[error("shard {shard} needs {needs}, device {device} has {has}; {}", way_out(*enough, *shards))]
+    #[error(
+        "{what} needs {needs}, the largest device, {device}, has {has}; give one worker {needs} or more{}",
+        or_split(split)
+    )]
+    Indivisible {
+        what: String,
+        needs: Bytes,
+        device: String,
+        has: Bytes,
+        /// With this split the same number of shards fits.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        split: Vec<Split>,
+    },
+    #[error("shard {shard} needs {needs}, device {device} has {has}; {}{}", way_out(*enough, *shards), or_split(split))]
     Memory {
         shard: u32,
         n_shards: u32,
@@ -66,7 +77,18 @@ pub enum Infeasible {
         /// So many shards fit on devices like the largest.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         shards: Option<u32>,
+        /// With this split the same number of shards fits.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        split: Vec<Split>,
     },
+}
+
+fn or_split(split: &[Split]) -> String {
+    if split.is_empty() {
+        return String::new();
+    }
+    let splits: Vec<String> = split.iter().map(ToString::to_string).collect();
+    format!(", or split it: spec.partition.split: [{}]", splits.join(", "))
 }
 
 fn way_out(enough: Option<Bytes>, shards: Option<u32>) -> String {

@@ -126,6 +126,23 @@ impl TensorFile {
         self.file.as_file().write_all_at(data, at)
     }
 
+    /// Writes bytes that belong into ranges of a tensor, which begins at `begin`.
+    pub fn put_runs(
+        &mut self,
+        begin: u64,
+        runs: impl Iterator<Item = std::ops::Range<u64>>,
+        mut data: &[u8],
+    ) -> io::Result<()> {
+        for run in runs {
+            let (now, later) = data
+                .split_at_checked((run.end - run.start) as usize)
+                .ok_or_else(|| io::Error::other("fewer bytes than the piece has"))?;
+            self.put(begin + run.start, now)?;
+            data = later;
+        }
+        Ok(())
+    }
+
     /// Gives the file its name.
     pub fn finish(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;

@@ -51,10 +51,15 @@ impl StartWeights {
 
     /// Bytes of one state tensor: a whole one or a piece of one.
     pub fn piece(&mut self, model: &Model, state: usize) -> Result<Vec<u8>, RuntimeError> {
-        let range = model.state[state].byte_range(&model.manifest);
-        let mut data = vec![0; (range.end - range.start) as usize];
-        let read = self.file.read_exact_at(&mut data, self.tensors[&state] + range.start);
-        read.map_err(|e| RuntimeError::Weights { path: self.path.clone(), message: e.to_string() })?;
+        let tensor = &model.state[state];
+        let mut data = vec![0; tensor.shape.bytes().0 as usize];
+        let mut rest = &mut data[..];
+        for run in tensor.byte_runs(&model.manifest) {
+            let (now, later) = rest.split_at_mut((run.end - run.start) as usize);
+            let read = self.file.read_exact_at(now, self.tensors[&state] + run.start);
+            read.map_err(|e| RuntimeError::Weights { path: self.path.clone(), message: e.to_string() })?;
+            rest = later;
+        }
         Ok(data)
     }
 }
@@ -98,13 +103,12 @@ impl<'a> WeightsFile<'a> {
         Ok(Self { model, path: path.to_owned(), file, begins: layout.begins, missing: (0..model.n_params).collect() })
     }
 
-    /// Writes one param or piece of one.
+    /// Writes one param or piece of one; `data` has its size.
     pub fn put(&mut self, param: usize, data: &[u8]) -> Result<(), RuntimeError> {
         let tensor = &self.model.state[param];
-        let range = tensor.byte_range(&self.model.manifest);
         self.missing.remove(&param);
         self.file
-            .put(self.begins[tensor.tensor] + range.start, data)
+            .put_runs(self.begins[tensor.tensor], tensor.byte_runs(&self.model.manifest), data)
             .map_err(|source| RuntimeError::Write { path: self.path.clone(), source })
     }
 

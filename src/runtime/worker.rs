@@ -20,7 +20,7 @@ use super::prepare::{self, Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
 use crate::device::cache::{ExecutableCache, Origin};
 use crate::device::{Device, affinity, heap};
-use crate::graph::Model;
+use crate::graph::{Model, Split};
 use crate::telemetry::Health;
 use crate::tls::{Identity, Name, Reader, Stream, is_refusal};
 use crate::units::Bytes;
@@ -82,7 +82,7 @@ fn log<D: Device>(config: &WorkerConfig, part: &Shared<D>, what: &str) {
 pub fn run<D: Device>(
     config: &WorkerConfig,
     device: impl FnOnce() -> Result<D, RuntimeError>,
-    load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
+    load: impl FnOnce(&Path, &[Split]) -> Result<Model, RuntimeError>,
 ) -> Result<(), RuntimeError> {
     let doors = Doors::open(config.listen, config.token.clone(), config.identity.clone())?;
     let Stream { reader, writer } = dial(config).map_err(|source| {
@@ -181,7 +181,7 @@ impl<D: Device> Worker<'_, D> {
         &mut self,
         stream: Reader,
         device: impl FnOnce() -> Result<D, RuntimeError>,
-        load: impl FnOnce(&Path) -> Result<Model, RuntimeError>,
+        load: impl FnOnce(&Path, &[Split]) -> Result<Model, RuntimeError>,
     ) -> Result<(), RuntimeError> {
         let (orders, inbox) = channel();
         let (revisions, control) = (self.revisions.clone(), self.control.clone());
@@ -205,7 +205,8 @@ impl<D: Device> Worker<'_, D> {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);
                         let cache = self.config.cache.as_ref().and_then(|c| open_cache(c, &*device)).map(Arc::new);
-                        self.site = Some(Site { device, model: Arc::new(load(&order.bundle)?), cache });
+                        self.site =
+                            Some(Site { device, model: Arc::new(load(&order.bundle, &order.plan.split)?), cache });
                     }
                     self.prepare(*order)?;
                 }

@@ -6,4 +6,4 @@ mod stack;
 
 pub use stack::is_elementwise;
 
-pub use normalise::{Limits, Normalised, normalise};
+pub use normalise::{Limits, Normalised, is_zero, normalise, without_dead_ops};

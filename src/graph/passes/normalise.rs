@@ -686,7 +686,7 @@ fn scalars(values: &[Value]) -> Option<Vec<Scalar>> {
 }
 
 /// Whether a constant scalar is zero: its literal has no byte set but those of its shape.
-fn is_zero(constant: &Op) -> bool {
+pub fn is_zero(constant: &Op) -> bool {
     let literal = find(&constant.attributes, instruction::LITERAL).and_then(|l| l.bytes("literal").ok());
     let Some(literal) = literal.filter(|_| &*constant.opcode == "constant") else { return false };
     Fields::new(literal, "literal").flatten().filter(|(n, _, _)| *n != 1).all(|(_, value, _)| match value {

@@ -118,7 +118,7 @@ impl Training<'_> {
         let (done, closing) = channel();
         let close = move || {
             let committed = draft.commit(&model, &milestone, &entries);
-            let pruned = committed.and_then(|path| prune(&directory, &keep, &model.fingerprint).map(|_| path));
+            let pruned = committed.and_then(|path| prune(&directory, &keep, &model.origin).map(|_| path));
             let _ = done.send((milestone, pruned));
         };
         let spawned = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(close);

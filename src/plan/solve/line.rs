@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::lanes::{self, Lane};
 use super::search::Start;
 use super::{check_memory, finish};
 use crate::graph::{GradGraph, Graph, Model};
@@ -34,6 +35,8 @@ pub(crate) struct Line<'a> {
     pub(super) state: Vec<Bytes>,
     /// Residuals of one microbatch before each border.
     pub(super) residuals: Vec<Bytes>,
+    /// Lanes of ops, by variant; empty where nothing is split.
+    lanes: Vec<Vec<Option<Lane>>>,
 }
 
 impl<'a> Line<'a> {
@@ -105,7 +108,15 @@ impl<'a> Line<'a> {
         let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals })
+        let has_lanes = model.state.iter().any(|t| t.part.is_some()) && problem.n_shards > 1;
+        let of_ops = |v: &&GradGraph| lanes::of_ops(model, &v.graph);
+        let lanes = if has_lanes { variants.iter().map(of_ops).collect() } else { Vec::new() };
+        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals, lanes })
+    }
+
+    /// Whether the model can be cut across.
+    pub(super) fn has_lanes(&self) -> bool {
+        !self.lanes.is_empty()
     }
 
     /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
@@ -113,36 +124,40 @@ impl<'a> Line<'a> {
         let n_main = f64::from(self.coordinates[self.main].n);
         let of = |line: &Coordinates| {
             let scale = f64::from(line.n) / n_main;
-            borders.iter().map(|&b| (f64::from(self.begins[b]) * scale).round() as u32).collect()
+            // Behind the last part nothing begins.
+            let begin = |b: &usize| self.begins.get(*b).map_or(n_main, |&at| f64::from(at));
+            borders.iter().map(|b| (begin(b) * scale).round() as u32).collect()
         };
         self.coordinates.iter().map(of).collect()
     }
 
     /// Where an earlier plan cuts this line; `None` for one that does not.
-    pub(super) fn start_of(&self, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
+    pub(super) fn start_of(&self, model: &Model, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
         let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
         let mut sorted = order.clone();
         sorted.sort_unstable();
         if !sorted.into_iter().eq(0..plan.shards.len()) {
             return None;
         }
+        let wide = self.has_lanes() && lanes::is_wide(model, &plan.owners, plan.shards.len());
+        let in_lane = |op: usize| wide && self.lanes[self.main][op].is_some();
         // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
         let line = &self.coordinates[self.main];
         let assignment = plan.grads.get(&variants[self.main].name)?;
         let mut first = vec![u32::MAX; plan.shards.len()];
-        for ((at, forward), place) in line.of.iter().zip(&line.forward).zip(&assignment.0) {
-            if let (Some(at), true, Place::Shard(s)) = (at, forward, place) {
+        for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
+            if let (Some(at), true, Place::Shard(s)) = (at, *forward && !in_lane(op), place) {
                 let first = first.get_mut(s.index())?;
                 *first = (*first).min(*at);
             }
         }
         let border = |&at: &u32| self.begins.partition_point(|&begin| begin < at);
         let borders: Vec<usize> = first[1..].iter().map(border).collect();
-        let ascending = borders.is_sorted_by(|a, b| a < b) && borders.last().is_none_or(|&b| b < self.begins.len());
-        (ascending && borders.first() != Some(&0)).then_some(Start { borders, order, rule: None })
+        let start = Start { borders, order, rule: None, wide };
+        start.is_valid(self.begins.len()).then_some(start)
     }
 
-    /// The plan whose shards begin at `cuts`, by variant.
+    /// The plan whose shards begin at `cuts`, by variant; with `wide`, lanes are not cut but shared out.
     pub(crate) fn plan(
         &self,
         problem: &Problem<'_>,
@@ -150,14 +165,18 @@ impl<'a> Line<'a> {
         variants: &[&GradGraph],
         cuts: &[Vec<u32>],
         order: &[usize],
+        wide: bool,
     ) -> Result<Plan, Infeasible> {
+        let wide = wide && self.has_lanes();
         let main = self.main;
         // Owners by the main variant; the others use the same owners.
         let model = problem.model;
         let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
         let main_graph = &variants[main].graph;
-        let param_owner = |p: usize| {
-            shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0))
+        let n = problem.n_shards as usize;
+        let param_owner = |p: usize| match lanes::of_state(model, p).filter(|_| wide) {
+            Some(lane) => lane.shard(n),
+            None => shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),
         };
         let owners: Vec<Place> = (0..model.state.len())
             .map(|i| match model.state[i].param {
@@ -167,16 +186,17 @@ impl<'a> Line<'a> {
             })
             .collect();
         let mut grads = BTreeMap::new();
-        for ((variant, coordinates), cuts) in variants.iter().zip(&self.coordinates).zip(cuts) {
-            let mut places: Vec<Place> = coordinates
-                .of
-                .iter()
-                .map(|at| at.map_or(Place::Everywhere, |at| Place::Shard(shard_of(cuts, at))))
-                .collect();
+        for (v, ((variant, coordinates), cuts)) in variants.iter().zip(&self.coordinates).zip(cuts).enumerate() {
+            let lane = |op: usize| self.lanes.get(v).and_then(|lanes| lanes[op]).filter(|_| wide);
+            let place = |(op, at): (usize, &Option<u32>)| match (at, lane(op)) {
+                (None, _) => Place::Everywhere,
+                (Some(_), Some(lane)) => Place::Shard(lane.shard(n)),
+                (Some(at), None) => Place::Shard(shard_of(cuts, *at)),
+            };
+            let mut places: Vec<Place> = coordinates.of.iter().enumerate().map(place).collect();
             settle(model, &variant.graph, &owners, &mut places);
             grads.insert(variant.name.clone(), Assignment(places));
         }
-        let n = problem.n_shards as usize;
         let devices: Vec<Vec<DeviceId>> = (0..n)
             .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
             .collect();

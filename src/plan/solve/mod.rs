@@ -4,6 +4,7 @@
 //! border put where the fewest bytes cross. Contiguous ranges of parts are given to shards by dynamic programs that look
 //! at the step in different ways; borders of the best are then moved as long as the simulated step gets faster.
 
+mod lanes;
 mod line;
 mod orders;
 mod partition;
@@ -78,7 +79,7 @@ pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Inf
             }
         };
         let search = Search { problem, line: &line, microbatch: *microbatch, variants };
-        let start = kept.as_ref().and_then(|kept| line.start_of(kept, variants));
+        let start = kept.as_ref().and_then(|kept| line.start_of(problem.model, kept, variants));
         if let Some(plan) = start.and_then(|start| search.again(&start)) {
             best = Some(plan);
             continue;
@@ -132,6 +133,7 @@ fn finish(
     let mut plan = Plan {
         revision: 0,
         model: problem.model.fingerprint.clone(),
+        split: problem.model.split.clone(),
         microbatch,
         shards: devices
             .iter()
@@ -169,7 +171,8 @@ fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
                 let n_shards = problem.n_shards;
                 let (device, has) = (device.name.clone(), device.memory);
                 let (shard, needs) = (i as u32, shard.memory);
-                return Err(Infeasible::Memory { shard, n_shards, needs, device, has, enough: None, shards: None });
+                let (enough, shards, split) = (None, None, Vec::new());
+                return Err(Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split });
             }
         }
     }

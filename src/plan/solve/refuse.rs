@@ -1,13 +1,13 @@
 //! Why nothing fits, and the nearest change that makes it fit.
 
 use super::line::Line;
-use super::partition::Rule;
-use super::search::{Search, Start};
-use crate::graph::{GradGraph, Graph, Op, OpId};
+use super::search::Search;
+use crate::graph::{GradGraph, Graph, Model, Op, OpId, Split};
 use crate::plan::Plan;
 use crate::plan::memory::Memory;
 use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
+use crate::plan::split::split;
 use crate::topology::{Class, Device, Topology};
 use crate::units::Bytes;
 
@@ -19,12 +19,13 @@ const TRIES: usize = 8;
 /// Finds out what would help where memory was too little; other reasons stay as they are.
 ///
 /// # Complexity
-/// That of at most nine cuts for each microbatch size, without a search.
+/// That of at most nine cuts for each microbatch size, without a search, and of as many for each of a few splits.
 pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) -> Infeasible {
     let Some(largest) = problem.topology.devices.iter().max_by_key(|d| d.memory) else { return refusal };
     let Infeasible::Memory { shard, n_shards, needs, device, has, .. } = refusal else { return refusal };
     if let Some((what, needs)) = indivisible(problem, costs).filter(|(_, needs)| *needs > largest.memory) {
-        return Infeasible::Indivisible { what, needs, device: largest.name.clone(), has: largest.memory };
+        let (split, device) = (split_that_fits(problem, largest), largest.name.clone());
+        return Infeasible::Indivisible { what, needs, device, has: largest.memory, split };
     }
     // Where there is no room to spare, nothing is set aside.
     let least = |plan: Plan| -> Option<Bytes> {
@@ -39,7 +40,17 @@ pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) 
         more += (more / 4).max(1);
         roomiest(problem, costs, more, largest).map(|_| more)
     });
-    Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards }
+    let split = split_that_fits(problem, largest);
+    Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split }
+}
+
+/// The first split with which as many shards fit on devices like this one; empty where none does.
+fn split_that_fits(problem: &Problem<'_>, device: &Device) -> Vec<Split> {
+    let fits = |model: &Model| {
+        let costs = Costs::of(model);
+        roomiest(&Problem { model, ..*problem }, &costs, problem.n_shards, device).is_some()
+    };
+    split(problem).find(fits).map(|model| model.split).unwrap_or_default()
 }
 
 /// The plan that needs least memory on so many equal devices, of all microbatch sizes; `None` where none fits.
@@ -49,10 +60,7 @@ fn roomiest(problem: &Problem<'_>, costs: &Costs, n_shards: u32, device: &Device
     let problem = Problem { topology: &topology, n_shards, ..*problem };
     let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| {
         let line = Line::new(&problem, &variants, costs).ok()?;
-        let order: Vec<usize> = (0..n_shards as usize).collect();
-        let search = Search { problem: &problem, line: &line, microbatch, variants: &variants };
-        let cut = line.partition(&problem, &order, Rule::Memory, 1.0)?;
-        search.plan(&Start { borders: cut.borders, order, rule: None }).ok()
+        Search { problem: &problem, line: &line, microbatch, variants: &variants }.roomiest()
     };
     let found = problem.microbatches().ok()?.into_iter().filter_map(of_size);
     found.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())

@@ -21,6 +21,16 @@ pub(super) struct Start {
     pub order: Vec<usize>,
     /// That it is best by; `None` for one from an earlier plan.
     pub rule: Option<Rule>,
+    /// Lanes are shared out, and only what is in none is cut.
+    pub wide: bool,
+}
+
+impl Start {
+    /// Whether every shard has something, as far as borders tell: lanes are something.
+    pub fn is_valid(&self, n_parts: usize) -> bool {
+        let ends = || [0].into_iter().chain(self.borders.iter().copied()).chain([n_parts]);
+        ends().zip(ends().skip(1)).all(|(a, b)| a < b || a == b && self.wide)
+    }
 }
 
 /// The search on one line.
@@ -61,6 +71,9 @@ impl Search<'_> {
                 found.cut(order, Rule::Overlap);
             }
         }
+        if let (true, Some(order)) = (self.line.has_lanes(), chosen.first()) {
+            self.across(order).into_iter().for_each(|start| found.evaluate(start));
+        }
         if found.plans.is_empty() {
             chosen.iter().for_each(|order| found.cut(order, Rule::Memory));
         }
@@ -68,7 +81,7 @@ impl Search<'_> {
         let mut starts: Vec<(Plan, Start)> = Vec::new();
         found.plans.sort_by(|a, b| a.0.step_time.0.total_cmp(&b.0.step_time.0));
         for (plan, start) in found.plans {
-            let known = starts.iter().any(|(_, s)| s.rule == start.rule);
+            let known = starts.iter().any(|(_, s)| (s.rule, s.wide) == (start.rule, start.wide));
             if starts.is_empty() || small && !known {
                 starts.push((plan, start));
             }
@@ -105,6 +118,28 @@ impl Search<'_> {
         }
     }
 
+    /// Cuts across: what is in no lane on the first shards, shared out evenly among all, or something in between.
+    fn across(&self, order: &[usize]) -> Vec<Start> {
+        let (n_parts, n_shards) = (self.line.begins.len(), self.problem.n_shards as usize);
+        let of = |eighths: usize| {
+            let even = (1..n_shards).map(|i| n_parts * i / n_shards);
+            // From even shares to all of it on the first shard.
+            let borders = even.map(|even| even + (n_parts - even) * eighths / 8).collect();
+            Start { borders, order: order.to_vec(), rule: None, wide: true }
+        };
+        (0..=8).map(of).collect()
+    }
+
+    /// The plan that needs least memory on its fullest shard, of those that are tried for it.
+    pub fn roomiest(&self) -> Option<Plan> {
+        let order: Vec<usize> = (0..self.problem.n_shards as usize).collect();
+        let cut = self.line.partition(self.problem, &order, Rule::Memory, 1.0);
+        let along = cut.map(|cut| Start { borders: cut.borders, order: order.clone(), rule: None, wide: false });
+        let across = if self.line.has_lanes() { self.across(&order) } else { Vec::new() };
+        let plans = along.into_iter().chain(across).filter_map(|start| self.plan(&start).ok());
+        plans.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())
+    }
+
     fn tries(&self) -> usize {
         let n_ops = self.variants.iter().map(|v| v.graph.n_ops()).sum::<usize>() + self.problem.model.update.n_ops();
         SEARCHED / n_ops.max(1)
@@ -117,7 +152,7 @@ impl Search<'_> {
 
     pub fn plan(&self, start: &Start) -> Result<Plan, Infeasible> {
         let cuts = self.line.cuts(&start.borders);
-        self.line.plan(self.problem, self.microbatch, self.variants, &cuts, &start.order)
+        self.line.plan(self.problem, self.microbatch, self.variants, &cuts, &start.order, start.wide)
     }
 
     /// Moves borders, and swaps neighbours that differ, while the simulated step gets faster.
@@ -125,11 +160,7 @@ impl Search<'_> {
         let n_parts = self.line.begins.len();
         let mut stride = (n_parts / (4 * self.problem.n_shards as usize)).clamp(1, widest);
         let mut better = |tried: Start, best: &mut Plan, at: &mut Start| -> Option<bool> {
-            let ends = |i: usize| match i {
-                0 => 0,
-                i => tried.borders.get(i - 1).copied().unwrap_or(n_parts),
-            };
-            if (0..=tried.borders.len()).any(|i| ends(i) >= ends(i + 1)) {
+            if !tried.is_valid(n_parts) {
                 return Some(false);
             }
             tries = tries.checked_sub(1)?;
@@ -203,11 +234,15 @@ impl Found<'_> {
     fn cut(&mut self, order: &[usize], rule: Rule) {
         let Search { line, problem, .. } = self.search;
         let Some(cut) = line.partition(problem, order, rule, self.search.n_microbatches()) else { return };
-        self.evaluate(Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule) });
+        let start = Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule), wide: false };
+        self.evaluate(start.clone());
+        if line.has_lanes() {
+            self.evaluate(Start { wide: true, ..start });
+        }
     }
 
     fn evaluate(&mut self, start: Start) {
-        if self.tried.iter().any(|s| s.borders == start.borders && s.order == start.order) {
+        if self.tried.iter().any(|s| (&s.borders, &s.order, s.wide) == (&start.borders, &start.order, start.wide)) {
             return;
         }
         match self.search.plan(&start) {

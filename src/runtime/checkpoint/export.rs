@@ -6,7 +6,6 @@ use std::path::Path;
 use super::CheckpointError;
 use super::index::{Kind, TensorEntry};
 use super::read::Checkpoint;
-use crate::graph::ArrayShape;
 use crate::runtime::tensor_file::{Layout, TensorFile};
 
 impl Checkpoint {
@@ -24,14 +23,13 @@ impl Checkpoint {
         let layout = Layout::new(&tensors).map_err(failed)?;
         let mut file = TensorFile::create(path, &layout).map_err(failed)?;
         for (tensor, begin) in chosen.into_iter().zip(&layout.begins) {
-            let mut at = *begin;
+            let size = tensor.dtype.size();
             for piece in &tensor.pieces {
                 let data = self.piece(tensor, piece);
                 let data = data.map_err(|fault| CheckpointError::Broken { path: self.path().to_owned(), fault })?;
-                file.put(at, &data).map_err(failed)?;
-                at += data.len() as u64;
+                let runs = tensor.region(piece).runs(&tensor.shape).map(|r| r.start * size..r.end * size);
+                file.put_runs(*begin, runs, &data).map_err(failed)?;
             }
-            debug_assert_eq!(at - begin, ArrayShape::new(tensor.dtype, tensor.shape.clone()).bytes().0);
         }
         file.finish().map_err(failed)
     }

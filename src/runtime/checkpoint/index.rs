@@ -1,23 +1,26 @@
 //! `index.json`: where training stands, and where every tensor of the manifest lies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{ArrayShape, DType, Model};
+use crate::graph::{ArrayShape, DType, Model, Region};
 use crate::runtime::weights::described;
 use crate::wire::Position;
 
-/// The format this version reads and writes.
+/// The format of checkpoints whose pieces are rows: what this version writes wherever it can, so that older ones can
+/// read it.
 pub const FORMAT: &str = "foreshard.checkpoint/1";
+/// The format of checkpoints some of whose pieces are parts of rows.
+pub const FORMAT_PARTS: &str = "foreshard.checkpoint/2";
 /// Name of the index, written last.
 pub const INDEX: &str = "index.json";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Index {
-    /// Always [`FORMAT`].
+    /// [`FORMAT`] or [`FORMAT_PARTS`].
     pub format: String,
     /// Version of Foreshard that wrote it.
     pub foreshard: String,
@@ -67,11 +70,11 @@ pub struct TensorEntry {
     pub kind: Kind,
     pub dtype: DType,
     pub shape: Vec<u64>,
-    /// In the order of rows; together they are the tensor.
+    /// In the order of rows, then of parts; together they are the tensor.
     pub pieces: Vec<PieceEntry>,
 }
 
-/// Consecutive rows of a tensor, or all of it.
+/// Consecutive rows of a tensor, or all of it; or a part of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PieceEntry {
@@ -80,6 +83,9 @@ pub struct PieceEntry {
     /// First row, and the row behind the last one; absent for the whole tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<(u64, u64)>,
+    /// Absent for all of those rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<PartEntry>,
     /// Position in `files`.
     pub file: usize,
     /// First byte in the file.
@@ -87,14 +93,75 @@ pub struct PieceEntry {
     pub crc32: u32,
 }
 
+/// A range along one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartEntry {
+    pub axis: usize,
+    /// First position along it, and the one behind the last.
+    pub from: u64,
+    pub to: u64,
+}
+
 impl TensorEntry {
-    /// Shape of a piece: it keeps the leading axis.
-    pub fn piece_shape(&self, piece: &PieceEntry) -> ArrayShape {
-        let mut shape = ArrayShape::new(self.dtype, self.shape.clone());
-        if let (Some((from, to)), Some(rows)) = (piece.rows, shape.dims.first_mut()) {
-            *rows = to - from;
+    /// Where a piece lies in the tensor.
+    pub fn region(&self, piece: &PieceEntry) -> Region {
+        let mut region = Region::whole(&self.shape);
+        if let (Some((from, to)), Some(rows)) = (piece.rows, region.0.first_mut()) {
+            *rows = from..to;
         }
-        shape
+        if let Some(part) = piece.part
+            && let Some(axis) = region.0.get_mut(part.axis)
+        {
+            *axis = part.from..part.to;
+        }
+        region
+    }
+
+    /// Shape of a piece: it keeps all axes.
+    pub fn piece_shape(&self, piece: &PieceEntry) -> ArrayShape {
+        ArrayShape::new(self.dtype, self.region(piece).dims())
+    }
+
+    /// Whether the pieces are the tensor: each begins where the one before it ends.
+    fn check_pieces(&self) -> Result<(), String> {
+        let TensorEntry { name, shape, pieces, .. } = self;
+        let n_rows = shape.first().copied().unwrap_or(0);
+        // Rows that are done, and of the rows at hand where the next part begins.
+        let (mut row, mut open): (u64, Option<((u64, u64), PartEntry)>) = (0, None);
+        for piece in pieces {
+            let rows = piece.rows.unwrap_or((0, n_rows));
+            let complete = piece.rows.is_some() || pieces.len() == 1 || piece.part.is_some();
+            if rows.0 != row || rows.1 <= rows.0 && piece.rows.is_some() || !complete {
+                return Err(format!("tensor {name:?}: rows {:?} do not follow row {row}", piece.rows));
+            }
+            let Some(part) = piece.part else {
+                if open.is_some() {
+                    return Err(format!("tensor {name:?}: some parts of rows {rows:?} are not there"));
+                }
+                row = rows.1;
+                continue;
+            };
+            let n = shape.get(part.axis).copied().unwrap_or(0);
+            // Rows are parts of the leading axis already.
+            let apart = part.axis > 0 || piece.rows.is_none();
+            let (follows, begin) = match open {
+                Some((same, last)) => (same == rows && last.axis == part.axis, last.to),
+                None => (true, 0),
+            };
+            if !apart || !follows || part.from != begin || part.to <= part.from || part.to > n {
+                let PartEntry { axis, from, to } = part;
+                return Err(format!("tensor {name:?}: part {from}:{to} of axis {axis} does not follow {begin}"));
+            }
+            open = (part.to < n).then_some((rows, part));
+            if open.is_none() {
+                row = rows.1;
+            }
+        }
+        if pieces.is_empty() || row != n_rows || open.is_some() {
+            return Err(format!("tensor {name:?} of shape {shape:?} ends at row {row}"));
+        }
+        Ok(())
     }
 }
 
@@ -122,7 +189,7 @@ impl Index {
         }
         let damaged = |e: &dyn std::fmt::Display| Malformed::Problem(format!("not an index of a checkpoint: {e}"));
         let head: Head = serde_json::from_slice(bytes).map_err(|e| damaged(&e))?;
-        if head.format != FORMAT {
+        if head.format != FORMAT && head.format != FORMAT_PARTS {
             return Err(Malformed::Format { found: head.format, foreshard: head.foreshard });
         }
         let text = std::str::from_utf8(bytes).map_err(|e| damaged(&e))?;
@@ -154,17 +221,12 @@ impl Index {
         // (file, first byte, byte behind the last one)
         let mut ranges = Vec::new();
         for tensor in &self.tensors {
-            let TensorEntry { name, shape, .. } = tensor;
+            let name = &tensor.name;
             if !names.insert((tensor.kind, name)) {
                 return Err(format!("tensor {name:?} is there twice"));
             }
-            let mut row = 0;
+            tensor.check_pieces()?;
             for piece in &tensor.pieces {
-                match piece.rows {
-                    None if tensor.pieces.len() == 1 => row = shape.first().copied().unwrap_or(0),
-                    Some((from, to)) if from == row && to > from => row = to,
-                    rows => return Err(format!("tensor {name:?}: rows {rows:?} do not follow row {row}")),
-                }
                 let file = self.files.get(piece.file);
                 let file = file.ok_or_else(|| format!("tensor {name:?} is in file {}, which is not", piece.file))?;
                 let end = piece.begin.checked_add(tensor.piece_shape(piece).bytes().0);
@@ -172,9 +234,6 @@ impl Index {
                     Some(end) if end <= file.bytes => ranges.push((piece.file, piece.begin, end)),
                     _ => return Err(format!("tensor {name:?} ends behind the {} bytes of {}", file.bytes, file.name)),
                 }
-            }
-            if tensor.pieces.is_empty() || row != shape.first().copied().unwrap_or(0) {
-                return Err(format!("tensor {name:?} of shape {shape:?} ends at row {row}"));
             }
         }
         ranges.sort_unstable();
@@ -203,17 +262,18 @@ pub fn is_plain(name: &str) -> bool {
     plain && name != INDEX
 }
 
-/// The name of every state tensor in shard files, by position in `Model::state`: the manifest's, with `[3:4]` behind
-/// it for a piece. Unique over the model, also where a slot is named like a param.
+/// The name of every state tensor in shard files, by position in `Model::state`: the manifest's, with `[3:4]` or
+/// `[3:4,:,0:64]` behind it for a piece. Unique over the model, also where a slot is named like a param.
 pub fn piece_names(model: &Model) -> Vec<String> {
     // Safetensors keeps this name for itself.
     let mut taken = BTreeSet::from(["__metadata__".to_owned()]);
     let name = |tensor: &crate::graph::StateTensor| {
         let (base, ..) = described(&model.manifest, tensor.tensor);
-        match &tensor.rows {
-            Some(rows) => format!("{base}[{}:{}]", rows.start, rows.end),
-            None => base.to_owned(),
-        }
+        let rows = tensor.rows.iter().map(|rows| (0, rows));
+        let ranges: BTreeMap<_, _> = rows.chain(tensor.part.iter().map(|part| (part.axis, &part.range))).collect();
+        let Some((&last, _)) = ranges.last_key_value() else { return base.to_owned() };
+        let range = |axis| ranges.get(&axis).map_or(":".to_owned(), |r| format!("{}:{}", r.start, r.end));
+        format!("{base}[{}]", (0..=last).map(range).collect::<Vec<_>>().join(","))
     };
     let unique = |mut name: String| {
         while !taken.insert(name.clone()) {

@@ -11,7 +11,8 @@
 //! The parent begins a [`Draft`], a hidden directory beside the checkpoints. Each worker writes the state it owns with
 //! [`write_shard`] and hands the parent a [`ShardEntry`]. [`Draft::commit`] checks that every state tensor is there
 //! exactly once, writes the index last, makes all of it durable and renames the directory. [`Checkpoint::open`] finds
-//! the newest usable one; [`Checkpoint::read`] yields one state tensor at a time, so that any plan can resume from it.
+//! the newest usable one; [`Checkpoint::read`] yields one state tensor at a time, so that any plan can resume from it,
+//! also one that splits other tensors or splits them otherwise.
 //!
 //! # Guarantees
 //! - A checkpoint has its name only when it is complete and on disk. A crash at any moment leaves the ones before it as
@@ -31,7 +32,7 @@ mod write;
 
 use std::path::PathBuf;
 
-pub use index::{FORMAT, FileEntry, INDEX, Index, Kind, ModelId, PieceEntry, TensorEntry};
+pub use index::{FORMAT, FORMAT_PARTS, FileEntry, INDEX, Index, Kind, ModelId, PartEntry, PieceEntry, TensorEntry};
 pub use read::{Checkpoint, Depth, Found, list};
 pub use retain::{Candidate, Keep, expired, prune};
 pub use write::{Draft, Milestone, ShardEntry, ShardPiece, states_of, write_shard};
@@ -69,7 +70,7 @@ pub enum CheckpointError {
     #[error("{path}: {problem}")]
     Index { path: PathBuf, problem: String },
     #[error(
-        "{path} has format {found:?}, written by foreshard {foreshard}; this build reads {FORMAT:?}, use that version"
+        "{path} has format {found:?}, written by foreshard {foreshard}; this build reads {FORMAT:?} and {FORMAT_PARTS:?}, use that version"
     )]
     Format { path: PathBuf, found: String, foreshard: String },
     #[error("checkpoint {path} is broken: {fault}")]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::index::{INDEX, Index, Malformed, PieceEntry, TensorEntry};
 use super::{CheckpointError, Fault, directory_name, step_of};
 use crate::graph::Model;
+use crate::graph::region::copy_overlap;
 use crate::runtime::tensor_file::Header;
 
 /// Longest index read.
@@ -177,30 +178,44 @@ impl Checkpoint {
     /// An error when this is a checkpoint of another model.
     pub fn fits(&self, model: &Model) -> Result<(), CheckpointError> {
         let id = &self.index.model;
-        if id.fingerprint == model.fingerprint {
+        if id.fingerprint == model.origin {
             return Ok(());
         }
         Err(CheckpointError::OtherModel {
             path: self.path.clone(),
             name: id.name.clone(),
             found: id.fingerprint.clone(),
-            expected: model.fingerprint.clone(),
+            expected: model.origin.clone(),
         })
     }
 
-    /// Bytes of one state tensor, checked.
+    /// Bytes of one state tensor, checked. It may have been written in other pieces: those that hold some of it are read
+    /// one after the other.
     pub fn read(&self, model: &Model, state: usize) -> Result<Vec<u8>, CheckpointError> {
         self.fits(model)?;
         let wanted = &model.state[state];
-        let rows = wanted.rows.as_ref().map(|r| (r.start, r.end));
+        let region = wanted.region(&model.manifest);
+        let dims = model.manifest.dims(wanted.tensor);
         let tensor = self.index.tensors.get(wanted.tensor);
-        let piece = tensor.and_then(|t| Some((t, t.pieces.iter().find(|p| p.rows == rows)?)));
-        let piece = piece.filter(|(t, p)| t.piece_shape(p) == wanted.shape);
-        let Some((tensor, piece)) = piece else {
+        let Some(tensor) = tensor.filter(|t| t.shape == dims && t.dtype == wanted.shape.dtype) else {
             let problem = format!("has no state tensor {:?} of shape {}", wanted.name, wanted.shape);
             return Err(CheckpointError::Index { path: self.path.join(INDEX), problem });
         };
-        self.piece(tensor, piece).map_err(|fault| CheckpointError::Broken { path: self.path.clone(), fault })
+        let piece = |piece: &PieceEntry| {
+            let data = self.piece(tensor, piece);
+            data.map_err(|fault| CheckpointError::Broken { path: self.path.clone(), fault })
+        };
+        if let Some(same) = tensor.pieces.iter().find(|p| tensor.region(p) == region) {
+            return piece(same);
+        }
+        let mut data = vec![0; wanted.shape.bytes().0 as usize];
+        for other in &tensor.pieces {
+            let of = tensor.region(other);
+            if of.overlap(&region).is_some() {
+                copy_overlap(&piece(other)?, &of, &mut data, &region, tensor.dtype.size() as usize);
+            }
+        }
+        Ok(data)
     }
 
     /// Bytes of one piece, checked.

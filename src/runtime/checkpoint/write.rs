@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::index::{FORMAT, FileEntry, INDEX, Index, Kind, ModelId, PieceEntry, TensorEntry, is_plain, piece_names};
+use super::index::{
+    FORMAT, FORMAT_PARTS, FileEntry, INDEX, Index, Kind, ModelId, PartEntry, PieceEntry, TensorEntry, is_plain,
+    piece_names,
+};
 use super::read::{Checkpoint, Depth};
 use super::{CheckpointError, directory_name};
 use crate::graph::Model;
@@ -318,13 +321,15 @@ fn make_index(model: &Model, milestone: &Milestone, shards: &[ShardEntry]) -> Re
     for ((state, name), place) in model.state.iter().zip(names).zip(places) {
         let (file, &ShardPiece { begin, crc32, .. }) = place.expect("none is missing");
         let rows = state.rows.as_ref().map(|r| (r.start, r.end));
-        tensors[state.tensor].pieces.push(PieceEntry { name, rows, file, begin, crc32 });
+        let part = state.part.as_ref();
+        let part = part.map(|p| PartEntry { axis: p.axis, from: p.range.start, to: p.range.end });
+        tensors[state.tensor].pieces.push(PieceEntry { name, rows, part, file, begin, crc32 });
     }
     let files = shards.iter().map(|s| FileEntry { name: s.file.clone(), bytes: s.bytes, crc32: s.crc32 }).collect();
     Ok(Index {
-        format: FORMAT.to_owned(),
+        format: if model.state.iter().any(|t| t.part.is_some()) { FORMAT_PARTS } else { FORMAT }.to_owned(),
         foreshard: env!("CARGO_PKG_VERSION").to_owned(),
-        model: ModelId { name: model.manifest.name.clone(), fingerprint: model.fingerprint.clone() },
+        model: ModelId { name: model.manifest.name.clone(), fingerprint: model.origin.clone() },
         step: milestone.step,
         position: milestone.position,
         seed: milestone.seed,

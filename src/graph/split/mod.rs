@@ -1,0 +1,222 @@
+//! Splits: one matrix product as several smaller ones.
+//!
+//! A param becomes parts along one axis, its slots with it, and the graphs are rewritten to work on the parts: products
+//! of slices whose results are concatenated or summed, and whatever stands between products part by part
+//! ([`rewrite()`]). What comes out is a [`Model`] like any other, so every planner, device and runtime takes it, and
+//! each part may live on a device of its own.
+//!
+//! # Source
+//! Columns, rows and heads of a transformer: Megatron-LM (Shoeybi et al., arXiv 1909.08053). Layouts propagated through
+//! a graph from a few annotations: GSPMD (Xu et al., arXiv 2105.04663). There a device runs all ops on its part; here
+//! the parts are ops of their own, and who runs them is up to the plan.
+
+mod follow;
+mod recipe;
+mod rewrite;
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::error::{GraphError, closest};
+use super::ir::Graph;
+use super::model::{GradGraph, Model, Part, StateTensor, short_hex};
+use super::verify::verify;
+
+pub use follow::candidates;
+pub use recipe::Cut;
+pub use rewrite::rewrite;
+
+/// Most parts of one tensor.
+pub const MAX_PARTS: u32 = 64;
+/// Most splits of one model; a pattern names many params.
+pub const MAX_SPLITS: usize = 64;
+/// Counts when the pass changes what it yields: old plans index other ops.
+const PASS: &str = "split/1";
+
+/// A split that someone asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Split {
+    /// Name of a param, or a pattern: `*` stands for any characters, as in `blocks.*.mlp.up`.
+    pub tensor: String,
+    /// Axis of the manifest's tensor.
+    pub axis: usize,
+    /// As equal as they can be.
+    pub parts: u32,
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { tensor, axis, parts } = self;
+        write!(f, "{{tensor: \"{tensor}\", axis: {axis}, parts: {parts}}}")
+    }
+}
+
+impl std::str::FromStr for Split {
+    type Err = String;
+
+    /// Reads `TENSOR:AXIS:PARTS`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut fields = text.rsplitn(3, ':');
+        let (parts, axis, tensor) = (fields.next(), fields.next(), fields.next());
+        let number = |field: Option<&str>| field.and_then(|f| f.parse::<u32>().ok());
+        match (tensor, number(axis), number(parts)) {
+            (Some(tensor), Some(axis), Some(parts)) => {
+                Ok(Self { tensor: tensor.to_owned(), axis: axis as usize, parts })
+            }
+            _ => Err(format!("{text:?} is not TENSOR:AXIS:PARTS, such as blocks.*.mlp.up:1:2")),
+        }
+    }
+}
+
+/// A state tensor's cut; `None` for one that stays whole.
+type Cuts = Vec<Option<Cut>>;
+
+impl Model {
+    /// The same model with params split: results are equal but for the order of sums.
+    ///
+    /// A slot of its param's shape is split with it, whatever the update does with it: what needs the whole of a tensor
+    /// joins the parts. Other slots stay whole and follow the first part.
+    ///
+    /// # Errors
+    /// [`GraphError::Split`] names the split and what does not fit; `Invalid` for a model that is split already.
+    /// # Complexity
+    /// O(ops · parts).
+    pub fn split(&self, splits: &[Split]) -> Result<Model, GraphError> {
+        if !self.split.is_empty() {
+            return Err(GraphError::Invalid("the model is split already; begin with the bundle".to_owned()));
+        }
+        if splits.is_empty() {
+            return Ok(self.clone());
+        }
+        let cuts = self.cuts(splits)?;
+        let (state, n_params) = self.parts(&cuts);
+        let none = |n: usize| std::iter::repeat_n(None, n);
+        let of_params = || cuts[..self.n_params].iter().cloned();
+        let pass = |graph: &Graph, inputs: Cuts, outputs: Cuts| -> Result<Graph, GraphError> {
+            let rewritten = rewrite(graph, &inputs, &outputs)?;
+            verify(&rewritten)?;
+            Ok(rewritten)
+        };
+        let init = pass(&self.init, vec![None], cuts.clone())?;
+        let mut grads = Vec::with_capacity(self.grads.len());
+        for grad in &self.grads {
+            let inputs = of_params().chain(none(grad.graph.parameters().len() - self.n_params)).collect();
+            let outputs = none(self.n_scalars()).chain(of_params()).collect();
+            grads.push(GradGraph { graph: pass(&grad.graph, inputs, outputs)?, ..grad.clone() });
+        }
+        let inputs = cuts.iter().cloned().chain(of_params()).chain(none(1)).collect();
+        let update = pass(&self.update, inputs, cuts.clone())?;
+        let mut hash = Sha256::new();
+        hash.update(format!("{PASS} {}", self.origin));
+        for (tensor, cut) in self.state.iter().zip(&cuts) {
+            if let Some(cut) = cut {
+                hash.update(format!("\n{} {} {:?}", tensor.name, cut.axis, cut.bounds));
+            }
+        }
+        let (fingerprint, origin) = (short_hex(hash), self.origin.clone());
+        let (manifest, split) = (self.manifest.clone(), splits.to_vec());
+        Ok(Model { manifest, state, n_params, init, grads, update, fingerprint, origin, split })
+    }
+
+    /// By state tensor: how it is cut.
+    fn cuts(&self, splits: &[Split]) -> Result<Cuts, GraphError> {
+        if splits.len() > MAX_SPLITS {
+            return Err(GraphError::Invalid(format!("{} splits, the limit is {MAX_SPLITS}", splits.len())));
+        }
+        let params = &self.manifest.params;
+        let mut by: Vec<Option<&Split>> = vec![None; params.len()];
+        for split in splits {
+            let Split { tensor, axis, parts } = split;
+            let failed = |problem: String| GraphError::Split { tensor: tensor.clone(), problem };
+            if !(2..=MAX_PARTS).contains(parts) {
+                return Err(failed(format!("{parts} parts, must be 2 to {MAX_PARTS}")));
+            }
+            let named: Vec<usize> = (0..params.len()).filter(|&i| fits(tensor, &params[i].name)).collect();
+            if named.is_empty() {
+                let hint = closest(tensor, params.iter().map(|p| p.name.as_str()));
+                return Err(failed(format!("no param of the model has such a name{hint}")));
+            }
+            for i in named {
+                let (name, shape) = (&params[i].name, &params[i].shape);
+                let rows = self.state.iter().any(|t| t.tensor == i && t.rows.is_some());
+                let Some(&n) = shape.get(*axis) else {
+                    return Err(failed(format!("axis {axis}, {name:?} of shape {shape:?} has {}", shape.len())));
+                };
+                if *axis == 0 && rows {
+                    return Err(failed(format!(
+                        "axis 0 of {name:?} is its layers, which are apart already; name another"
+                    )));
+                }
+                if n < u64::from(*parts) {
+                    return Err(failed(format!("{parts} parts, axis {axis} of {name:?} of shape {shape:?} has {n}")));
+                }
+                if let Some(first) = by[i].replace(split) {
+                    return Err(failed(format!("{name:?} is split already, by {:?}", first.tensor)));
+                }
+            }
+        }
+        let of_param = |tensor: &StateTensor| by.get(tensor.tensor).copied().flatten().map(|s| cut(s, tensor));
+        let mut cuts: Cuts = self.state[..self.n_params].iter().map(of_param).collect();
+        for slot in &self.state[self.n_params..] {
+            let same = slot.param.filter(|&p| self.state[p].shape.dims == slot.shape.dims);
+            cuts.push(same.and_then(|p| cuts[p].clone()));
+        }
+        Ok(cuts)
+    }
+
+    /// The state in parts, and how many of them are params.
+    fn parts(&self, cuts: &[Option<Cut>]) -> (Vec<StateTensor>, usize) {
+        let mut state: Vec<StateTensor> = Vec::new();
+        // By state tensor: where its first part is.
+        let mut first = Vec::with_capacity(cuts.len());
+        for (tensor, cut) in self.state.iter().zip(cuts) {
+            first.push(state.len());
+            let param = |part: usize| tensor.param.map(|p| first[p] + part);
+            let Some(cut) = cut else {
+                state.push(StateTensor { param: param(0), ..tensor.clone() });
+                continue;
+            };
+            for (index, range) in cut.ranges().enumerate() {
+                let mut shape = tensor.shape.clone();
+                shape.dims[cut.axis] = range.end - range.start;
+                let before = ":,".repeat(cut.axis);
+                let name = format!("{}[{before}{}:{}]", tensor.name, range.start, range.end);
+                let part = Some(Part { axis: cut.axis, range, index: index as u32, of: cut.n_parts() as u32 });
+                state.push(StateTensor { name, part, shape, param: param(index), ..tensor.clone() });
+            }
+        }
+        let n_params = first.get(self.n_params).copied().unwrap_or(state.len());
+        (state, n_params)
+    }
+}
+
+/// Parts as equal as they can be.
+fn cut(split: &Split, tensor: &StateTensor) -> Cut {
+    let (n, parts) = (tensor.shape.dims[split.axis], u64::from(split.parts));
+    let bounds: Rc<[u64]> = (0..=parts).map(|i| (u128::from(n) * u128::from(i) / u128::from(parts)) as u64).collect();
+    Cut { axis: split.axis, bounds }
+}
+
+/// Whether a name fits a pattern in which `*` stands for any characters.
+///
+/// # Complexity
+/// O(pattern + name) for each `*`.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut left) = name.strip_prefix(head) else { return false };
+    let Some((middle, tail)) = rest.rsplit_once('*') else {
+        return left.ends_with(rest);
+    };
+    // The first place for each is as good as any other.
+    for part in middle.split('*') {
+        let Some(at) = left.find(part) else { return false };
+        left = &left[at + part.len()..];
+    }
+    left.ends_with(tail)
+}
+
+#[cfg(test)]
+mod tests;

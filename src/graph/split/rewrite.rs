@@ -1,0 +1,309 @@
+//! From a graph of whole tensors to one of parts: layouts are carried forward, op by op.
+
+use std::collections::BTreeMap;
+
+use super::super::cut::{Computations, cut, op, parameter};
+use super::super::error::GraphError;
+use super::super::ir::{Graph, Op, OpId};
+use super::super::passes::{Limits, without_dead_ops};
+use super::super::proto::{Fields, Writer, all_numbers, instruction, without};
+use super::super::shape::ArrayShape;
+use super::recipe::{Cut, Recipe, Yield, recipe, slice_ranges};
+
+/// Rewrites a graph whose parameters and results come in parts.
+///
+/// Parts are carried as far as they go. An op that cannot work on them reads the joined tensor, which is made once; a
+/// part of something whole is a slice of it. The ops of one part stand together where nothing between them needs another
+/// part, so that a cut of the line can fall between two parts.
+///
+/// # Shapes
+/// `inputs` and `outputs`: by parameter and by output of `graph`, how it is cut: each becomes as many parameters or
+/// outputs as it has parts, at its place.
+/// # Errors
+/// [`GraphError::Pass`] when the graph would have too many ops.
+/// # Panics
+/// On a graph that [`verify`](super::super::verify::verify) refuses, and on cuts that are not those of its tensors.
+/// # Complexity
+/// O(ops · parts · log ops).
+pub fn rewrite(graph: &Graph, inputs: &[Option<Cut>], outputs: &[Option<Cut>]) -> Result<Graph, GraphError> {
+    let mut run = Rewrite {
+        from: graph,
+        to: Graph::new(graph.name.clone()),
+        computations: Computations { from: graph, map: BTreeMap::new() },
+        values: Vec::with_capacity(graph.n_ops()),
+        part: Vec::new(),
+        joined: BTreeMap::new(),
+        sliced: BTreeMap::new(),
+    };
+    let given: Vec<Value> = graph.parameters().iter().zip(inputs).map(|(&p, cut)| run.parameter(p, cut)).collect();
+    let number: BTreeMap<OpId, usize> = graph.parameters().iter().enumerate().map(|(i, &p)| (p, i)).collect();
+    for (id, op) in graph.ops() {
+        let value = match number.get(&id) {
+            Some(&i) => given[i].clone(),
+            None => run.op(op),
+        };
+        run.values.push(value);
+        let (most, n) = (Limits::default().ops, run.to.n_ops());
+        if n > most {
+            let problem = format!("the graph grows beyond {most} ops; ask for fewer parts");
+            return Err(GraphError::Pass { pass: "split", problem });
+        }
+    }
+    let mut results = Vec::new();
+    for (&o, cut) in graph.outputs().iter().zip(outputs) {
+        match cut {
+            None => results.push(run.whole(o)),
+            Some(cut) => results.extend(run.parts(o, cut)),
+        }
+    }
+    let order = run.order();
+    run.to.set_outputs(results);
+    let parameters = run.to.parameters();
+    Ok(without_dead_ops(&cut(&run.to, &graph.name, &order, parameters, run.to.outputs())))
+}
+
+/// What an op of the source has become.
+#[derive(Clone, Debug)]
+enum Value {
+    Whole(OpId),
+    Parts(Cut, Vec<OpId>),
+}
+
+struct Rewrite<'a> {
+    from: &'a Graph,
+    to: Graph,
+    computations: Computations<'a>,
+    /// By op of the source, as far as it has come.
+    values: Vec<Value>,
+    /// By new op: the part it belongs to.
+    part: Vec<Option<usize>>,
+    /// The whole of ops that came out in parts.
+    joined: BTreeMap<OpId, OpId>,
+    /// Slices, by operand, axis and range.
+    sliced: BTreeMap<(OpId, usize, u64, u64), OpId>,
+}
+
+impl Rewrite<'_> {
+    fn push(&mut self, op: Op, part: Option<usize>) -> OpId {
+        self.part.push(part);
+        self.to.push(op)
+    }
+
+    fn parameter(&mut self, id: OpId, cut: &Option<Cut>) -> Value {
+        let source = self.from.op(id);
+        let attributes = without(&source.attributes, instruction::PARAMETER_NUMBER);
+        let (Some(cut), Some(shape)) = (cut, source.shape.as_array()) else {
+            let copied = Op { attributes: attributes.into(), ..parameter(&source.name, source.shape.clone()) };
+            self.part.push(None);
+            return Value::Whole(self.to.push_parameter(copied));
+        };
+        let of = |(i, range): (usize, std::ops::Range<u64>)| {
+            let shape = with_size(shape, cut.axis, range.end - range.start);
+            self.part.push(Some(i));
+            self.to.push_parameter(parameter(&format!("{}.part{i}", source.name), shape.into()))
+        };
+        Value::Parts(cut.clone(), cut.ranges().enumerate().map(of).collect())
+    }
+
+    fn op(&mut self, source: &Op) -> Value {
+        let cuts: Vec<Option<&Cut>> = source.operands.iter().map(|o| self.cut_of(*o)).collect();
+        match recipe(self.from, source, &cuts) {
+            Some(recipe) => self.in_parts(source, &recipe),
+            None => {
+                let operands = source.operands.iter().map(|&o| self.whole(o)).collect();
+                let called = source.called.iter().map(|&c| self.computations.copy(c, &mut self.to)).collect();
+                Value::Whole(self.push(Op { operands, called, ..source.clone() }, None))
+            }
+        }
+    }
+
+    fn cut_of(&self, id: OpId) -> Option<&Cut> {
+        match &self.values[id.index()] {
+            Value::Parts(cut, _) => Some(cut),
+            Value::Whole(_) => None,
+        }
+    }
+
+    fn in_parts(&mut self, source: &Op, recipe: &Recipe) -> Value {
+        let shape = source.shape.as_array().expect("recipes are for arrays").clone();
+        let operands: Vec<Vec<OpId>> = source
+            .operands
+            .iter()
+            .zip(&recipe.operands)
+            .map(|(&o, cut)| match cut {
+                Some(cut) => self.parts(o, cut),
+                None => vec![self.whole(o)],
+            })
+            .collect();
+        let called: Vec<_> = source.called.iter().map(|&c| self.computations.copy(c, &mut self.to)).collect();
+        let n = operands.iter().map(Vec::len).max().unwrap_or(0);
+        let mut made = Vec::with_capacity(n);
+        for i in 0..n {
+            // An operand that is not cut is the same for every part.
+            let operands = operands.iter().map(|parts| parts[i.min(parts.len() - 1)]).collect();
+            let (shape, attributes) = match &recipe.yields {
+                Yield::Parts(cut) => {
+                    let size = cut.bounds[i + 1] - cut.bounds[i];
+                    (with_size(&shape, cut.axis, size), resized(source, cut.axis, size))
+                }
+                Yield::Terms(_) => (shape.clone(), source.attributes.clone()),
+            };
+            let (name, shape) = (format!("{}.part{i}", source.name), shape.into());
+            let part =
+                Op { name, shape, operands, attributes, called: called.clone(), shape_raw: None, ..source.clone() };
+            made.push(self.push(part, Some(i)));
+        }
+        match &recipe.yields {
+            Yield::Parts(cut) => Value::Parts(cut.clone(), made),
+            Yield::Terms(opcode) => {
+                let mut sum = made[0];
+                for &term in &made[1..] {
+                    let combined = op(
+                        &format!("{}.sum", source.name),
+                        opcode,
+                        shape.clone().into(),
+                        vec![sum, term],
+                        scope(source),
+                    );
+                    sum = self.push(combined, None);
+                }
+                Value::Whole(sum)
+            }
+        }
+    }
+
+    /// An op of the source as one op.
+    fn whole(&mut self, id: OpId) -> OpId {
+        let (cut, parts) = match &self.values[id.index()] {
+            Value::Whole(whole) => return *whole,
+            Value::Parts(cut, parts) => (cut.axis, parts.clone()),
+        };
+        if let Some(&joined) = self.joined.get(&id) {
+            return joined;
+        }
+        let source = self.from.op(id);
+        let mut attributes = Writer(scope(source));
+        attributes.numbers(instruction::DIMENSIONS, [cut as u64]);
+        let joined = op(&format!("{}.whole", source.name), "concatenate", source.shape.clone(), parts, attributes.0);
+        let joined = self.push(joined, None);
+        self.joined.insert(id, joined);
+        joined
+    }
+
+    /// An op of the source in these parts.
+    fn parts(&mut self, id: OpId, cut: &Cut) -> Vec<OpId> {
+        if let Value::Parts(known, parts) = &self.values[id.index()]
+            && known == cut
+        {
+            return parts.clone();
+        }
+        let whole = self.whole(id);
+        cut.ranges().map(|range| self.slice(whole, cut.axis, range.start, range.end)).collect()
+    }
+
+    /// A range of a new op. What is the same everywhere along the axis is made smaller instead.
+    fn slice(&mut self, whole: OpId, axis: usize, from: u64, to: u64) -> OpId {
+        if let Some(&known) = self.sliced.get(&(whole, axis, from, to)) {
+            return known;
+        }
+        let source = self.to.op(whole).clone();
+        let shape = source.shape.as_array().expect("what has a cut is an array");
+        let dimensions = || all_numbers(&source.attributes, instruction::DIMENSIONS);
+        let part = with_size(shape, axis, to - from);
+        let name = format!("{}.{from}-{to}", source.name);
+        let smaller = |operands: Vec<OpId>| Op {
+            name: name.clone(),
+            shape: part.clone().into(),
+            operands,
+            shape_raw: None,
+            ..source.clone()
+        };
+        let made = match &*source.opcode {
+            "broadcast" => {
+                let along = dimensions().iter().position(|&d| d as usize == axis);
+                let operand = match along {
+                    Some(along) => self.slice(source.operands[0], along, from, to),
+                    None => source.operands[0],
+                };
+                smaller(vec![operand])
+            }
+            // The only dimension of an iota is the one it counts along.
+            "iota" if dimensions() != [axis as u64] => smaller(Vec::new()),
+            _ => {
+                let mut attributes = Writer(scope(&source));
+                let ranges = shape.dims.iter().enumerate().map(|(i, &n)| if i == axis { (from, to) } else { (0, n) });
+                ranges.for_each(|(from, to)| slice_dimension(&mut attributes, from, to));
+                op(&name, "slice", part.clone().into(), vec![whole], attributes.0)
+            }
+        };
+        let made = self.push(made, None);
+        self.sliced.insert((whole, axis, from, to), made);
+        made
+    }
+
+    /// All new ops in an order in which the ops of one part stand together. An op of no part that reads what parts have
+    /// made since the last such op ends a run; inside a run come ops of no part, then those of the first part, and so on.
+    fn order(&self) -> Vec<OpId> {
+        let mut order: Vec<OpId> = Vec::with_capacity(self.to.n_ops());
+        let mut run: Vec<OpId> = Vec::new();
+        // Where the run at hand began: ops from here on that belong to a part are in it.
+        let mut begin = 0;
+        let flush = |run: &mut Vec<OpId>, order: &mut Vec<OpId>| {
+            // Stable, so operands stay before their users: a part reads itself and what belongs to none.
+            run.sort_by_key(|id| self.part[id.index()].map_or(0, |part| part + 1));
+            order.append(run);
+        };
+        for (id, op) in self.to.ops() {
+            let reads = |o: &&OpId| o.index() >= begin && self.part[o.index()].is_some();
+            if self.part[id.index()].is_none() && op.operands.iter().any(|o| reads(&o)) {
+                flush(&mut run, &mut order);
+                begin = id.index();
+            }
+            run.push(id);
+        }
+        flush(&mut run, &mut order);
+        order
+    }
+}
+
+fn with_size(shape: &ArrayShape, axis: usize, size: u64) -> ArrayShape {
+    let mut shape = shape.clone();
+    shape.dims[axis] = size;
+    shape
+}
+
+/// An op's attributes, for a part of it along an axis of its result that has this size.
+fn resized(source: &Op, axis: usize, size: u64) -> std::sync::Arc<[u8]> {
+    if &*source.opcode != "slice" {
+        return source.attributes.clone();
+    }
+    let mut attributes = Writer(without(&source.attributes, instruction::SLICE_DIMENSIONS));
+    for (i, (from, to, step)) in slice_ranges(source).into_iter().enumerate() {
+        match i == axis {
+            true => slice_dimension(&mut attributes, 0, size),
+            false => {
+                let mut dimension = Writer::default();
+                [from, to, step].into_iter().enumerate().for_each(|(i, n)| dimension.number(i as u32 + 1, n));
+                attributes.bytes(instruction::SLICE_DIMENSIONS, &dimension.0);
+            }
+        }
+    }
+    attributes.0.into()
+}
+
+fn slice_dimension(attributes: &mut Writer, from: u64, to: u64) {
+    let mut dimension = Writer::default();
+    [from, to, 1].into_iter().enumerate().for_each(|(i, n)| dimension.number(i as u32 + 1, n));
+    attributes.bytes(instruction::SLICE_DIMENSIONS, &dimension.0);
+}
+
+/// Attributes that say where an op comes from, for one that stands beside it.
+fn scope(source: &Op) -> Vec<u8> {
+    let mut metadata = Writer::default();
+    for (number, _, raw) in Fields::new(&source.attributes, "attributes").flatten() {
+        if number == instruction::METADATA {
+            metadata.fields(raw);
+        }
+    }
+    metadata.0
+}
