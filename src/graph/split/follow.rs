@@ -69,7 +69,7 @@ fn together(model: &Model, grad: &GradGraph, param: usize, axis: usize, parts: u
     let Some(state) = model.state[..model.n_params].iter().position(|t| t.tensor == param) else { return Vec::new() };
     let n = model.state[state].shape.dims[axis];
     // Equal parts: others may have to be parts of heads.
-    if n % u64::from(parts) != 0 || model.state[state].rows.is_some() && axis == 0 {
+    if !n.is_multiple_of(u64::from(parts)) || model.state[state].rows.is_some() && axis == 0 {
         return Vec::new();
     }
     let bounds = (0..=u64::from(parts)).map(|i| n / u64::from(parts) * i).collect();
