@@ -44,7 +44,7 @@ def operator_restart():
     assert len(items("partitionplans", "restart")) == 1
 
 
-@scenario(70)
+@scenario(80)
 def worker_killed():
     """A worker's pod is deleted mid-run: another takes its place, and the losses are those of a calm run."""
     namespace("killed")
@@ -62,7 +62,7 @@ def together(manifest):
     return pinned(replaced(("  placement:\n    maxPerNode: 1\n", ""))(manifest))
 
 
-@scenario(80)
+@scenario(95)
 def drained():
     """A node is drained mid-run: the job moves to the other one and goes on at the step where it stopped."""
     namespace("drained")

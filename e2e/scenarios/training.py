@@ -93,7 +93,7 @@ def served(directory):
         log.close()
 
 
-@scenario(60)
+@scenario(45)
 def fetched():
     """The bundle comes over HTTP: of the wrong digest it is refused, what is not there yet is waited for, then it trains."""
     namespace("fetched")
@@ -129,7 +129,7 @@ def fetched():
     print(f"worst difference to local mode {worst:.1e}")
 
 
-@scenario(70)
+@scenario(105)
 def suspend():
     """Suspended mid-run, all pods go; resumed, it goes on at the step of its last checkpoint."""
     namespace("suspend")
@@ -149,7 +149,7 @@ def suspend():
     print(f"worst difference to an uninterrupted run in local mode {worst:.1e}")
 
 
-@anywhere(35)
+@anywhere(25)
 def delete():
     """Deleted mid-run, nothing is left but the results."""
     namespace("delete")
