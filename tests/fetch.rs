@@ -13,11 +13,12 @@ use sha2::{Digest, Sha256};
 fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
+    let listen = move || {
         for stream in listener.incoming() {
             let _ = respond(stream.unwrap(), &answer);
         }
-    });
+    };
+    std::thread::Builder::new().name("server".to_owned()).spawn(listen).unwrap();
     address
 }
 
