@@ -256,7 +256,7 @@ fn a_split_gpt_learns_the_same_on_one_and_two_workers() {
     }
 }
 
-/// One layer of 2048 × 2048 needs 64 MiB with its gradient and two moments, a worker has 60 MiB.
+/// One layer of 2048 × 2048: 64 MiB with its gradient and two moments, twice that while it is updated. A worker has 80.
 #[test]
 fn a_layer_too_large_for_a_worker_trains_on_two() {
     let scratch = tempfile::tempdir().unwrap();
@@ -271,15 +271,14 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
         let more = format!("steps: 4\n  resources: {{memory: {memory}}}\n  parallelism: {{shards: {shards}}}");
         run(&scratch.path().join(name), &spec(&bundle, DIGITS, partition, &more), &[])
     };
-    let refused = train("refused", &[], 2, "60Mi").map(|_| ()).unwrap_err();
-    for part in ["param layer1.w with its gradient and slots", "or split it: spec.partition.split: [{tensor: \"layer1."]
-    {
+    let refused = train("refused", &[], 2, "80Mi").map(|_| ()).unwrap_err();
+    for part in ["has 80.0 MiB", "or split it: spec.partition.split: [{tensor: \"layer"] {
         assert!(refused.contains(part), "{refused:?} lacks {part:?}");
     }
     // The way out that it names.
     let (_, said) = refused.split_once("spec.partition.split: ").unwrap();
     let said: Vec<Split> = serde_yaml::from_str(said.lines().next().unwrap()).unwrap();
-    let split = train("split", &said, 2, "60Mi").unwrap();
+    let split = train("split", &said, 2, "80Mi").unwrap();
     let whole = train("whole", &[], 1, "1Gi").unwrap();
     let apart = apart(&whole.losses, &split.losses);
     assert!(apart <= 1e-4, "losses differ by {apart:e}");
@@ -289,7 +288,7 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     assert!(most(&split.plan) < most(&whole.plan) - Bytes(24 << 20), "{} of {}", most(&split.plan), most(&whole.plan));
 
     // Or the planner finds it.
-    let yaml = spec(&bundle, DIGITS, &[], "steps: 4\n  resources: {memory: 60Mi}\n  parallelism: {shards: 2}");
+    let yaml = spec(&bundle, DIGITS, &[], "steps: 4\n  resources: {memory: 80Mi}\n  parallelism: {shards: 2}");
     let auto = run(&scratch.path().join("auto"), &yaml.replace("split: []", "auto: true"), &[]).unwrap();
     assert!(!auto.plan.split.is_empty());
     assert_eq!(auto.losses.len(), 4);

@@ -21,7 +21,8 @@ pub fn cut(graph: &Graph, name: &str, ops: &[OpId], inputs: &[OpId], outputs: &[
     let mut place: BTreeMap<OpId, OpId> = BTreeMap::new();
     for &input in inputs {
         let op = graph.op(input);
-        place.insert(input, part.push_parameter(parameter(&op.name, op.shape.clone())));
+        let parameter = Op { lane: op.lane, ..parameter(&op.name, op.shape.clone()) };
+        place.insert(input, part.push_parameter(parameter));
     }
     let mut computations = Computations { from: graph, map: BTreeMap::new() };
     for &id in ops {
@@ -110,6 +111,7 @@ pub fn op(name: &str, opcode: &str, shape: Shape, operands: Vec<OpId>, attribute
         called: Vec::new(),
         attributes: Arc::from(attributes),
         shape_raw: None,
+        lane: None,
     }
 }
 

@@ -276,6 +276,7 @@ impl Importer<'_, '_> {
             called: self.called(at, raw, depth)?,
             attributes: Arc::from(raw.attributes.as_slice()),
             shape_raw: Some(Arc::from(raw.shape_raw)),
+            lane: None,
         })
     }
 

@@ -35,6 +35,13 @@ impl fmt::Display for OpId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CompId(pub u32);
 
+/// Part `index` of `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    pub index: u32,
+    pub of: u32,
+}
+
 /// One op of the model graph.
 #[derive(Clone, Debug)]
 pub struct Op {
@@ -51,6 +58,8 @@ pub struct Op {
     pub attributes: Arc<[u8]>,
     /// The imported `ShapeProto`, layout and all; `None` once a pass has changed the shape.
     pub shape_raw: Option<Arc<[u8]>>,
+    /// For an op that works on one part of what is split, and on nothing of the other parts: which part.
+    pub lane: Option<Lane>,
 }
 
 impl Op {

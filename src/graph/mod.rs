@@ -18,7 +18,7 @@ pub mod text;
 pub mod verify;
 
 pub use error::GraphError;
-pub use ir::{CompId, Computation, Graph, Op, OpId};
+pub use ir::{CompId, Computation, Graph, Lane, Op, OpId};
 pub use manifest::Manifest;
 pub use model::{GradGraph, Model, Part, StateTensor};
 pub use region::Region;

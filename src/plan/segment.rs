@@ -1,7 +1,8 @@
 //! Segments: what one shard runs between two exchanges.
 //!
 //! `level(op)` is the maximum over operands of `level(operand)`, plus one where the operand lives on another shard.
-//! Ops with the same (shard, level) form a segment. A path that leaves a segment for another shard comes back at a
+//! Where an op of one part of what is split reads what other shards read too, it rises as well: those need not wait for
+//! this part. Ops with the same (shard, level) form a segment. A path that leaves a segment for another shard comes back at a
 //! higher level, so segments are convex and their graph is acyclic by construction; a pipeline's forward and
 //! backward halves appear without being told apart by hand.
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Assignment, Place, ShardId};
-use crate::graph::{Graph, OpId};
+use crate::graph::{Graph, Op, OpId};
 use crate::units::Bytes;
 
 /// Ops of one shard that run as one executable.
@@ -199,6 +200,12 @@ fn check(graph: &Graph, assignment: &Assignment, n_shards: usize) -> Result<(), 
 /// Earliest level of every op; 0 for ops placed everywhere.
 fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec<u32> {
     let mut level = vec![0u32; graph.n_ops()];
+    // What other shards wait for is sent before this shard goes on with its own part of a split op: parts run at the same
+    // time.
+    let enters = |op: &Op, o: OpId, from: ShardId| {
+        let elsewhere = |u: &OpId| matches!(assignment.place(*u), Place::Shard(s) if s != from);
+        op.lane.is_some() && graph.op(o).lane.is_none() && graph.users(o).iter().any(elsewhere)
+    };
     for (id, op) in graph.ops() {
         let Place::Shard(shard) = assignment.place(id) else { continue };
         for &o in &op.operands {
@@ -206,7 +213,8 @@ fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec
             if parameters == Parameters::Mirrored && is_parameter(graph, o) {
                 continue;
             }
-            level[id.index()] = level[id.index()].max(level[o.index()] + u32::from(from != shard));
+            let later = from != shard || enters(op, o, from);
+            level[id.index()] = level[id.index()].max(level[o.index()] + u32::from(later));
         }
     }
     level

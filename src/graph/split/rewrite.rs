@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::cut::{Computations, cut, op, parameter};
 use super::super::error::GraphError;
-use super::super::ir::{Graph, Op, OpId};
+use super::super::ir::{Graph, Lane, Op, OpId};
 use super::super::passes::{Limits, without_dead_ops};
 use super::super::proto::{Fields, Writer, all_numbers, instruction, without};
 use super::super::shape::ArrayShape;
@@ -31,7 +31,6 @@ pub fn rewrite(graph: &Graph, inputs: &[Option<Cut>], outputs: &[Option<Cut>]) -
         to: Graph::new(graph.name.clone()),
         computations: Computations { from: graph, map: BTreeMap::new() },
         values: Vec::with_capacity(graph.n_ops()),
-        part: Vec::new(),
         joined: BTreeMap::new(),
         sliced: BTreeMap::new(),
     };
@@ -75,8 +74,6 @@ struct Rewrite<'a> {
     computations: Computations<'a>,
     /// By op of the source, as far as it has come.
     values: Vec<Value>,
-    /// By new op: the part it belongs to.
-    part: Vec<Option<usize>>,
     /// The whole of ops that came out in parts.
     joined: BTreeMap<OpId, OpId>,
     /// Slices, by operand, axis and range.
@@ -84,9 +81,8 @@ struct Rewrite<'a> {
 }
 
 impl Rewrite<'_> {
-    fn push(&mut self, op: Op, part: Option<usize>) -> OpId {
-        self.part.push(part);
-        self.to.push(op)
+    fn push(&mut self, op: Op, lane: Option<Lane>) -> OpId {
+        self.to.push(Op { lane, ..op })
     }
 
     fn parameter(&mut self, id: OpId, cut: &Option<Cut>) -> Value {
@@ -94,13 +90,13 @@ impl Rewrite<'_> {
         let attributes = without(&source.attributes, instruction::PARAMETER_NUMBER);
         let (Some(cut), Some(shape)) = (cut, source.shape.as_array()) else {
             let copied = Op { attributes: attributes.into(), ..parameter(&source.name, source.shape.clone()) };
-            self.part.push(None);
             return Value::Whole(self.to.push_parameter(copied));
         };
         let of = |(i, range): (usize, std::ops::Range<u64>)| {
             let shape = with_size(shape, cut.axis, range.end - range.start);
-            self.part.push(Some(i));
-            self.to.push_parameter(parameter(&format!("{}.part{i}", source.name), shape.into()))
+            let lane = Some(Lane { index: i as u32, of: cut.n_parts() as u32 });
+            let part = parameter(&format!("{}.part{i}", source.name), shape.into());
+            self.to.push_parameter(Op { lane, ..part })
         };
         Value::Parts(cut.clone(), cut.ranges().enumerate().map(of).collect())
     }
@@ -151,7 +147,7 @@ impl Rewrite<'_> {
             let (name, shape) = (format!("{}.part{i}", source.name), shape.into());
             let part =
                 Op { name, shape, operands, attributes, called: called.clone(), shape_raw: None, ..source.clone() };
-            made.push(self.push(part, Some(i)));
+            made.push(self.push(part, Some(Lane { index: i as u32, of: n as u32 })));
         }
         match &recipe.yields {
             Yield::Parts(cut) => Value::Parts(cut.clone(), made),
@@ -250,12 +246,12 @@ impl Rewrite<'_> {
         let mut begin = 0;
         let flush = |run: &mut Vec<OpId>, order: &mut Vec<OpId>| {
             // Stable, so operands stay before their users: a part reads itself and what belongs to none.
-            run.sort_by_key(|id| self.part[id.index()].map_or(0, |part| part + 1));
+            run.sort_by_key(|id| self.to.op(*id).lane.map_or(0, |lane| lane.index + 1));
             order.append(run);
         };
         for (id, op) in self.to.ops() {
-            let reads = |o: &&OpId| o.index() >= begin && self.part[o.index()].is_some();
-            if self.part[id.index()].is_none() && op.operands.iter().any(|o| reads(&o)) {
+            let reads = |o: &OpId| o.index() >= begin && self.to.op(*o).lane.is_some();
+            if op.lane.is_none() && op.operands.iter().any(reads) {
                 flush(&mut run, &mut order);
                 begin = id.index();
             }

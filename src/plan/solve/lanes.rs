@@ -3,21 +3,12 @@
 //! A split model can be cut across as well as along: part `i` of every split op on one shard, whatever stands between
 //! split ops wherever the line puts it. That is tensor parallelism; the line alone knows pipelines.
 
-use crate::graph::{Graph, Model};
+use crate::graph::{Graph, Lane, Model};
 use crate::plan::{Place, ShardId};
 
-/// Part `index` of `of`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lane {
-    pub index: u32,
-    pub of: u32,
-}
-
-impl Lane {
-    /// Where it goes: lanes are shared out evenly, and neighbours stay together.
-    pub fn shard(self, n_shards: usize) -> ShardId {
-        ShardId((u64::from(self.index) * n_shards as u64 / u64::from(self.of.max(1))) as u32)
-    }
+/// Where a lane goes: lanes are shared out evenly, and neighbours stay together.
+pub(super) fn shard(lane: Lane, n_shards: usize) -> ShardId {
+    ShardId((u64::from(lane.index) * n_shards as u64 / u64::from(lane.of.max(1))) as u32)
 }
 
 /// The lane of a state tensor.
@@ -28,19 +19,9 @@ pub(super) fn of_state(model: &Model, tensor: usize) -> Option<Lane> {
     Some(Lane { index: part.index, of: part.of })
 }
 
-/// Lanes by op: that of its operands, where they have one and the same. What reads several lanes joins them.
-pub(super) fn of_ops(model: &Model, graph: &Graph) -> Vec<Option<Lane>> {
-    let mut lanes: Vec<Option<Lane>> = vec![None; graph.n_ops()];
-    for (p, &op) in graph.parameters()[..model.n_params].iter().enumerate() {
-        lanes[op.index()] = of_state(model, p);
-    }
-    for (id, op) in graph.ops() {
-        let mut found = op.operands.iter().filter_map(|o| lanes[o.index()]);
-        if let Some(first) = found.next() {
-            lanes[id.index()] = found.all(|lane| lane == first).then_some(first);
-        }
-    }
-    lanes
+/// Lanes by op.
+pub(super) fn of_ops(graph: &Graph) -> Vec<Option<Lane>> {
+    graph.ops().map(|(_, op)| op.lane).collect()
 }
 
 /// Whether these owners put every part on the shard of its lane.
@@ -49,9 +30,46 @@ pub(super) fn is_wide(model: &Model, owners: &[Place], n_shards: usize) -> bool 
     let fits = (0..model.n_params).all(|p| match of_state(model, p) {
         Some(lane) => {
             any = true;
-            owners.get(p) == Some(&Place::Shard(lane.shard(n_shards)))
+            owners.get(p) == Some(&Place::Shard(shard(lane, n_shards)))
         }
         None => true,
     });
     any && fits && n_shards > 1
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Model, Split};
+    use crate::plan::solve::even_topology;
+    use crate::plan::verify::verify;
+    use crate::plan::{Place, Problem, ScheduleKind, ShardId, solve};
+    use crate::topology::{LOOPBACK, nominal};
+
+    /// With one microbatch a pipeline is idle on all shards but one. Parts of products run on two at once.
+    #[test]
+    fn lanes_run_at_the_same_time() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/char_gpt.bundle");
+        let whole = Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap();
+        let split = |name: &str, axis| Split { tensor: format!("blocks.*.{name}"), axis, parts: 2 };
+        let columns = ["mlp.up", "attn.wq", "attn.wk", "attn.wv"].map(|name| split(name, 1));
+        let rows = ["mlp.up_bias", "mlp.down", "attn.wo"].map(|name| split(name, 0));
+        let model = whole.split(&[&columns[..], &rows[..]].concat()).unwrap();
+        let topology = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
+        let plan = |model: &Model| {
+            let (microbatch, schedule) = (Some(16), ScheduleKind::OneFOneB);
+            let problem = Problem { model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };
+            let plan = solve(&problem, None).unwrap();
+            verify(model, &topology, &plan).unwrap();
+            plan
+        };
+        let (line, lanes) = (plan(&whole), plan(&model));
+        assert!(lanes.step_time.0 < 0.85 * line.step_time.0, "{} and {}", lanes.step_time, line.step_time);
+        let most = |plan: &crate::plan::Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+        assert!(most(&lanes) < most(&line), "{} and {}", most(&lanes), most(&line));
+        for (i, tensor) in model.state.iter().enumerate() {
+            if let Some(part) = &tensor.part {
+                assert_eq!(lanes.owners[i], Place::Shard(ShardId(part.index)), "{}", tensor.name);
+            }
+        }
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::lanes::{self, Lane};
+use super::lanes;
 use super::search::Start;
 use super::{check_memory, finish};
-use crate::graph::{GradGraph, Graph, Model};
+use crate::graph::{GradGraph, Graph, Lane, Model};
 use crate::plan::coordinate::{Coordinates, coordinates};
 use crate::plan::predict::Costs;
 use crate::plan::problem::{Infeasible, Problem};
@@ -109,7 +109,7 @@ impl<'a> Line<'a> {
         let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
         let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
         let has_lanes = model.state.iter().any(|t| t.part.is_some()) && problem.n_shards > 1;
-        let of_ops = |v: &&GradGraph| lanes::of_ops(model, &v.graph);
+        let of_ops = |v: &&GradGraph| lanes::of_ops(&v.graph);
         let lanes = if has_lanes { variants.iter().map(of_ops).collect() } else { Vec::new() };
         Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals, lanes })
     }
@@ -175,7 +175,7 @@ impl<'a> Line<'a> {
         let main_graph = &variants[main].graph;
         let n = problem.n_shards as usize;
         let param_owner = |p: usize| match lanes::of_state(model, p).filter(|_| wide) {
-            Some(lane) => lane.shard(n),
+            Some(lane) => lanes::shard(lane, n),
             None => shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),
         };
         let owners: Vec<Place> = (0..model.state.len())
@@ -190,7 +190,7 @@ impl<'a> Line<'a> {
             let lane = |op: usize| self.lanes.get(v).and_then(|lanes| lanes[op]).filter(|_| wide);
             let place = |(op, at): (usize, &Option<u32>)| match (at, lane(op)) {
                 (None, _) => Place::Everywhere,
-                (Some(_), Some(lane)) => Place::Shard(lane.shard(n)),
+                (Some(_), Some(lane)) => Place::Shard(lanes::shard(lane, n)),
                 (Some(at), None) => Place::Shard(shard_of(cuts, *at)),
             };
             let mut places: Vec<Place> = coordinates.of.iter().enumerate().map(place).collect();
