@@ -107,8 +107,8 @@ fn computes_the_same(model: &Model, splits: &[Split], tolerance: f32) {
     let parts = in_parts(model, &split, split.state.len(), &state);
     let of_params = |state: &[Vec<u8>], n: usize| state[..n].to_vec();
 
-    let expected = in_parts(model, &split, split.state.len(), &execute(&model.init, &[key.clone()]));
-    let found = execute(&split.init, &[key.clone()]);
+    let expected = in_parts(model, &split, split.state.len(), &execute(&model.init, std::slice::from_ref(&key)));
+    let found = execute(&split.init, std::slice::from_ref(&key));
     same(&what("init"), &shapes(&split.init, split.init.outputs()), &expected, &found, 1e-6);
 
     let (grad, split_grad) = (&model.grads[0], &split.grads[0]);
