@@ -151,8 +151,8 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         key: key::read_or_make(&client, &config.site.namespace).await?,
         config: config.clone(),
     });
-    tokio::spawn(node_stream.for_each(|_| std::future::ready(())));
-    tokio::spawn(profile_stream.for_each(|_| std::future::ready(())));
+    tokio::spawn(node_stream.for_each(|seen| heard("nodes", seen.err())));
+    tokio::spawn(profile_stream.for_each(|seen| heard("profiles", seen.err())));
     Controller::new(api_of::<TrainingJob>(&client, namespace), everywhere)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
@@ -164,13 +164,24 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
                 let key = format!("{}/{}", job.namespace.as_deref().unwrap_or_default(), job.name);
                 memory.lock().unwrap_or_else(|p| p.into_inner()).remove(&key);
             }
-            if let Err(e) = result {
-                tracing::debug!(error = %e, "a look at a job failed");
+            match result {
+                // Nothing is seen until this ends: an object that this version cannot read is enough.
+                Err(ControllerError::QueueError(e)) => {
+                    tracing::warn!(error = %e, "jobs, pods or plans cannot be watched; is the operator older than its CRDs?");
+                }
+                Err(e) => tracing::debug!(error = %e, "a look at a job failed"),
+                Ok(_) => {}
             }
             std::future::ready(())
         })
         .await;
     Ok(())
+}
+
+async fn heard(what: &str, error: Option<watcher::Error>) {
+    if let Some(e) = error {
+        tracing::warn!(error = %e, "{what} cannot be watched");
+    }
 }
 
 /// What was made for a pod that is gone is made again at once.
