@@ -399,7 +399,7 @@ pub struct Partition {
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
     pub split: Vec<Split>,
     /// Where `split` is empty, the planner tries a few splits and takes one that makes the job fit its devices or its steps
-    /// at least a twentieth shorter. It says which in the log and in `foreshard explain`.
+    /// at least a twentieth shorter. It says which in the log, and `plan.json` holds it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto: bool,
 }

@@ -44,6 +44,7 @@ mod tests {
     use crate::plan::verify::verify;
     use crate::plan::{Place, Problem, ScheduleKind, ShardId, solve};
     use crate::topology::{LOOPBACK, nominal};
+    use crate::units::Bytes;
 
     /// With one microbatch a pipeline is idle on all shards but one. Parts of products run on two at once.
     #[test]
@@ -64,8 +65,13 @@ mod tests {
         };
         let (line, lanes) = (plan(&whole), plan(&model));
         assert!(lanes.step_time.0 < 0.85 * line.step_time.0, "{} and {}", lanes.step_time, line.step_time);
-        let most = |plan: &crate::plan::Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
-        assert!(most(&lanes) < most(&line), "{} and {}", most(&lanes), most(&line));
+        // State is shared out with the lanes. Activations need not be: more segments keep more between them.
+        let bytes = |shard: u32| -> Bytes {
+            let here = |i: &usize| lanes.owners[*i] == Place::Shard(ShardId(shard));
+            (0..model.state.len()).filter(here).map(|i| model.state[i].shape.bytes()).sum()
+        };
+        let (first, second) = (bytes(0), bytes(1));
+        assert!(first + second < second * 3 && first + second < first * 3, "{first} and {second}");
         for (i, tensor) in model.state.iter().enumerate() {
             if let Some(part) = &tensor.part {
                 assert_eq!(lanes.owners[i], Place::Shard(ShardId(part.index)), "{}", tensor.name);
