@@ -165,11 +165,6 @@ def replaced(*pairs):
     return change
 
 
-def pinned(manifest):
-    """With cuts of the user's own: losses do not depend on what is learned of the devices between two plans."""
-    return replaced(("    shards: 2\n", "    shards: 2\n    microbatch: 2\n    cuts: [block2]\n"))(manifest)
-
-
 def local(sample, n, change=lambda manifest: manifest):
     """Losses of the same manifest on this machine, with no cluster."""
     with tempfile.TemporaryDirectory() as directory:

@@ -14,7 +14,6 @@ from kit import (
     log,
     losses,
     namespace,
-    pinned,
     replaced,
     same,
     state,
@@ -48,18 +47,18 @@ def operator_restart():
 def worker_killed():
     """A worker's pod is deleted mid-run: another takes its place, and the losses are those of a calm run."""
     namespace("killed")
-    apply("killed", "chargpt", pinned)
+    apply("killed", "chargpt")
     wait("25 steps", 200, lambda: len(log("killed", "chargpt")) >= 25)
     kubectl("delete", "pod", "chargpt-1", "-n", "killed", "--grace-period=0", "--force")
     job = state("killed", "chargpt", "Complete", 200)
     assert job["status"]["restarts"] >= 1
-    worst = same(losses(log("killed", "chargpt")), local("chargpt", 60, pinned))
+    worst = same(losses(log("killed", "chargpt")), local("chargpt", 60))
     print(f"restarts {job['status']['restarts']}, worst difference to a calm run in local mode {worst:.1e}")
 
 
 def together(manifest):
     """Both shards on one node, if it has room."""
-    return pinned(replaced(("  placement:\n    maxPerNode: 1\n", ""))(manifest))
+    return replaced(("  placement:\n    maxPerNode: 1\n", ""))(manifest)
 
 
 @scenario(95)
@@ -79,7 +78,7 @@ def drained():
     plans = sorted(items("partitionplans", "drained"), key=lambda p: p["spec"]["revision"])
     assert [p["spec"]["nodes"] for p in plans][-1] != [node], plans
     print(f"revision {plans[-1]['spec']['revision']}: {plans[-1]['spec']['reason']}")
-    same(losses(log("drained", "chargpt")), local("chargpt", 60, pinned))
+    same(losses(log("drained", "chargpt")), local("chargpt", 60))
 
 
 @scenario(100)
@@ -102,4 +101,4 @@ def silent_node():
     plan = max(items("partitionplans", "silent"), key=lambda p: p["spec"]["revision"])
     assert plan["spec"]["nodes"] == ["node-1"], plan["spec"]
     print(f"revision {plan['spec']['revision']}: {plan['spec']['reason']}")
-    same(losses(log("silent", "chargpt")), local("chargpt", 60, pinned))
+    same(losses(log("silent", "chargpt")), local("chargpt", 60))

@@ -23,7 +23,6 @@ from kit import (
     logs,
     losses,
     namespace,
-    pinned,
     placed,
     replaced,
     results,
@@ -133,7 +132,7 @@ def fetched():
 def suspend():
     """Suspended mid-run, all pods go; resumed, it goes on at the step of its last checkpoint."""
     namespace("suspend")
-    apply("suspend", "chargpt", pinned)
+    apply("suspend", "chargpt")
     wait("8 steps", 150, lambda: len(log("suspend", "chargpt")) >= 8)
     patch = '{"spec": {"suspend": %s}}'
     kubectl("patch", "trainingjob", "chargpt", "-n", "suspend", "--type=merge", "-p", patch % "true")
@@ -145,7 +144,7 @@ def suspend():
     second = [line["step"] for line in log("suspend", "chargpt") if line["run"] == "run-2"]
     assert second[0] == last + 1, f"stopped after step {last}, went on at {second[0]}"
     print(f"stopped after step {last}, went on at step {second[0]}")
-    worst = same(losses(log("suspend", "chargpt")), local("chargpt", 60, pinned))
+    worst = same(losses(log("suspend", "chargpt")), local("chargpt", 60))
     print(f"worst difference to an uninterrupted run in local mode {worst:.1e}")
 
 
