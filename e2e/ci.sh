@@ -12,6 +12,10 @@ skip() {
   echo "e2e: not run: $*"
   exit 0
 }
+fail() {
+  echo "e2e: $*" >&2
+  exit 1
+}
 left() { echo $((WITHIN - SECONDS)); }
 
 [ "$(id -u)" = 0 ] || skip "needs root"
@@ -24,8 +28,10 @@ unshare --net --mount sh -c 'mount -t tmpfs none /mnt' 2> /dev/null || skip "thi
 code=0
 timeout $(($(left) - LEAST)) e2e/cluster/build || code=$?
 [ $code != 124 ] || skip "Kubernetes was not built within the time; what is built stays for the next run"
-[ $code = 0 ] || skip "Kubernetes could not be built"
-timeout "$(left)" e2e/cluster/cluster image || skip "the image could not be built"
+[ $code = 0 ] || fail "Kubernetes could not be built"
+timeout "$(left)" e2e/cluster/cluster image || code=$?
+[ $code != 124 ] || skip "the image was not built within the time"
+[ $code = 0 ] || fail "the image could not be built"
 [ "$(left)" -gt $LEAST ] || skip "$(left) s are left, a cluster takes $LEAST"
 if python3 -c 'import yaml' 2> /dev/null; then e2e/chart.py; else echo "e2e: the chart is not looked at: needs PyYAML"; fi
 e2e/run.py --within="$(left)"

@@ -39,28 +39,25 @@ def attempt(name):
 
 def with_retry(name, left, results):
     """Runs a scenario, if need be twice, and notes whether it has passed. `left`: seconds until the end."""
-    start = time.monotonic()
-    why = attempt(name)
-    if why is None:
-        results[name] = True
-        print(f"ok     {name} ({time.monotonic() - start:.0f} s)", flush=True)
-        return
-    results[name] = False
-    print(f"FAILED {name}: {why}", flush=True)
-    explain()
-    if left() < SCENARIOS[name].seconds:
-        print(f"       {name}: no time for a second try", flush=True)
-        return
-    forget()
-    install()
-    start = time.monotonic()
-    again = attempt(name)
-    if again is None:
-        results[name] = True
-        print(f"ok     {name}, passed at the second try ({time.monotonic() - start:.0f} s); at the first: {why}", flush=True)
-        return
-    print(f"FAILED {name} at the second try: {again}", flush=True)
-    explain()
+    first = None
+    for note in ("", " at the second try"):
+        start = time.monotonic()
+        why = attempt(name)
+        results[name] = why is None
+        if why is None:
+            seconds = f"({time.monotonic() - start:.0f} s)"
+            print(f"ok     {name}{note} {seconds}" + (f"; at the first: {first}" if first else ""), flush=True)
+            return
+        print(f"FAILED {name}{note}: {why}", flush=True)
+        explain()
+        if first:
+            return
+        if left() < SCENARIOS[name].seconds:
+            print(f"       {name}: no time for a second try", flush=True)
+            return
+        first = why
+        forget()
+        install()
 
 
 def main():

@@ -291,6 +291,36 @@ fn a_resume_into_another_number_of_shards_goes_on_with_the_same_losses() {
     equals(&Story { shards: 2, checkpoint_every: 25, events, fail: Vec::new() }, ROUNDINGS);
 }
 
+/// Other microbatches are other dropout masks.
+#[test]
+fn a_resumed_job_keeps_the_size_of_its_microbatches() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, microbatch: &str, steps: &str, resume: &[&Path]| -> Value {
+        let (manifest, dir) = (directory.path().join(format!("{name}.yaml")), directory.path().join(name));
+        let yaml = format!(
+            "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: again}}\nspec:\n  \
+             bundle: bundles/mlp_digits.bundle\n  \
+             data: {{uri: examples/data/digits.csv, columns: {{x: ['pixel*'], y: [label]}}}}\n  \
+             steps: 9\n  parallelism: {{shards: 1{microbatch}}}\n  adaptation: {{mode: Off}}\n"
+        );
+        fs::write(&manifest, yaml).unwrap();
+        let mut command = support::foreshard();
+        command.args(["local", "run", "--quiet", "--steps", steps]).arg(&manifest).arg("--run-dir").arg(&dir);
+        for from in resume {
+            command.arg("--resume").arg(from);
+        }
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let plan: Value = serde_json::from_slice(&fs::read(dir.join("plan.json")).unwrap()).unwrap();
+        plan["microbatch"].clone()
+    };
+    assert_eq!(run("first", ", microbatch: 16", "3", &[]), 16);
+    assert_ne!(run("free", "", "3", &[]), 16, "the planner would have taken these anyway");
+    let first = directory.path().join("first");
+    assert_eq!(run("resumed", "", "6", &[&first]), 16);
+    assert_eq!(run("asked", ", microbatch: 64", "6", &[&first]), 64);
+}
+
 /// Numbers that depend on a seed alone. Source: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 struct Dice(u64);
 

@@ -29,11 +29,14 @@ pub fn load_named(directory: &Path) -> Result<(Model, String), GraphError> {
         digest.update(&bytes);
         Ok(bytes)
     })?;
-    Ok((model, digest.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+    Ok((model, hex(&digest.finalize())))
 }
 
 /// The name of a split bundle's ops, from that of the bundle: equal digests mean equal ops.
 pub fn digest_of_split(bundle: &str, model: &Model) -> String {
-    let of = format!("{bundle} {}", model.fingerprint);
-    Sha256::digest(of).iter().map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(format!("{bundle} {}", model.fingerprint)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -13,7 +13,7 @@ use super::predict::{Costs, predict};
 use super::problem::{Infeasible, Problem};
 use super::solve::solve;
 use super::{Plan, ScheduleKind, ShardPlan};
-use crate::graph::Model;
+use crate::graph::{Model, Split};
 use crate::topology::Topology;
 use crate::units::{Bytes, Seconds};
 
@@ -33,6 +33,8 @@ pub struct Explanation {
     pub devices: Vec<String>,
     pub n_microbatches: u32,
     pub microbatch: u64,
+    /// What of the bundle is split first.
+    pub split: Vec<Split>,
     /// By the figures of these devices; what the plan file says may come from others.
     pub shares: Shares,
     pub bound: Bound,
@@ -168,6 +170,7 @@ pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explan
         devices: plan.shards.iter().map(devices).collect(),
         n_microbatches: plan.n_microbatches,
         microbatch: plan.microbatch,
+        split: plan.split.clone(),
         shares,
         bound: known_bound,
         bound_op,

@@ -21,6 +21,10 @@ impl fmt::Display for Explanation {
             self.bound.step(),
             step / self.bound.step(),
         )?;
+        if !self.split.is_empty() {
+            let splits: Vec<String> = self.split.iter().map(ToString::to_string).collect();
+            writeln!(f, "Split: {}.", splits.join(", "))?;
+        }
         writeln!(f, "\nWhere the time of each device goes")?;
         writeln!(
             f,

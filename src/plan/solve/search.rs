@@ -103,9 +103,12 @@ impl Search<'_> {
         found.evaluate(start.clone());
         let near = found.plans.pop();
         let small = self.tries() >= FEW_TRIES;
-        let rules = [(Rule::Sum, true), (Rule::Fill, small && self.problem.n_shards <= SHORT), (Rule::Overlap, small)];
-        for (rule, _) in rules.into_iter().filter(|(_, asked)| *asked) {
-            found.cut(&start.order, rule);
+        found.cut(&start.order, Rule::Sum);
+        if small && self.problem.n_shards <= SHORT {
+            found.cut(&start.order, Rule::Fill);
+        }
+        if small {
+            found.cut(&start.order, Rule::Overlap);
         }
         let far = found.best().cloned();
         // Of a large model as it is.
