@@ -16,6 +16,18 @@ fn noise_moves_nothing_in_an_hour() {
     }
 }
 
+/// `tests/data/undisturbed_steps.csv` tells what was recorded.
+#[test]
+fn an_hour_of_recorded_steps_moves_nothing() {
+    let recording = Recording::parse(include_str!("../../../tests/data/undisturbed_steps.csv"));
+    assert!(recording.seconds() > 400.0);
+    let story = World::recorded(&recording).run(3600.0, 1);
+    assert!(story.adopted().is_empty(), "{}", story.told());
+    // The same loop on the same jitter does answer a worker that slows down.
+    let slowed = recording.slowed(0, 300.0, 0.5);
+    assert!(!World::recorded(&slowed).run(slowed.seconds(), 1).adopted().is_empty());
+}
+
 #[test]
 fn a_slow_down_is_answered_in_a_handful_of_steps_after_the_dwell_time() {
     for (step, slow_down, at_most) in [(0.1, 0.3, 15.0), (0.5, 0.4, 20.0), (0.5, 0.6, 20.0), (2.0, 0.5, 60.0)] {
