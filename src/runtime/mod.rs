@@ -17,6 +17,7 @@ mod doors;
 mod executor;
 pub mod fail;
 mod feed;
+mod kept;
 mod key;
 mod link;
 mod mailbox;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::RuntimeError;
 use super::doors::Doors;
 use super::executor::{Links, peak_rss, reset_peak_rss};
+use super::kept::Kept;
 use super::link::{Link, Shared, Stamp, Traffic, whom};
 use super::mailbox::Mailbox;
 use super::program::{Compiler, Programs, mirrors_of};
@@ -47,6 +48,7 @@ pub struct Workshop<'a, D: Device> {
     pub device: &'a Arc<D>,
     pub model: &'a Arc<Model>,
     pub cache: Option<&'a ExecutableCache>,
+    pub kept: &'a Kept<D>,
     pub doors: &'a Doors,
     /// Set when nobody wants the result any more.
     pub cancelled: &'a AtomicBool,
@@ -90,7 +92,7 @@ impl<D: Device> Workshop<'_, D> {
                 let mut progress = |compiled, of| (self.progress)(compiled, of);
                 let compiler =
                     Compiler::new(&**self.device, self.model, &shared.plan, &shared.wiring, me, &mut progress);
-                let compiler = compiler.with_cache(self.cache);
+                let compiler = compiler.with_cache(self.cache).with_kept(self.kept);
                 let programs = compiler.compile(order.fresh.then_some(&given))?;
                 for trouble in &programs.cache.troubles {
                     tracing::warn!("{trouble}");

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::RuntimeError;
+use super::kept::{self, Compiled, Kept};
 use super::wiring::{ChannelId, Cut, Mirror, Rank, Wiring};
 use crate::device::cache::ExecutableCache;
 use crate::device::{Device, ExecutableMemory};
@@ -92,7 +91,9 @@ pub struct Programs<D: Device> {
 /// What the cache of executables was good for; equal modules of one shard count once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheUse {
+    /// Read from disk, or loaded already.
     pub hits: u32,
+    /// Compiled.
     pub misses: u32,
     /// For the log: entries that were damaged or could not be kept.
     pub troubles: Vec<String>,
@@ -118,9 +119,11 @@ pub struct Compiler<'a, D: Device> {
     pub progress: &'a mut dyn FnMut(u32, u32),
     /// Executables that are loaded instead of compiled.
     cache: Option<&'a ExecutableCache>,
+    /// Those of the process that are loaded already.
+    kept: Option<&'a Kept<D>>,
     cache_use: CacheUse,
     /// Equal modules are compiled once.
-    compiled: BTreeMap<[u8; 32], (Arc<D::Executable>, ExecutableMemory)>,
+    compiled: BTreeMap<kept::Key, Compiled<D>>,
     n_compiled: u32,
     n_modules: u32,
 }
@@ -147,6 +150,7 @@ impl<'a, D: Device> Compiler<'a, D> {
             rank,
             progress,
             cache: None,
+            kept: None,
             cache_use: CacheUse::default(),
             compiled: BTreeMap::new(),
             n_compiled: 0,
@@ -157,6 +161,11 @@ impl<'a, D: Device> Compiler<'a, D> {
     /// With a cache of executables on disk.
     pub fn with_cache(self, cache: Option<&'a ExecutableCache>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// With the executables that this process has loaded for other plans.
+    pub fn with_kept(self, kept: &'a Kept<D>) -> Self {
+        Self { kept: Some(kept), ..self }
     }
 
     /// `given`: state tensors that start weights hold; `None` when the state is not made from the seed.
@@ -178,37 +187,51 @@ impl<'a, D: Device> Compiler<'a, D> {
         Ok(Programs { init, grads, update, add, owned, cache: self.cache_use })
     }
 
-    fn module(
-        &mut self,
-        name: &str,
-        graph: &Graph,
-        aliases: &[Alias],
-    ) -> Result<(Arc<D::Executable>, ExecutableMemory), RuntimeError> {
+    fn module(&mut self, name: &str, graph: &Graph, aliases: &[Alias]) -> Result<Compiled<D>, RuntimeError> {
         verify(graph).map_err(|source| RuntimeError::Module { module: name.to_owned(), source })?;
         let hlo = to_hlo(graph, aliases);
-        let digest: [u8; 32] = Sha256::digest(&hlo).into();
-        let compiled = match self.compiled.get(&digest) {
+        let key = kept::key(&hlo);
+        let compiled = match self.compiled.get(&key) {
             Some(known) => known.clone(),
             None => {
-                let at = |source| RuntimeError::Device { at: format!("compiling {name}"), source };
-                let executable = match self.cache {
-                    None => self.device.compile(name, &hlo, aliases).map_err(at)?,
-                    Some(cache) => {
-                        let cached = cache.compile(self.device, name, &hlo, aliases).map_err(at)?;
-                        self.cache_use.hits += u32::from(cached.hit);
-                        self.cache_use.misses += u32::from(!cached.hit);
-                        self.cache_use.troubles.extend(cached.trouble.map(|t| t.to_string()));
-                        cached.executable
-                    }
-                };
-                let memory = self.device.memory(&executable).map_err(at)?;
-                let compiled = (Arc::new(executable), memory);
-                self.compiled.insert(digest, compiled.clone());
+                let compiled = self.loaded(&key, name, &hlo, aliases)?;
+                self.compiled.insert(key, compiled.clone());
                 compiled
             }
         };
         self.n_compiled += 1;
         (self.progress)(self.n_compiled, self.n_modules);
+        Ok(compiled)
+    }
+
+    /// From what is loaded, from disk, or from the compiler.
+    fn loaded(
+        &mut self,
+        key: &kept::Key,
+        name: &str,
+        hlo: &[u8],
+        aliases: &[Alias],
+    ) -> Result<Compiled<D>, RuntimeError> {
+        if let Some(kept) = self.kept.and_then(|kept| kept.get(key)) {
+            self.cache_use.hits += 1;
+            return Ok(kept);
+        }
+        let at = |source| RuntimeError::Device { at: format!("compiling {name}"), source };
+        let executable = match self.cache {
+            None => self.device.compile(name, hlo, aliases).map_err(at)?,
+            Some(cache) => {
+                let cached = cache.compile(self.device, name, hlo, aliases).map_err(at)?;
+                self.cache_use.hits += u32::from(cached.hit);
+                self.cache_use.misses += u32::from(!cached.hit);
+                self.cache_use.troubles.extend(cached.trouble.map(|t| t.to_string()));
+                cached.executable
+            }
+        };
+        let memory = self.device.memory(&executable).map_err(at)?;
+        let compiled = (Arc::new(executable), memory);
+        if let Some(kept) = self.kept {
+            kept.put(*key, compiled.clone());
+        }
         Ok(compiled)
     }
 

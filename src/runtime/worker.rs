@@ -15,6 +15,7 @@ use super::doors::Doors;
 use super::executor::{Executor, Half};
 use super::fail::Fail;
 use super::feed::{Revisions, listen};
+use super::kept::Kept;
 use super::link::{Shared, Stamp};
 use super::prepare::{self, Prepared, Workshop};
 use super::switch::{Outcome, Retired, Switch};
@@ -147,10 +148,11 @@ fn class(fault: &RuntimeError) -> FailureClass {
 }
 
 /// What a worker has from the first plan on.
-struct Site<D> {
+struct Site<D: Device> {
     device: Arc<D>,
     model: Arc<Model>,
     cache: Option<Arc<ExecutableCache>>,
+    kept: Arc<Kept<D>>,
 }
 
 /// A cache that cannot be had costs time, nothing else.
@@ -205,8 +207,8 @@ impl<D: Device> Worker<'_, D> {
                     if let Some((device, load)) = start.take() {
                         let device = Arc::new(device()?);
                         let cache = self.config.cache.as_ref().and_then(|c| open_cache(c, &*device)).map(Arc::new);
-                        self.site =
-                            Some(Site { device, model: Arc::new(load(&order.bundle, &order.plan.split)?), cache });
+                        let model = Arc::new(load(&order.bundle, &order.plan.split)?);
+                        self.site = Some(Site { device, model, cache, kept: Arc::default() });
                     }
                     self.prepare(*order)?;
                 }
@@ -265,9 +267,9 @@ impl<D: Device> Worker<'_, D> {
 
     /// Gets ready on a thread of its own, which training has precedence over.
     fn prepare(&mut self, order: Prepare) -> Result<(), RuntimeError> {
-        let Some(Site { device, model, cache }) = &self.site else { return Ok(()) };
+        let Some(Site { device, model, cache, kept }) = &self.site else { return Ok(()) };
         self.cancelled = Arc::default();
-        let (device, model, cache) = (device.clone(), model.clone(), cache.clone());
+        let (device, model, cache, kept) = (device.clone(), model.clone(), cache.clone(), kept.clone());
         let cancelled = self.cancelled.clone();
         let (control, doors, revisions) = (self.control.clone(), self.doors.clone(), self.revisions.clone());
         let config = self.config.clone();
@@ -289,6 +291,7 @@ impl<D: Device> Worker<'_, D> {
                 device: &device,
                 model: &model,
                 cache: cache.as_deref(),
+                kept: &kept,
                 doors: &doors,
                 cancelled: &cancelled,
                 progress: &mut progress,

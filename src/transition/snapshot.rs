@@ -180,7 +180,8 @@ pub struct Move {
     /// As the candidate said, and as measured: all time that training lost by it.
     pub pause: Measured,
     pub prepare: Measured,
-    /// Share of time it should save, and did: by the predictions for both plans under the speeds measured since.
+    /// Share of time it should save, and did: what steps take, against what those of the plan before would have taken
+    /// under the speeds measured since.
     pub gain: Measured<f64>,
 }
 

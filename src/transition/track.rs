@@ -52,15 +52,17 @@ impl Tracker {
     }
 }
 
-/// Keeps account of whether a move pays, as far as it was said to: what both plans would take, and do, under the speeds that
-/// are measured.
+/// Keeps account of whether a move pays, as far as it was said to: what steps take, and what they would have taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ledger {
     /// The end of what was promised.
     until: Seconds,
-    time: f64,
-    saved: f64,
+    before: f64,
+    after: f64,
 }
+
+/// A step that takes longer than so many of the left plan was held up by something that no plan is known to change.
+const HELD_UP: f64 = 2.0;
 
 impl Ledger {
     /// For a move whose [`super::Balance`] ends at `until`.
@@ -68,19 +70,17 @@ impl Ledger {
         Self { until, ..Self::default() }
     }
 
-    /// Notes a time span up to `now` in which steps of the left plan would have taken `before` and those of the new one are
-    /// predicted to take `after`.
-    pub fn note(&mut self, now: Seconds, span: Seconds, before: Seconds, after: Seconds) {
-        let rate = 1.0 - after / before;
-        if now <= self.until && rate.is_finite() && span.0 > 0.0 {
-            self.time += span.0;
-            self.saved += span.0 * rate;
+    /// Notes a step that ended `now` and took `after`; the left plan would have taken `before`.
+    pub fn note(&mut self, now: Seconds, before: Seconds, after: Seconds) {
+        if now <= self.until && before.0 > 0.0 && before.0.is_finite() && after.0.is_finite() {
+            self.before += before.0;
+            self.after += after.0.min(before.0 * HELD_UP);
         }
     }
 
     /// The share of time saved so far; `None` before anything was noted.
     pub fn gain(&self) -> Option<f64> {
-        (self.time > 0.0).then(|| self.saved / self.time)
+        (self.before > 0.0).then(|| 1.0 - self.after / self.before)
     }
 }
 
@@ -105,14 +105,19 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_weighs_by_time_and_ends_with_the_promise() {
+    fn a_ledger_adds_up_steps_and_ends_with_the_promise() {
         let mut ledger = Ledger::new(Seconds(50.0));
         assert_eq!(ledger.gain(), None);
-        ledger.note(Seconds(10.0), Seconds(10.0), Seconds(2.0), Seconds(1.0));
-        ledger.note(Seconds(40.0), Seconds(30.0), Seconds(1.0), Seconds(1.5));
-        ledger.note(Seconds(45.0), Seconds(5.0), Seconds(0.0), Seconds(0.0));
-        assert_eq!(ledger.gain(), Some((10.0 * 0.5 - 30.0 * 0.5) / 40.0));
-        ledger.note(Seconds(60.0), Seconds(15.0), Seconds(1.0), Seconds(9.0));
-        assert_eq!(ledger.gain(), Some((10.0 * 0.5 - 30.0 * 0.5) / 40.0));
+        let note = |ledger: &mut Ledger, now, before, after| ledger.note(Seconds(now), Seconds(before), Seconds(after));
+        note(&mut ledger, 10.0, 2.0, 1.0);
+        note(&mut ledger, 40.0, 1.0, 1.5);
+        note(&mut ledger, 45.0, 0.0, 1.0);
+        note(&mut ledger, 45.0, f64::NAN, 1.0);
+        assert_eq!(ledger.gain(), Some(1.0 - 2.5 / 3.0));
+        // Held up for a minute.
+        note(&mut ledger, 49.0, 1.0, 60.0);
+        assert_eq!(ledger.gain(), Some(1.0 - 4.5 / 4.0));
+        note(&mut ledger, 60.0, 1.0, 9.0);
+        assert_eq!(ledger.gain(), Some(1.0 - 4.5 / 4.0));
     }
 }

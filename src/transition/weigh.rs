@@ -1,7 +1,7 @@
 //! What a move saves and costs over the horizon.
 
 use super::decision::Balance;
-use super::snapshot::{Candidate, Measured, Move, Snapshot};
+use super::snapshot::{Candidate, Measured, Move, Observed, Snapshot, Window};
 use crate::forecast::robust;
 use crate::units::Seconds;
 
@@ -22,7 +22,8 @@ pub struct Weighed {
 /// While the running plan trains for a time t, the candidate needs t · candidate / running for the same steps. Where steps
 /// take longer than predicted for the running plan, something slows them that no plan is known to change: only the
 /// predicted difference is credited. The candidate starts when it is prepared, or later; it stays to the end of the
-/// horizon, of the forecast or of the job, or is left again after the cooldown, for the price of a second move.
+/// horizon, of the forecast or of the job, or is left again after the cooldown, for the price of a second move. Without a
+/// forecast the present is expected to last as long again as it has lasted.
 ///
 /// Expectations are corrected by what earlier moves cost and brought.
 ///
@@ -78,8 +79,8 @@ struct Rates {
     /// Saved from the start of the first interval to that of each other one.
     sums: Vec<f64>,
     rates: Vec<f64>,
-    /// A single prediction holds for ever.
-    constant: bool,
+    /// For how long a single prediction holds.
+    constant: Option<Seconds>,
 }
 
 impl Rates {
@@ -95,11 +96,12 @@ impl Rates {
         let interval = if c.interval.0 > 0.0 && c.interval.0.is_finite() { c.interval } else { s.settings.horizon };
         let mut sums = vec![0.0];
         rates.iter().for_each(|r| sums.push(sums[sums.len() - 1] + r * interval.0));
-        Self { interval, first: c.made - s.time, sums, constant: rates.len() == 1, rates }
+        let constant = (rates.len() == 1).then(|| lasting(s));
+        Self { interval, first: c.made - s.time, sums, constant, rates }
     }
 
     fn end(&self) -> Seconds {
-        if self.constant { Seconds(f64::INFINITY) } else { self.first + self.interval * self.rates.len() as f64 }
+        self.constant.unwrap_or(self.first + self.interval * self.rates.len() as f64)
     }
 
     fn starts(&self) -> impl Iterator<Item = Seconds> {
@@ -124,6 +126,20 @@ impl Rates {
         let at = ((time - self.first) / self.interval).clamp(0.0, self.rates.len() as f64);
         let whole = (at as usize).min(self.rates.len() - 1);
         self.sums[whole] + (at - whole as f64) * self.rates[whole] * self.interval.0
+    }
+}
+
+/// How long steps have taken what they take now.
+///
+/// As much is expected of the future: whoever moves only when staying has cost as much as a move loses at most twice what
+/// hindsight would (the ski rental problem: Karlin, Manasse, Rudolph and Sleator, "Competitive snoopy caching", 1988).
+fn lasting(s: &Snapshot) -> Seconds {
+    let Observed { windows } = &s.running.observed;
+    let now = s.running.observed.now().unwrap_or(f64::NAN);
+    let other = |w: &Window| (w.seen.centre - now).abs() > (w.seen.centre - s.running.predicted.0).abs();
+    match windows.iter().position(other) {
+        Some(n) if n > 0 => windows[n - 1].span,
+        _ => s.time - s.running.since,
     }
 }
 

@@ -51,7 +51,7 @@ pub fn moves(page: &mut Page, run: &Run) {
     if revisions.is_empty() {
         return page.missing("The plan did not change.");
     }
-    page.text("What a move was expected to cost and bring, and what it did. The gain is a share of time, by the predictions for both plans under the speeds measured since.");
+    page.text("What a move was expected to cost and bring, and what it did. The gain is a share of time: what steps took, against what those of the plan before would have taken under the speeds measured since.");
     let rows: Vec<Vec<String>> = latest(page, &revisions).iter().map(|&revision| row_of_move(run, revision)).collect();
     let columns = [
         "revision#",

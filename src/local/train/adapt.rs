@@ -60,8 +60,8 @@ pub struct Adapt {
     plans: BTreeMap<u64, Plan>,
     considered: Option<Considered>,
     moves: Vec<Move>,
-    /// The plan before with the variant it trained, and whether leaving it paid.
-    left: Option<(Priced, String, Ledger)>,
+    left: Option<Left>,
+    under_way: Option<UnderWay>,
     approved: Option<u64>,
     /// The plan that waits for approval, and why.
     recommended: Option<(u64, String)>,
@@ -72,6 +72,23 @@ pub struct Adapt {
     next_decision: Seconds,
     label: &'static str,
     variant: String,
+}
+
+/// The plan before the running one, and whether leaving it pays.
+struct Left {
+    priced: Priced,
+    /// That it trained.
+    variant: String,
+    /// How many times longer its steps took than segments and transfers explain.
+    stretch: f64,
+    ledger: Ledger,
+}
+
+/// What training loses beside the preparation of a move.
+struct UnderWay {
+    /// A step before it.
+    usual: f64,
+    lost: f64,
 }
 
 /// What the training loop has to do.
@@ -108,6 +125,7 @@ impl Adapt {
             considered: None,
             moves: Vec::new(),
             left: None,
+            under_way: None,
             approved: None,
             recommended: None,
             promised: None,
@@ -165,14 +183,17 @@ impl Adapt {
         for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {
             tracker.push(duration, worker.busy_s);
         }
-        if let (Some((left, left_variant, ledger)), Some(after)) = (&mut self.left, &estimate) {
+        if let Some(UnderWay { usual, lost }) = &mut self.under_way {
+            *lost += seconds - *usual;
+        }
+        if let Some(left) = &mut self.left {
             let calibration = &self.calibration;
-            let before = left.estimate(left_variant, calibration, &|d| calibration.speed(d), None);
+            let before = left.priced.estimate(&left.variant, calibration, &|d| calibration.speed(d), None);
             if let Some(before) = before {
-                ledger.note(now, duration, before.step, after.step);
+                left.ledger.note(now, before.step * (left.stretch / calibration.stretch()), duration);
             }
-            if let Some(last) = self.moves.last_mut() {
-                last.gain.measured = ledger.gain();
+            if let Some(last) = self.moves.last_mut().filter(|m| m.pause.measured.is_some()) {
+                last.gain.measured = left.ledger.gain();
             }
         }
         if self.predicted.is_none() && report.step >= self.since.0 + SETTLED {
@@ -243,6 +264,7 @@ impl Adapt {
                     });
                     advice = Advice::Adopt(Box::new(plan), decision.to_string());
                     (self.proposal, self.approved, self.promised) = (None, None, Some(balance.end));
+                    self.under_way = self.step_times.observed().now().map(|usual| UnderWay { usual, lost: 0.0 });
                     self.plans.clear();
                 }
             }
@@ -424,7 +446,15 @@ impl Adapt {
         let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
         let until = self.promised.take().unwrap_or(now + self.settings.horizon);
         let left_variant = trained(&self.running, &self.variant);
-        self.left = Some((std::mem::replace(&mut self.priced, priced), left_variant, Ledger::new(until)));
+        let stretch = self.calibration.stretch();
+        let explained = self.estimate(&left_variant, None).map(|e| e.step.0 / stretch);
+        let seen = self.step_times.observed().now().zip(explained).map(|(seen, explained)| seen / explained);
+        self.left = Some(Left {
+            priced: std::mem::replace(&mut self.priced, priced),
+            variant: left_variant,
+            stretch: seen.filter(|s| s.is_finite()).unwrap_or(stretch),
+            ledger: Ledger::new(until),
+        });
         if self.moves.last().is_none_or(|m| m.revision != plan.revision) {
             // By hand: nothing was expected of it.
             let unknown = |expected| Measured { expected, measured: None };
@@ -432,9 +462,10 @@ impl Adapt {
             let (revision, time) = (plan.revision, now);
             self.moves.push(Move { revision, step, time, pause: unknown(pause), prepare: unknown(prepare), gain });
         }
+        let beside = self.under_way.take().map(|u| pause + Seconds(u.lost.clamp(0.0, prepare.0)));
         if let Some(last) = self.moves.last_mut() {
             (last.step, last.time) = (step, now);
-            let cost = Preparing::cost(pause, prepare);
+            let cost = beside.unwrap_or(Preparing::cost(pause, prepare));
             (last.pause.measured, last.prepare.measured) = (Some(cost), Some(prepare));
         }
         self.preparing.took(prepare, compiled);
@@ -466,6 +497,7 @@ impl Adapt {
         if self.moves.last().is_some_and(|m| m.revision == revision && m.pause.measured.is_none()) {
             self.moves.pop();
         }
+        self.under_way = None;
     }
 
     /// Another process serves as these devices.

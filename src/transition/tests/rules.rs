@@ -140,6 +140,19 @@ fn a_plan_that_pays_is_adopted_with_what_it_saves_and_costs() {
 }
 
 #[test]
+fn what_has_just_begun_is_not_expected_to_last() {
+    let mut s = slower();
+    s.running.observed.windows[2..].iter_mut().for_each(|w| w.seen.centre = 1.0);
+    let quick = Candidate { prepare: Seconds(8.0), ..candidate(&[1.5], &[1.2]) };
+    // For 18 s so far; 8 of the next 18 go by before it is prepared.
+    let balance = weigh(&s, &quick).balance;
+    assert!((balance.saved.0 - 2.0).abs() < 1e-9 && balance.end == Seconds(618.0), "{balance:?}");
+    assert_eq!(decide(&offered(s.clone(), quick.clone())).label(), "keep/costs-more");
+    s.running.observed.windows[2].seen.centre = 1.5;
+    assert_eq!(decide(&offered(s, quick)).label(), "adopt");
+}
+
+#[test]
 fn only_the_predicted_difference_is_credited_when_steps_are_slower_than_predicted() {
     // 1.0 -> 0.8 was predicted; that 1.5 is observed has another reason.
     let s = offered(slower(), candidate(&[1.0], &[0.8]));

@@ -40,12 +40,54 @@ pub struct Noise {
 
 pub const USUAL: Noise = Noise { sigma: 0.08, spikes: 0.01, pauses: (45.0, 0.6) };
 
+/// Steps of a real job that nothing disturbed.
+pub struct Recording {
+    /// Seconds of each step, and of each worker's own work in it.
+    steps: Vec<(f64, Vec<f64>)>,
+    /// Medians of both.
+    usual: (f64, Vec<f64>),
+}
+
+impl Recording {
+    /// Of lines with the microseconds of a step and of each worker; lines with `#` are remarks.
+    pub fn parse(text: &str) -> Self {
+        let row = |line: &str| -> (f64, Vec<f64>) {
+            let mut numbers = line.split(',').map(|n| n.parse::<f64>().expect("a number") / 1e6);
+            (numbers.next().expect("a step"), numbers.collect())
+        };
+        let steps: Vec<_> = text.lines().filter(|l| !l.starts_with('#')).map(row).collect();
+        let median = |of: &dyn Fn(&(f64, Vec<f64>)) -> f64| robust::median(&steps.iter().map(of).collect::<Vec<_>>());
+        let usual = (median(&|s| s.0), (0..steps[0].1.len()).map(|w| median(&|s| s.1[w])).collect());
+        Self { steps, usual }
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.steps.iter().map(|s| s.0).sum()
+    }
+
+    /// As it would have been with a worker at `speed` from a moment on.
+    pub fn slowed(&self, worker: usize, from: f64, speed: f64) -> Self {
+        let mut time = 0.0;
+        let mut steps = self.steps.clone();
+        for (seconds, busy) in &mut steps {
+            if time >= from {
+                let more = busy[worker] * (1.0 / speed - 1.0);
+                (*seconds, busy[worker]) = (*seconds + more, busy[worker] + more);
+            }
+            time += *seconds;
+        }
+        Self { steps, usual: self.usual.clone() }
+    }
+}
+
 /// What a scene sets up.
 pub struct World<'a> {
     pub settings: Settings,
     /// Speed of a worker's device at a time.
     pub speed: Box<dyn Fn(usize, f64) -> f64 + 'a>,
     pub noise: Noise,
+    /// What steps took instead, over and over; for a job that keeps its plan.
+    pub recording: Option<&'a Recording>,
     pub n_workers: usize,
     /// Computing time of a step on all workers together, at nominal speed.
     pub work: f64,
@@ -87,6 +129,7 @@ impl<'a> World<'a> {
             settings: Settings::default(),
             speed: Box::new(speed),
             noise: USUAL,
+            recording: None,
             n_workers,
             work: step * n_workers as f64,
             steps: None,
@@ -94,6 +137,13 @@ impl<'a> World<'a> {
             prepare: 3.0,
             keep_all: false,
         }
+    }
+
+    /// The job whose steps were recorded.
+    pub fn recorded(recording: &'a Recording) -> Self {
+        let busy = &recording.usual.1;
+        let world = Self::new(recording.usual.0, busy.len(), |_, _| 1.0);
+        Self { recording: Some(recording), work: busy.iter().sum(), ..world }
     }
 
     pub fn run(&self, until: f64, seed: u64) -> Story {
@@ -144,6 +194,8 @@ struct Job<'w, 'a> {
     considered: Option<Considered>,
     left: Option<Split>,
     moves: Vec<Move>,
+    /// How many times longer than its speeds explain a step of the left plan took.
+    unexplained: f64,
     ledger: Ledger,
     records: Vec<Record>,
 }
@@ -152,17 +204,18 @@ impl<'w, 'a> Job<'w, 'a> {
     fn start(world: &'w World<'a>, seed: u64) -> Self {
         let n = world.n_workers;
         let each = world.work / n as f64;
+        let (predicted, predicted_busy) = world.recording.map_or((each, vec![each; n]), |r| r.usual.clone());
         Self {
             world,
             dice: Dice::new(seed),
             time: 0.0,
             step: 0,
             unmoved: 0.0,
-            split: vec![1.0 / n as f64; n],
+            split: predicted_busy.iter().map(|busy| busy / world.work).collect(),
             revision: 1,
             since: (0, 0.0),
-            predicted: each,
-            predicted_busy: vec![each; n],
+            predicted,
+            predicted_busy,
             step_times: Tracker::default(),
             workers: vec![Watched { now: 1.0, ..Watched::default() }; n],
             next_forecast: 0.0,
@@ -173,6 +226,7 @@ impl<'w, 'a> Job<'w, 'a> {
             considered: None,
             left: None,
             moves: Vec::new(),
+            unexplained: 1.0,
             ledger: Ledger::default(),
             records: Vec::new(),
         }
@@ -186,7 +240,14 @@ impl<'w, 'a> Job<'w, 'a> {
         self.workers.iter().map(|w| w.now).collect()
     }
 
-    fn step(&mut self) {
+    /// What the next step takes, what it would have taken on the first plan, and how much longer than usual each
+    /// worker's own part is.
+    fn next_step(&mut self) -> (f64, f64, Vec<f64>) {
+        if let Some(Recording { steps, usual }) = self.world.recording {
+            let (seconds, busy) = &steps[self.step as usize % steps.len()];
+            let slowness = busy.iter().zip(&usual.1).map(|(now, usual)| now / usual).collect();
+            return (*seconds, *seconds, slowness);
+        }
         let World { noise, n_workers, work, speed, .. } = self.world;
         let spiky = (self.dice.uniform() < noise.spikes).then(|| (self.dice.uniform() * *n_workers as f64) as usize);
         let (mut seconds, mut unmoved) = (0.0f64, 0.0f64);
@@ -201,6 +262,12 @@ impl<'w, 'a> Job<'w, 'a> {
             seconds += noise.pauses.1 * (1.0 + self.dice.uniform());
             self.next_pause += noise.pauses.0;
         }
+        (seconds, unmoved, slowness)
+    }
+
+    fn step(&mut self) {
+        let (seconds, unmoved, slowness) = self.next_step();
+        let work = self.world.work;
         self.time += seconds;
         self.unmoved += unmoved;
         self.step += 1;
@@ -216,9 +283,9 @@ impl<'w, 'a> Job<'w, 'a> {
         }
         if let Some(left) = &self.left {
             let speeds = self.speeds();
-            let (before, after) = (self.takes(left, &speeds), self.takes(&self.split, &speeds));
-            self.ledger.note(Seconds(self.time), seconds, Seconds(before), Seconds(after));
-            if let Some(last) = self.moves.last_mut() {
+            let before = self.takes(left, &speeds) * self.unexplained;
+            self.ledger.note(Seconds(self.time), Seconds(before), seconds);
+            if let Some(last) = self.moves.last_mut().filter(|m| m.pause.measured.is_some()) {
                 last.gain.measured = self.ledger.gain();
             }
         }
@@ -365,6 +432,8 @@ impl<'w, 'a> Job<'w, 'a> {
         (last.step, last.time) = (self.step, Seconds(self.time));
         last.pause.measured = Some(Seconds(self.world.pause));
         last.prepare.measured = Some(Seconds(self.world.prepare));
+        let usual = self.takes(&self.split, &self.speeds());
+        self.unexplained = self.step_times.observed().now().map_or(1.0, |seen| seen / usual);
         self.left = Some(std::mem::replace(&mut self.split, split));
         self.revision = revision;
         self.since = (self.step, self.time);
