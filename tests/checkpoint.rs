@@ -112,7 +112,7 @@ fn bytes(model: &Model, state: usize, step: u64) -> Vec<u8> {
 }
 
 fn milestone(step: u64) -> Milestone {
-    Milestone { step, position: Position { epoch: 1, sample: step * 4 }, seed: 17, revision: 3, microbatch: 2 }
+    Milestone { step, of: 100, position: Position { epoch: 1, sample: step * 4 }, seed: 17, revision: 3, microbatch: 2 }
 }
 
 fn write_shards(draft: &Draft, model: &Model, shards: &[Vec<usize>], step: u64) -> Vec<ShardEntry> {

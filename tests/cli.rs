@@ -329,6 +329,26 @@ fn a_job_fills_its_run_directory() {
     assert!(job.workers().into_iter().all(is_gone));
 }
 
+#[test]
+fn epochs_are_passes_over_the_data() {
+    let epochs = job(&[("steps: 12", "epochs: 2")]);
+    let output = epochs.output(&["--quiet"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // 1797 rows are 28 whole batches of 64.
+    assert_eq!(epochs.summary()["steps"].as_u64(), Some(56));
+
+    let one = job(&[("steps: 12", "epochs: 1")]);
+    let output = one.output(&["--resume", epochs.run.to_str().unwrap()]);
+    let stderr = text(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("is at step 56, the job ends after 28"), "{stderr}");
+    let socket = job(&[
+        ("steps: 12", "epochs: 2"),
+        ("uri: examples/data/digits.csv", "socket: /tmp/none.sock"),
+        ("\n    columns: {x: [\"pixel*\"], y: [label]}", ""),
+    ]);
+    refused(&socket, &[], &["epochs", "steps"]);
+}
+
 /// Viewers show spans of one track only when they nest.
 fn nests(timeline: &Value) {
     let mut spans: Vec<(u64, u64, u64, u64)> = timeline["traceEvents"]

@@ -31,7 +31,7 @@ use crate::units::Seconds;
     printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.conditions[?(@.type==\"Training\")].reason"}"#,
     printcolumn = r#"{"name":"Plan","type":"string","jsonPath":".status.plan"}"#,
     printcolumn = r#"{"name":"Step","type":"integer","jsonPath":".status.step"}"#,
-    printcolumn = r#"{"name":"Of","type":"integer","jsonPath":".spec.steps"}"#,
+    printcolumn = r#"{"name":"Of","type":"integer","jsonPath":".status.steps"}"#,
     printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.eta"}"#,
     printcolumn = r#"{"name":"Loss","type":"string","jsonPath":".status.loss"}"#,
     printcolumn = r#"{"name":"Shards","type":"integer","jsonPath":".status.shards"}"#,
@@ -46,6 +46,8 @@ use crate::units::Seconds;
         .message("results must name one of spec.volumes that is a persistentVolumeClaim: weights and checkpoints go there; it may be absent where there is only one"),
     validation = Rule::new("has(self.data.uri) != has(self.data.socket)")
         .message("data: give either uri or socket"),
+    validation = Rule::new("!has(self.epochs) || has(self.data.uri)")
+        .message("epochs: how much data there is on data.socket is not known; give steps"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || (has(self.parallelism.shards) && size(self.parallelism.cuts) + 1 == self.parallelism.shards)")
         .message("parallelism.cuts: n cuts make n + 1 shards; give one cut fewer than shards"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
@@ -61,10 +63,15 @@ pub struct TrainingJobSpec {
     #[schemars(length(min = 1, max = 1024))]
     pub bundle: String,
     pub data: Data,
-    /// Optimizer steps to take.
+    /// Optimizer steps to take, where no `epochs` are given.
     #[serde(default = "steps")]
     #[schemars(range(min = 1))]
     pub steps: u64,
+    /// Passes over the data to make, instead of `steps`. What is left of a pass after its last whole batch comes up in the
+    /// next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub epochs: Option<u32>,
     /// Seeds initial params, dropout and the order of the data.
     #[serde(default)]
     pub seed: u32,
@@ -472,6 +479,7 @@ pub fn parse(yaml: &str) -> Result<TrainingJob, String> {
 pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     let positive = [
         ("spec.steps", spec.steps),
+        ("spec.epochs", spec.epochs.unwrap_or(1).into()),
         ("spec.parallelism.shards", spec.parallelism.shards.unwrap_or(1).into()),
         ("spec.parallelism.replicas", spec.parallelism.replicas.into()),
         ("spec.parallelism.microbatch", spec.parallelism.microbatch.unwrap_or(1)),
@@ -499,6 +507,9 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     }
     if spec.data.uri.is_some() == spec.data.socket.is_some() {
         return Err("spec.data: give either uri or socket".to_owned());
+    }
+    if spec.epochs.is_some() && spec.data.uri.is_none() {
+        return Err("spec.epochs: how much data there is on spec.data.socket is not known; give spec.steps".to_owned());
     }
     spec.resources.check(spec.pinned(), spec.parallelism.replicas)?;
     spec.pods.check()?;
@@ -543,6 +554,7 @@ mod tests {
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),
             ("uri: x.txt", "uri: x.txt, socket: s", vec!["either uri or socket"]),
+            ("steps: 3", "epochs: 0", vec!["spec.epochs", "0"]),
             (
                 "steps: 3",
                 "volumes: [{name: m, archive: {url: s3://a/b, sha256: 00}}]",

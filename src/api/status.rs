@@ -35,6 +35,9 @@ pub struct TrainingJobStatus {
     /// Steps done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<u64>,
+    /// Steps of the whole job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
     /// Of the last step, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<String>,

@@ -27,6 +27,8 @@ pub struct Batches {
     kept_bytes: usize,
     /// Where the batch of a step begins.
     positions: BTreeMap<u64, Position>,
+    /// Batches of a pass over the data, where that is known.
+    pub per_pass: Option<u64>,
 }
 
 /// What there is instead of a batch.
@@ -44,8 +46,8 @@ impl Batches {
     pub fn open(inputs: &Inputs, step: u64, position: Position) -> anyhow::Result<Self> {
         let kept = inputs.job.spec.data.socket.is_some().then(VecDeque::new);
         let positions = BTreeMap::from([(step, position)]);
-        let (receiver, window) = read(inputs, position)?;
-        Ok(Self { receiver, window, again: VecDeque::new(), kept, kept_bytes: 0, positions })
+        let (receiver, window, per_pass) = read(inputs, position)?;
+        Ok(Self { receiver, window, again: VecDeque::new(), kept, kept_bytes: 0, positions, per_pass })
     }
 
     /// The batch of `step` with its traits; steps are asked for one after the other.
@@ -122,12 +124,13 @@ fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
     window.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-type Waiting = (Receiver<Result<Batch, DataError>>, Arc<Mutex<Window>>);
+type Waiting = (Receiver<Result<Batch, DataError>>, Arc<Mutex<Window>>, Option<u64>);
 
 /// Reads and profiles on a thread of its own: waiting for data must hide neither Ctrl-C nor a dead worker.
 fn read(inputs: &Inputs, position: Position) -> anyhow::Result<Waiting> {
     let (data, seed) = (&inputs.job.spec.data, inputs.job.spec.seed.into());
     let reader = Reader::open(data, &inputs.model.manifest, inputs.plan.microbatch, seed, position, &inputs.storage)?;
+    let n_batches = reader.n_batches;
     let (queue, batches) = sync_channel(data.read_ahead.max(1) as usize);
     let window = Arc::new(Mutex::new(Window::default()));
     let (model, seen) = (inputs.model.clone(), window.clone());
@@ -145,5 +148,5 @@ fn read(inputs: &Inputs, position: Position) -> anyhow::Result<Waiting> {
         }
     };
     std::thread::Builder::new().name("batches".to_owned()).spawn(pump).context("cannot start a thread")?;
-    Ok((batches, window))
+    Ok((batches, window, n_batches))
 }

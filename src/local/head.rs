@@ -89,7 +89,8 @@ fn prepared(head: &Head, mut options: Options, board: &Arc<Board>) -> Result<Opt
     let newest = runs.iter().rev().find_map(|(_, run)| Checkpoint::open(run, Depth::Checksums).ok());
     let steps = steps(&options)?;
     if let Some(found) = newest {
-        let step = found.checkpoint.index().step;
+        let (step, of) = (found.checkpoint.index().step, found.checkpoint.index().of);
+        let steps = steps.or(of).unwrap_or(u64::MAX);
         let path = found.checkpoint.path().to_owned();
         let run = runs.iter().map(|(_, run)| run).find(|run| path.starts_with(run));
         if let Some(run) = run.filter(|_| step >= steps) {
@@ -123,11 +124,12 @@ fn profiles(head: &Head) -> BTreeMap<String, BTreeMap<String, Measured>> {
 
 const WEIGHTS: &str = "weights.safetensors";
 
-/// Steps of the job: what its manifest says.
-fn steps(options: &Options) -> Result<u64, Problem> {
+/// Steps of the job, where its manifest says how many: those of epochs are in its checkpoints.
+fn steps(options: &Options) -> Result<Option<u64>, Problem> {
     let path = options.job.display();
     let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
-    Ok(crate::api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?.spec.steps)
+    let spec = crate::api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?.spec;
+    Ok(spec.epochs.is_none().then_some(spec.steps))
 }
 
 /// Earlier runs of the job, by number.

@@ -34,6 +34,7 @@ pub struct Inputs {
     pub plan: Plan,
     /// What the planner has to say of it.
     pub note: Option<String>,
+    /// Of the whole job; see [`Inputs::settle`].
     pub steps: u64,
     /// Where training goes on from; from the seed when absent.
     pub checkpoint: Option<Checkpoint>,
@@ -119,11 +120,21 @@ impl Inputs {
         let model = split.unwrap_or(model);
         let (digest, model) = (of_ops(&model), Arc::new(model));
         let steps = options.steps.unwrap_or(spec.steps);
-        if let Some(done) = checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
-            return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
-        }
         let storage = options.storage.clone();
         Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, note, steps, checkpoint, storage, job })
+    }
+
+    /// Settles how many steps the job has: as many as were `asked` for, else by its manifest; where that has epochs, by the
+    /// batches of a pass over the data.
+    pub fn settle(&mut self, asked: Option<u64>, n_batches: Option<u64>) -> Result<(), Problem> {
+        if let (None, Some(epochs), Some(n_batches)) = (asked, self.job.spec.epochs, n_batches) {
+            self.steps = n_batches.saturating_mul(epochs.into());
+        }
+        let steps = self.steps;
+        if let Some(done) = self.checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
+            return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
+        }
+        Ok(())
     }
 
     /// Step and data position at which training starts.

@@ -104,10 +104,11 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
             Some(plugin)
         }
     };
-    let inputs = Inputs::read(options)?;
+    let mut inputs = Inputs::read(options)?;
     let name = inputs.job.metadata.name.clone().unwrap_or_else(|| "job".to_owned());
     let (step, position) = inputs.start();
     let batches = Batches::open(&inputs, step, position).map_err(input)?;
+    inputs.settle(options.steps, batches.per_pass)?;
     let mut dir = RunDir::create(options.run_dir.as_deref(), &name).map_err(input)?;
     dir.write("job.yaml", &inputs.yaml)?;
     let board = options.remote.as_ref().map(|r| r.board.clone());

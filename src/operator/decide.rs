@@ -227,7 +227,7 @@ fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> 
         let of = |text: &Option<String>| text.clone().unwrap_or_default();
         format!(
             "{} steps, loss {} -> {}, weights in {}",
-            s.job.spec.steps,
+            d.status.step.unwrap_or_default(),
             of(&d.status.first_loss),
             of(&d.status.loss),
             of(&d.status.results)
@@ -472,6 +472,9 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let number = |x: f64| format!("{x:.4}");
     if report.loss.is_some() || report.state == JobState::Done {
         status.step = Some(report.step);
+    }
+    if report.steps > 0 {
+        status.steps = Some(report.steps);
     }
     if let Some(first) = report.first_loss {
         status.first_loss.get_or_insert_with(|| number(first));

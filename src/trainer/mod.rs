@@ -75,8 +75,8 @@ const MEMORY: u64 = 1 << 30;
 /// Batches, read ahead by a thread of its own into a bounded queue.
 pub struct Reader {
     batches: Receiver<Result<Batch, DataError>>,
-    /// Samples of one pass; `None` when a feeder decides.
-    pub n_samples: Option<u64>,
+    /// Whole batches of one pass; `None` when a feeder decides.
+    pub n_batches: Option<u64>,
 }
 
 impl Reader {
@@ -109,7 +109,7 @@ impl Reader {
         let budget = Budget::new(MEMORY);
         if let Some(socket) = &data.socket {
             feeder::listen(socket, wanted, buckets, manifest.batch_size, budget, queue)?;
-            return Ok(Self { batches, n_samples: None });
+            return Ok(Self { batches, n_batches: None });
         }
         let uri = data.uri.clone().unwrap_or_default();
         let samples = Samples::open(&uri, data.format, &wanted, &buckets, settings, &budget)?;
@@ -128,11 +128,12 @@ impl Reader {
         } else {
             Order::new(n, batch, seed)
         };
+        let n_batches = Some(order.n_batches());
         let mut source = Source { samples, wanted, buckets, order, batch };
         let read = move || source.read(position, &queue);
         let spawned = std::thread::Builder::new().name("reader".to_owned()).spawn(read);
         spawned.map_err(|e| DataError::file(&uri, e.to_string()))?;
-        Ok(Self { batches, n_samples: Some(n) })
+        Ok(Self { batches, n_batches })
     }
 }
 

@@ -48,13 +48,18 @@ impl Order {
         Self { batch, seed, groups: Groups::Several { samples, batches } }
     }
 
+    /// Whole batches of a pass.
+    pub fn n_batches(&self) -> u64 {
+        match &self.groups {
+            Groups::One(n) => n / self.batch,
+            Groups::Several { batches, .. } => batches.len() as u64,
+        }
+    }
+
     /// The next batch. A pass that has no whole batch left ends there: its last samples come up elsewhere in the next
     /// pass's order.
     pub fn take(&self, position: Position) -> Take {
-        let per_pass = match &self.groups {
-            Groups::One(n) => *n,
-            Groups::Several { batches, .. } => batches.len() as u64 * self.batch,
-        };
+        let per_pass = self.n_batches() * self.batch;
         let fits = position.sample.checked_add(self.batch).is_some_and(|end| end <= per_pass);
         let begin = if fits { position } else { Position { epoch: position.epoch.wrapping_add(1), sample: 0 } };
         let key = self.seed.map(|seed| mix(seed ^ mix(begin.epoch)));
@@ -148,8 +153,9 @@ mod tests {
                 (0..3).map(|b| (0..of.len() as u64).filter(|&i| of[i as usize] == b).collect()).collect();
             let whole: u64 = groups.iter().map(|g| g.len() as u64 / batch).sum();
             prop_assume!(whole > 0);
-            let takes = pass(&Order::of_buckets(groups, batch, seed), epoch);
+            let takes = pass(&Order::of_buckets(groups.clone(), batch, seed), epoch);
             prop_assert_eq!(takes.len() as u64, whole);
+            prop_assert_eq!(Order::of_buckets(groups.clone(), batch, seed).n_batches(), whole);
             prop_assert!(takes.iter().all(|t| t.samples.iter().all(|&s| of[s as usize] == t.bucket)));
             let mut seen = seen(&takes);
             seen.sort_unstable();

@@ -27,7 +27,10 @@ pub fn figures(page: &mut Page, run: &Run) {
     let (log, events) = (&run.log, &run.events);
 
     let n_steps = log.counted().count();
-    let of = run.job.as_ref().map(|j| format!("of {} in the manifest", thousands(j.spec.steps as f64)));
+    let of = run.job.as_ref().map(|j| match j.spec.epochs {
+        Some(epochs) => format!("{epochs} passes over the data in the manifest"),
+        None => format!("of {} in the manifest", thousands(j.spec.steps as f64)),
+    });
     add("steps", thousands(n_steps as f64), of.unwrap_or_default());
     let losses: Vec<f64> = log.counted().map(|s| s.loss).filter(|l| l.is_finite()).collect();
     if let (Some(first), Some(last)) = (losses.first(), losses.last()) {

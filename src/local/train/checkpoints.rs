@@ -91,7 +91,8 @@ impl Training<'_> {
         }
         let Some(position) = self.batches.position(step) else { return Ok(()) };
         let (revision, microbatch) = self.session.plan_before(step).map_or((0, 0), |p| (p.revision, p.microbatch));
-        let milestone = Milestone { step, position, seed: self.inputs.job.spec.seed.into(), revision, microbatch };
+        let seed = self.inputs.job.spec.seed.into();
+        let milestone = Milestone { step, of: self.inputs.steps, position, seed, revision, microbatch };
         match Draft::begin(&self.checkpoints.directory) {
             Ok(draft) => {
                 if self.session.save(step, &|shard| draft.shard(shard)) {

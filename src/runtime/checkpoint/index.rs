@@ -27,6 +27,9 @@ pub struct Index {
     pub model: ModelId,
     /// The next step to run.
     pub step: u64,
+    /// Steps of the whole job, by its manifest and data then; absent in older checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u64>,
     /// Where its batch begins in the data.
     pub position: Position,
     pub seed: u64,

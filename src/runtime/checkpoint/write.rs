@@ -26,6 +26,8 @@ use crate::wire::Position;
 pub struct Milestone {
     /// The next step to run.
     pub step: u64,
+    /// Steps of the whole job.
+    pub of: u64,
     /// Where its batch begins in the data.
     pub position: Position,
     pub seed: u64,
@@ -331,6 +333,7 @@ fn make_index(model: &Model, milestone: &Milestone, shards: &[ShardEntry]) -> Re
         foreshard: env!("CARGO_PKG_VERSION").to_owned(),
         model: ModelId { name: model.manifest.name.clone(), fingerprint: model.origin.clone() },
         step: milestone.step,
+        of: Some(milestone.of),
         position: milestone.position,
         seed: milestone.seed,
         revision: milestone.revision,
