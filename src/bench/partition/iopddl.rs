@@ -105,6 +105,7 @@ fn row(path: &Path, budget: Option<Duration>) -> Result<Row, InputError> {
         best_known: best,
         bound: None,
         seconds: 0.0,
+        after_a_second: None,
         peak_memory: 0,
         note: String::new(),
         instance: instance.name.clone(),

@@ -27,6 +27,8 @@ pub struct Row {
     /// Lower bound proven by our solver; equal to `ours` where that is optimal.
     pub bound: Option<f64>,
     pub seconds: f64,
+    /// What the solver had after a second, where the family asks for that.
+    pub after_a_second: Option<f64>,
     /// Most resident memory of the process while it solved, in bytes.
     pub peak_memory: u64,
     /// What else is worth knowing: why nothing was found, what the plan looks like.
@@ -119,11 +121,15 @@ pub fn files(directory: &Path, ending: &str) -> Result<Vec<PathBuf>, InputError>
 /// A table of a family's rows.
 pub fn table(family: &str, rows: &[Row]) -> String {
     let number = |x: Option<f64>| x.map_or("-".to_owned(), significant);
-    let mut cells = vec![
-        ["instance", "ours", "best known", "bound", "ratio", "seconds", "memory", "note"].map(str::to_owned).to_vec(),
-    ];
+    let early = rows.iter().any(|r| r.after_a_second.is_some());
+    let mut head = vec!["instance", "ours", "best known", "bound", "ratio", "seconds", "memory", "note"];
+    if early {
+        head.insert(2, "after 1 s");
+    }
+    let note = head.len() - 1;
+    let mut cells: Vec<Vec<String>> = vec![head.into_iter().map(str::to_owned).collect()];
     for row in rows {
-        cells.push(vec![
+        let mut of_row = vec![
             row.instance.clone(),
             number(row.ours),
             number(row.best_known.map(|k| k.value)),
@@ -132,7 +138,11 @@ pub fn table(family: &str, rows: &[Row]) -> String {
             format!("{:.2}", row.seconds),
             format!("{:.0} MiB", row.peak_memory as f64 / f64::from(1 << 20)),
             row.note.clone(),
-        ]);
+        ];
+        if early {
+            of_row.insert(2, number(row.after_a_second));
+        }
+        cells.push(of_row);
     }
     let objective = rows.first().map_or("", |r| r.objective);
     let mut out = format!("{family}: {objective}, lower is better\n");
@@ -143,7 +153,7 @@ pub fn table(family: &str, rows: &[Row]) -> String {
             .iter()
             .zip(&widths)
             .enumerate()
-            .map(|(c, (cell, &w))| if c == 0 || c == 7 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
+            .map(|(c, (cell, &w))| if c == 0 || c == note { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
             .collect();
         out.push_str(line.join("  ").trim_end());
         out.push('\n');
@@ -174,13 +184,17 @@ mod tests {
             best_known: Some(known),
             bound: Some(44.0),
             seconds: 0.5,
+            after_a_second: None,
             peak_memory: 1 << 20,
             note: String::new(),
         };
         assert_eq!(row.ratio(), Some(1.1));
         row.best_known = None;
         assert_eq!(row.ratio(), Some(1.25));
-        assert!(table("family", &[row]).contains("1.2500"));
+        let text = table("family", &[row.clone()]);
+        assert!(text.contains("1.2500") && !text.contains("after 1 s"), "{text}");
+        row.after_a_second = Some(56.0);
+        assert!(table("family", &[row]).contains("after 1 s"));
     }
 
     #[test]

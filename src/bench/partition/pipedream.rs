@@ -54,6 +54,7 @@ fn row(name: &str, devices: &'static str, profile: &Profile, dag: &Dag, network:
         best_known,
         bound: None,
         seconds,
+        after_a_second: None,
         peak_memory,
         note: String::new(),
     };

@@ -61,6 +61,7 @@ fn row(name: &str, input: &Input, problem: &Problem, setting: &Setting) -> Resul
         best_known,
         bound: None,
         seconds,
+        after_a_second: None,
         peak_memory,
         note: remark.to_owned(),
     };
