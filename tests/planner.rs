@@ -9,7 +9,8 @@ use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
-    BatchEstimate, Infeasible, Place, Plan, Priced, Problem, ScheduleKind, ShardId, graph_picture, solve,
+    BatchEstimate, Infeasible, Place, Plan, Prepared, Priced, Problem, ScheduleKind, ShardId, graph_picture, repriced,
+    solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
 use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal};
@@ -301,6 +302,23 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
     Ok(())
 }
 
+/// A planner that has seen the model and the plan in force says what a new one says, of other speeds and other devices.
+fn knowing_the_model_changes_nothing(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
+    let prepared = Prepared::new(problem.model);
+    prepared.hold(problem.model, problem.topology, plan);
+    let (mut slower, mut other) = (problem.topology.clone(), problem.topology.clone());
+    slower.devices[0].speed *= 0.5;
+    slower.local.bandwidth = slower.local.bandwidth * 0.5;
+    other.devices[0].flops = other.devices[0].flops * 0.3;
+    for topology in [&slower, &other, problem.topology] {
+        let problem = Problem { topology, ..*problem };
+        prop_assert_eq!(prepared.repriced(&problem, plan), repriced(&problem, plan));
+        prop_assert_eq!(prepared.solve(&problem, Some(plan)), solve(&problem, Some(plan)));
+        prop_assert_eq!(prepared.solve(&problem, None), solve(&problem, None));
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -325,6 +343,7 @@ proptest! {
                 batches_take_what_was_planned(&problem, &plan)?;
                 prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
                 prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
+                knowing_the_model_changes_nothing(&problem, &plan)?;
             }
             Err(Infeasible::Indivisible { needs, has, .. }) => prop_assert!(needs > has),
             Err(Infeasible::Memory { needs, has, enough, shards, .. }) => {

@@ -67,14 +67,19 @@ fn grow(args: &GrowthArgs) -> anyhow::Result<ExitCode> {
             return Err(bad_input(anyhow::anyhow!("--devices {n_devices}: give between 1 and {MOST}")));
         }
         println!(
-            "{:>8} {:>9} {:>10} {:>14} {:>7} {:>20}",
-            "ops", "devices", "plan s", "plan again s", "share", "step / planned cold"
+            "{:>8} {:>9} {:>10} {:>10} {:>14} {:>7} {:>20}",
+            "ops", "devices", "plan s", "hold s", "plan again s", "share", "step / planned cold"
         );
         for &n_ops in &args.ops {
-            let growth::Replanned { n_ops, n_devices, plan, again, against_cold } = growth::replan(n_ops, n_devices)?;
-            let (plan, again) = (plan.as_secs_f64(), again.as_secs_f64());
-            let share = again / plan;
-            println!("{n_ops:>8} {n_devices:>9} {plan:>10.3} {again:>14.3} {share:>7.2} {against_cold:>20.4}");
+            let taken = growth::replan(n_ops, n_devices)?;
+            let [plan, hold, again] = [taken.plan, taken.hold, taken.again].map(|t| t.as_secs_f64());
+            println!(
+                "{:>8} {:>9} {plan:>10.3} {hold:>10.3} {again:>14.3} {:>7.3} {:>20.4}",
+                taken.n_ops,
+                taken.n_devices,
+                again / plan,
+                taken.against_cold
+            );
         }
         return Ok(ExitCode::SUCCESS);
     }

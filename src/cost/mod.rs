@@ -8,7 +8,7 @@ use crate::graph::passes;
 use crate::graph::proto::{all_numbers, find, instruction};
 use crate::graph::{CompId, Graph, Op, OpId};
 use crate::profile::Terms;
-use crate::topology::{Class, Device, Measured};
+use crate::topology::{Class, Device, Measured, Rates};
 use crate::units::{Bytes, Flops, Seconds};
 
 /// Work of one op.
@@ -30,9 +30,13 @@ impl OpCost {
 
     /// Nominal time on a device at its speed, by what bounds it.
     pub fn terms(&self, device: &Device) -> Terms {
-        let work = (self.flops / device.flops).max(self.bytes / device.bandwidth);
-        let overhead = if self.launches { device.overhead } else { Seconds(0.0) };
-        Terms::new(self.class, work / device.speed, overhead / device.speed)
+        self.at_full_speed(&device.rates()) / device.speed
+    }
+
+    /// Nominal time on a device at speed 1.
+    pub fn at_full_speed(&self, rates: &Rates) -> Terms {
+        let work = (self.flops / rates.flops).max(self.bytes / rates.bandwidth);
+        Terms::new(self.class, work, if self.launches { rates.overhead } else { Seconds(0.0) })
     }
 }
 

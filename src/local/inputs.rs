@@ -13,7 +13,7 @@ use crate::device::inventory::Cpu;
 use crate::fetch;
 use crate::graph::{self, Model};
 use crate::plan::split::choose;
-use crate::plan::{self, Infeasible, Plan, pinned, repriced, solve};
+use crate::plan::{self, Infeasible, Plan, Prepared};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
@@ -30,6 +30,8 @@ pub struct Inputs {
     /// Start weights.
     pub weights: Option<PathBuf>,
     pub model: Arc<Model>,
+    /// The model as the planner knows it.
+    pub prepared: Arc<Prepared>,
     pub machine: Machine,
     pub plan: Plan,
     /// What the planner has to say of it.
@@ -91,12 +93,13 @@ impl Inputs {
         for device in &mut topology.devices {
             device.measured = known.get(&device.kind).copied();
         }
+        let prepared = Prepared::new(&model);
         let auto = spec.partition.auto && splits.is_empty() && spec.parallelism.cuts.is_empty();
         // The plan, and where the planner splits tensors the model and why.
         let solve = |microbatch| -> Result<(Plan, Option<Model>, Option<String>), Infeasible> {
             let ask = Ask { n_shards, microbatch };
             if !auto {
-                return Ok((ask.solve(&job.spec, &model, &topology, None)?, None, None));
+                return Ok((ask.solve(&job.spec, &model, &prepared, &topology, None)?, None, None));
             }
             let chosen = choose(&ask.problem(spec, &model, &topology))?;
             let why = chosen.why();
@@ -117,11 +120,33 @@ impl Inputs {
             (asked, _) => solve(asked),
         };
         let (plan, split, note) = solved.map_err(|e: Infeasible| input(e))?;
-        let model = split.unwrap_or(model);
+        let (model, prepared) = match split {
+            Some(split) => {
+                let prepared = Prepared::new(&split);
+                (split, prepared)
+            }
+            None => (model, prepared),
+        };
+        let prepared = Arc::new(prepared);
         let (digest, model) = (of_ops(&model), Arc::new(model));
         let steps = options.steps.unwrap_or(spec.steps);
         let storage = options.storage.clone();
-        Ok(Self { yaml, bundle, digest, known, weights, model, machine, plan, note, steps, checkpoint, storage, job })
+        Ok(Self {
+            yaml,
+            bundle,
+            digest,
+            known,
+            weights,
+            model,
+            prepared,
+            machine,
+            plan,
+            note,
+            steps,
+            checkpoint,
+            storage,
+            job,
+        })
     }
 
     /// Settles how many steps the job has: as many as were `asked` for, else by its manifest; where that has epochs, by the
@@ -166,15 +191,16 @@ impl Ask {
         &self,
         spec: &api::TrainingJobSpec,
         model: &Model,
+        prepared: &Prepared,
         topology: &Topology,
         previous: Option<&Plan>,
     ) -> Result<Plan, Infeasible> {
         let problem = self.problem(spec, model, topology);
         // Other shards than the job's were asked for by hand, and take other cuts.
         if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
-            return pinned(&problem, &spec.parallelism.cuts);
+            return prepared.pinned(&problem, &spec.parallelism.cuts);
         }
-        solve(&problem, previous)
+        prepared.solve(&problem, previous)
     }
 
     /// An earlier plan with what is to be expected of it on these devices; `None` when it does not fit them.
@@ -182,10 +208,11 @@ impl Ask {
         &self,
         spec: &api::TrainingJobSpec,
         model: &Model,
+        prepared: &Prepared,
         topology: &Topology,
         earlier: &Plan,
     ) -> Option<Plan> {
-        repriced(&self.problem(spec, model, topology), earlier)
+        prepared.repriced(&self.problem(spec, model, topology), earlier)
     }
 }
 

@@ -4,12 +4,14 @@
 //! tasks: devices are busy with all work together; an op runs for all microbatches on one device, after all that it
 //! needs and before all that needs it; and params are updated once the last gradient is there.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::predict::Costs;
 use super::problem::{Infeasible, Problem};
 use crate::cost::OpCost;
-use crate::graph::{GradGraph, Graph, OpId};
+use crate::graph::{GradGraph, Graph, Model, OpId};
 use crate::topology::{Class, Device, Measured, kinds};
 use crate::units::{Bytes, Seconds};
 
@@ -40,45 +42,103 @@ impl Bound {
     }
 }
 
+/// What the bound needs of a model, whatever the devices: for callers that ask for one problem after the other.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// By variant.
+    grads: BTreeMap<String, OfGraph>,
+    update: OfGraph,
+}
+
+/// The work of one graph.
+#[derive(Clone, Debug)]
+struct OfGraph {
+    /// Ops that run in every plan.
+    counted: Vec<bool>,
+    /// Every cost once: a model has many layers that are alike.
+    costs: Vec<OpCost>,
+    /// Position in `costs` of each op's.
+    of: Vec<u32>,
+    /// How many of the counted ops have each cost.
+    n_counted: Vec<f64>,
+    /// With several microbatches every result is added to a sum: what that costs, and how often.
+    sums: Vec<(OpCost, f64)>,
+}
+
+impl Work {
+    /// # Complexity
+    /// O(ops · log costs that differ + operands).
+    pub fn of(model: &Model, known: &Costs) -> Self {
+        let of_variant = |v: &GradGraph| {
+            let costs = known.grads.get(&v.name)?;
+            Some((v.name.clone(), OfGraph::new(&v.graph, counted(&v.graph, model.n_params), costs)))
+        };
+        let grads = model.grads.iter().filter_map(of_variant).collect();
+        Self { grads, update: OfGraph::new(&model.update, counted(&model.update, 0), &known.update) }
+    }
+}
+
+impl OfGraph {
+    fn new(graph: &Graph, counted: Vec<bool>, of_ops: &[OpCost]) -> Self {
+        let mut position: BTreeMap<(u64, Bytes, bool, Class), u32> = BTreeMap::new();
+        let (mut costs, mut n_counted) = (Vec::new(), Vec::new());
+        let mut of = Vec::with_capacity(of_ops.len());
+        for (cost, counted) in of_ops.iter().zip(&counted) {
+            let key = (cost.flops.0.to_bits(), cost.bytes, cost.launches, cost.class);
+            let at = *position.entry(key).or_insert(costs.len() as u32);
+            if at as usize == costs.len() {
+                costs.push(*cost);
+                n_counted.push(0.0);
+            }
+            n_counted[at as usize] += f64::from(u8::from(*counted));
+            of.push(at);
+        }
+        let mut sums: BTreeMap<Bytes, f64> = BTreeMap::new();
+        for &result in graph.outputs() {
+            // Two are read, one is written.
+            *sums.entry(graph.op(result).shape.bytes() * 3).or_default() += 1.0;
+        }
+        let sum = |bytes| OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() };
+        let sums = sums.into_iter().map(|(bytes, n)| (sum(bytes), n)).collect();
+        Self { counted, costs, of, n_counted, sums }
+    }
+
+    fn counted(&self) -> impl Iterator<Item = (OpCost, f64)> {
+        self.costs.iter().copied().zip(self.n_counted.iter().copied()).filter(|(_, n)| *n > 0.0)
+    }
+}
+
 /// The bound of a problem: that of the microbatch size whose own is least.
 ///
 /// # Errors
 /// What [`Problem::microbatches`] refuses.
 /// # Complexity
-/// O(microbatch sizes · (ops · families + operands)), with at most 16 families of devices.
+/// O(microbatch sizes · (costs that differ · families + ops + operands)), with at most 16 families of devices.
 /// # Source
 /// Work: the dual of fractional scheduling on unrelated machines (Lenstra, Shmoys and Tardos, 1990), in which every
 /// device has a price. Path: heads and tails, as in job-shop scheduling (Carlier, 1982).
-pub fn bound(problem: &Problem<'_>, known: &Costs) -> Result<Bound, Infeasible> {
-    let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| of_size(problem, known, microbatch, &variants);
+pub fn bound(problem: &Problem<'_>, work: &Work) -> Result<Bound, Infeasible> {
+    let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| of_size(problem, work, microbatch, &variants);
     let all = problem.microbatches()?.into_iter().map(of_size);
     let least = all.min_by(|a, b| a.step().0.total_cmp(&b.step().0));
     Ok(least.expect("a problem has a microbatch size, or it is refused"))
 }
 
 /// The bound for microbatches of one size.
-pub fn of_size(problem: &Problem<'_>, known: &Costs, microbatch: u64, variants: &[&GradGraph]) -> Bound {
+fn of_size(problem: &Problem<'_>, work: &Work, microbatch: u64, variants: &[&GradGraph]) -> Bound {
     let model = problem.model;
     let pool = Pool::new(problem);
     let per_replica = model.manifest.batch_size / microbatch.max(1) / u64::from(problem.n_replicas.max(1));
     let m = per_replica as f64;
-    let mut out =
-        Bound { microbatch, work: Seconds(0.0), path: Seconds(0.0), op: None, update: update(problem, known, &pool) };
+    let update = update(problem, &work.update, &pool);
+    let mut out = Bound { microbatch, work: Seconds(0.0), path: Seconds(0.0), op: None, update };
     for variant in variants {
-        let (graph, Some(costs)) = (&variant.graph, known.grads.get(&variant.name)) else { continue };
-        let counted = counted(graph, model.n_params);
-        let work = graph.ops().filter(|(id, _)| counted[id.index()]).map(|(id, _)| costs[id.index()]);
-        // With several microbatches every result is added to a sum: two are read, one is written.
-        let sums = graph.outputs().iter().filter(|_| per_replica > 1).map(|&o| OpCost {
-            bytes: graph.op(o).shape.bytes() * 3,
-            launches: true,
-            class: Class::Memory,
-            ..OpCost::default()
-        });
+        let Some(of) = work.grads.get(&variant.name) else { continue };
+        let sums = of.sums.iter().copied().filter(|_| per_replica > 1);
         // Every device starts one executable at least.
         let start = Seconds(pool.fastest(&OpCost { launches: true, ..OpCost::default() }));
-        out.work = out.work.max((pool.least(work.chain(sums)) * f64::from(problem.n_replicas) + start) * m);
-        let (path, op) = path(graph, costs, &counted, &pool, m);
+        out.work = out.work.max((pool.least(of.counted().chain(sums)) * f64::from(problem.n_replicas) + start) * m);
+        let (path, op) = path(&variant.graph, of, &pool, m);
         if path.0 > out.path.0 {
             (out.path, out.op) = (path, op);
         }
@@ -124,10 +184,13 @@ impl Pool {
     /// Whatever prices λ the devices have, the busiest has Σ λ·load when prices sum to 1, and each op costs at least its
     /// cheapest λ·time. Prices are scaled so that those of the dearest `n` devices sum to 1: then it holds for any `n`.
     /// Within a family prices go with speeds, so that an op costs the same on each.
-    fn least(&self, work: impl Iterator<Item = OpCost>) -> Seconds {
+    ///
+    /// `work`: costs, and how many ops have each.
+    fn least(&self, work: impl Iterator<Item = (OpCost, f64)>) -> Seconds {
         let n_families = self.families.len();
-        let times: Vec<f64> =
-            work.flat_map(|c| self.families.iter().map(move |d| c.time(d).0).collect::<Vec<_>>()).collect();
+        let times: Vec<f64> = work
+            .flat_map(|(cost, n)| self.families.iter().map(move |d| n * cost.time(d).0).collect::<Vec<_>>())
+            .collect();
         let mut prices: Vec<f64> = (0..n_families)
             .map(|f| 1.0 / times.iter().skip(f).step_by(n_families).sum::<f64>().max(f64::MIN_POSITIVE))
             .collect();
@@ -139,11 +202,11 @@ impl Pool {
             }
             prices.iter_mut().for_each(|p| *p /= scale);
             let (mut value, mut loads) = (0.0, vec![0.0; n_families]);
-            for of_op in times.chunks_exact(n_families) {
-                let costs = of_op.iter().zip(&prices).map(|(time, price)| time * price).enumerate();
+            for of_cost in times.chunks_exact(n_families) {
+                let costs = of_cost.iter().zip(&prices).map(|(time, price)| time * price).enumerate();
                 let Some((f, cheapest)) = costs.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
                 value += cheapest;
-                loads[f] += of_op[f];
+                loads[f] += of_cost[f];
             }
             best = best.max(value);
             // A family with more to do than the bound becomes dearer, by less and less.
@@ -202,8 +265,10 @@ fn counted(graph: &Graph, n_params: usize) -> Vec<bool> {
 }
 
 /// The longest of all paths of one microbatch, of which one op runs for all `m`.
-fn path(graph: &Graph, costs: &[OpCost], counted: &[bool], pool: &Pool, m: f64) -> (Seconds, Option<OpId>) {
-    let time: Vec<f64> = costs.iter().map(|c| pool.fastest(c)).collect();
+fn path(graph: &Graph, work: &OfGraph, pool: &Pool, m: f64) -> (Seconds, Option<OpId>) {
+    let of_cost: Vec<f64> = work.costs.iter().map(|c| pool.fastest(c)).collect();
+    let time: Vec<f64> = work.of.iter().map(|&at| of_cost[at as usize]).collect();
+    let counted = &work.counted;
     let mut head = vec![0.0f64; graph.n_ops()];
     for (id, op) in graph.ops() {
         head[id.index()] = op.operands.iter().map(|o| head[o.index()] + time[o.index()]).fold(0.0, f64::max);
@@ -220,11 +285,9 @@ fn path(graph: &Graph, costs: &[OpCost], counted: &[bool], pool: &Pool, m: f64) 
 }
 
 /// Of the work of the update, and of what replicas send each other.
-fn update(problem: &Problem<'_>, known: &Costs, pool: &Pool) -> Seconds {
+fn update(problem: &Problem<'_>, work: &OfGraph, pool: &Pool) -> Seconds {
     let model = problem.model;
-    let counted = counted(&model.update, 0);
-    let work = known.update.iter().zip(counted).filter(|(_, counted)| *counted).map(|(cost, _)| *cost);
-    let computing = pool.least(work) * f64::from(problem.n_replicas);
+    let computing = pool.least(work.counted()) * f64::from(problem.n_replicas);
     let params: Bytes = model.state[..model.n_params].iter().map(|p| p.shape.bytes()).sum();
     let others = u64::from(problem.n_replicas.max(1)) - 1;
     let fastest = problem.topology.local.bandwidth.max(problem.topology.remote.bandwidth);

@@ -14,7 +14,7 @@ use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
 use crate::graph::{DType, Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
-use crate::topology::{Class, Device, DeviceId, Topology};
+use crate::topology::{Class, DeviceId, Rates, Topology};
 use crate::units::{Bytes, Seconds};
 
 /// The segments of a plan with their analytic terms.
@@ -82,15 +82,19 @@ impl Priced {
     /// # Complexity
     /// O(variants · ops · log ops), once per plan.
     pub fn new(model: &Model, topology: &Topology, plan: &Plan) -> Result<Self, SegmentError> {
+        Self::by(&Costs::of(model), model, topology, plan)
+    }
+
+    pub(super) fn by(known: &Costs, model: &Model, topology: &Topology, plan: &Plan) -> Result<Self, SegmentError> {
         let n_shards = plan.shards.len();
         let ranks = || (0..plan.n_replicas as usize).flat_map(|r| (0..n_shards).map(move |s| (r, s)));
         let device = |(r, s): (usize, usize)| plan.shards[s].devices[r];
         let update = update_cut(model, plan)?;
-        let known = Costs::of(model);
         let of_shard = |cut: &Segmentation, graph: &Graph, costs: &[OpCost], sums: bool, rank: (usize, usize)| {
             let device = &topology.devices[device(rank).index()];
             let mine = cut.of_shard(ShardId(rank.1 as u32));
-            mine.map(|(_, segment)| segment_terms(graph, segment, costs, device, sums)).collect::<Vec<_>>()
+            let terms = |segment| segment_terms(graph, segment, costs, &device.rates(), sums) / device.speed;
+            mine.map(|(_, segment)| terms(segment)).collect::<Vec<_>>()
         };
         let seats = ranks()
             .map(|rank| Seat {
@@ -113,7 +117,7 @@ impl Priced {
             });
             // Memory depends on the variant: a plan that runs no other.
             let grads = BTreeMap::from([(name.clone(), assignment.clone())]);
-            let memory = predict(model, topology, &Plan { grads, ..plan.clone() }, &known)?.memory;
+            let memory = predict(model, topology, &Plan { grads, ..plan.clone() }, known)?.memory;
             let memory = memory.iter().map(Memory::total).collect();
             let inputs = &graph.parameters()[model.n_params..];
             let reads = (0..n_shards as u32)
@@ -213,12 +217,12 @@ impl Priced {
     }
 }
 
-/// Nominal terms of one run of a segment: its ops, the start of the executable, copies of what is passed through, and,
+/// Nominal terms of one run of a segment at speed 1: its ops, the start of the executable, copies of what is passed through, and,
 /// with several microbatches, adding its results to their sums.
-pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Device, sums: bool) -> Terms {
+pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], rates: &Rates, sums: bool) -> Terms {
     let streamed = |op: OpId, times: u64| {
         let bytes = graph.op(op).shape.bytes() * times;
-        OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() }.terms(device)
+        OpCost { bytes, launches: true, class: Class::Memory, ..OpCost::default() }.at_full_speed(rates)
     };
     let is_input = |op: &OpId| segment.inputs.binary_search(op).is_ok();
     let copied = segment.outputs.iter().copied().filter(is_input).map(|op| streamed(op, 2));
@@ -227,8 +231,9 @@ pub fn segment_terms(graph: &Graph, segment: &Segment, costs: &[OpCost], device:
         (false, true) => streamed(op, 2),
         (false, false) => Terms::default(),
     });
-    let start = OpCost { launches: true, ..OpCost::default() }.terms(device);
-    segment.ops.iter().map(|o| costs[o.index()].terms(device)).chain(copied).chain(yielded).sum::<Terms>() + start
+    let start = OpCost { launches: true, ..OpCost::default() }.at_full_speed(rates);
+    segment.ops.iter().map(|o| costs[o.index()].at_full_speed(rates)).chain(copied).chain(yielded).sum::<Terms>()
+        + start
 }
 
 /// The update graph, cut by the owners of its state.

@@ -67,9 +67,7 @@ impl Memory {
     }
 
     /// Of several variants one runs at a time: the one that needs most counts.
-    pub(super) fn add_variant(&mut self, graph: &Graph, cut: &Segmentation, shard: ShardId, order: &[Task]) {
-        let residuals = residual_peak(graph, cut, order);
-        let temporaries = cut.of_shard(shard).map(|(_, segment)| transient(graph, &segment.ops)).sum();
+    pub(super) fn add_variant(&mut self, residuals: Bytes, temporaries: Bytes) {
         if residuals + temporaries > self.residuals + self.temporaries {
             (self.residuals, self.temporaries) = (residuals, temporaries);
         }
@@ -95,60 +93,134 @@ pub(super) fn add_state(model: &Model, plan: &Plan, memory: &mut [Memory]) {
 }
 
 /// The update runs when the gradients' values are gone; it may need more than they did.
-pub(super) fn add_update(graph: &Graph, cut: &Segmentation, memory: &mut [Memory]) {
-    for (s, memory) in memory.iter_mut().enumerate() {
-        let of_shard = cut.of_shard(ShardId(s as u32)).map(|(_, segment)| transient(graph, &segment.ops));
-        let needs: Bytes = of_shard.sum();
+pub(super) fn add_update(temporaries: &[Bytes], memory: &mut [Memory]) {
+    for (memory, &needs) in memory.iter_mut().zip(temporaries) {
         memory.temporaries = memory.temporaries.max(needs - memory.residuals);
     }
 }
 
-/// Most bytes a shard keeps between its segments, by its order.
-fn residual_peak(graph: &Graph, cut: &Segmentation, order: &[Task]) -> Bytes {
-    let Some(first) = order.first() else { return Bytes(0) };
-    let shard = cut.segments[first.segment as usize].shard;
-    let mut n_readers: BTreeMap<OpId, u32> = BTreeMap::new();
-    for (_, segment) in cut.of_shard(shard) {
-        for &v in &segment.inputs {
-            *n_readers.entry(v).or_default() += 1;
-        }
-    }
-    let is_parameter = |v| &*graph.op(v).opcode == "parameter";
-    let mut alive: BTreeMap<(u32, OpId), u32> = BTreeMap::new();
-    let (mut now, mut peak) = (Bytes(0), Bytes(0));
-    for task in order {
-        let segment = &cut.segments[task.segment as usize];
-        for &v in segment.inputs.iter().chain(&segment.outputs) {
-            let readers = n_readers.get(&v).copied().unwrap_or(0);
-            if readers > 0 && !is_parameter(v) && !alive.contains_key(&(task.microbatch, v)) {
-                alive.insert((task.microbatch, v), readers);
-                now += graph.op(v).shape.bytes();
-            }
-        }
-        peak = peak.max(now);
-        for &v in &segment.inputs {
-            if let Some(left) = alive.get_mut(&(task.microbatch, v)) {
-                *left -= 1;
-                if *left == 0 {
-                    now = now - graph.op(v).shape.bytes();
-                }
-            }
-        }
-    }
-    peak
+/// Values that shards keep between their segments, whatever the order of these.
+#[derive(Clone, Debug)]
+pub(super) struct Residuals {
+    /// By segment.
+    of: Vec<Vec<Residual>>,
+    /// By shard: values, and segments.
+    sizes: Vec<(usize, usize)>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Residual {
+    /// Number of the value among those of its shard.
+    number: u32,
+    bytes: Bytes,
+    /// Segments of the shard that read it.
+    n_readers: u32,
+    /// The segment is one of them.
+    read: bool,
+}
+
+impl Residuals {
+    pub(super) fn new(graph: &Graph, cut: &Segmentation, n_shards: usize) -> Self {
+        let is_parameter = |v: OpId| &*graph.op(v).opcode == "parameter";
+        let mut segments = vec![Vec::new(); n_shards];
+        cut.segments.iter().enumerate().for_each(|(i, s)| segments[s.shard.index()].push(i));
+        let mut of = vec![Vec::new(); cut.segments.len()];
+        let mut sizes = Vec::with_capacity(n_shards);
+        // Of the shard that is looked at.
+        let mut number = vec![NOWHERE; graph.n_ops()];
+        for segments in segments {
+            let mut n_readers: Vec<u32> = Vec::new();
+            let mut values: Vec<OpId> = Vec::new();
+            let inputs = segments.iter().flat_map(|&i| &cut.segments[i].inputs);
+            for &v in inputs.filter(|v| !is_parameter(**v)) {
+                if number[v.index()] == NOWHERE {
+                    number[v.index()] = values.len() as u32;
+                    values.push(v);
+                    n_readers.push(0);
+                }
+                n_readers[number[v.index()] as usize] += 1;
+            }
+            for &i in &segments {
+                let segment = &cut.segments[i];
+                // A value that is passed through is an input and an output.
+                let made = segment.outputs.iter().filter(|v| segment.inputs.binary_search(v).is_err());
+                let all = segment.inputs.iter().map(|v| (v, true)).chain(made.map(|v| (v, false)));
+                let known = all.filter(|(v, _)| number[v.index()] != NOWHERE);
+                let residual = |(v, read): (&OpId, bool)| {
+                    let number = number[v.index()];
+                    let bytes = graph.op(*v).shape.bytes();
+                    Residual { number, bytes, n_readers: n_readers[number as usize], read }
+                };
+                of[i] = known.map(residual).collect();
+            }
+            sizes.push((values.len(), segments.len()));
+            values.iter().for_each(|v| number[v.index()] = NOWHERE);
+        }
+        Self { of, sizes }
+    }
+
+    /// Most bytes alive at one time, by the order of one shard's tasks.
+    pub(super) fn peak(&self, shard: ShardId, order: &[Task]) -> Bytes {
+        let (n_values, n_segments) = self.sizes[shard.index()];
+        // Of each microbatch that is under way: readers that are still to come, by value; segments that are still to run.
+        let mut under_way: BTreeMap<u32, (Vec<Option<u32>>, usize)> = BTreeMap::new();
+        let (mut now, mut peak) = (Bytes(0), Bytes(0));
+        for task in order {
+            let fresh = || (vec![None; n_values], n_segments);
+            let (readers, to_run) = under_way.entry(task.microbatch).or_insert_with(fresh);
+            let residuals = &self.of[task.segment as usize];
+            for r in residuals {
+                readers[r.number as usize].get_or_insert_with(|| {
+                    now += r.bytes;
+                    r.n_readers
+                });
+            }
+            peak = peak.max(now);
+            for r in residuals.iter().filter(|r| r.read) {
+                if let Some(left) = &mut readers[r.number as usize] {
+                    *left -= 1;
+                    if *left == 0 {
+                        now = now - r.bytes;
+                    }
+                }
+            }
+            *to_run = to_run.saturating_sub(1);
+            if *to_run == 0 {
+                under_way.remove(&task.microbatch);
+            }
+        }
+        peak
+    }
+}
+
+/// By shard: values inside its segments.
+pub(super) fn temporaries(graph: &Graph, cut: &Segmentation, n_shards: usize) -> Vec<Bytes> {
+    let mut of = vec![Bytes(0); n_shards];
+    let mut position = vec![NOWHERE; graph.n_ops()];
+    for segment in &cut.segments {
+        of[segment.shard.index()] += transient(graph, &segment.ops, &mut position);
+    }
+    of
+}
+
+/// Not among the values that are looked at.
+const NOWHERE: u32 = u32::MAX;
+
 /// Most bytes alive at once inside a segment (`ops` ascending), if every op wrote its result; fusion makes it less.
-fn transient(graph: &Graph, ops: &[OpId]) -> Bytes {
+///
+/// `position`: room for each op of the graph, [`NOWHERE`] before and after.
+fn transient(graph: &Graph, ops: &[OpId], position: &mut [u32]) -> Bytes {
     // By position in `ops`: the last reader, and what is freed after it.
     let mut last = vec![None; ops.len()];
     for (i, &op) in ops.iter().enumerate() {
+        position[op.index()] = i as u32;
         for o in &graph.op(op).operands {
-            if let Ok(at) = ops.binary_search(o) {
-                last[at] = Some(i);
+            if let Some(last) = last.get_mut(position[o.index()] as usize) {
+                *last = Some(i);
             }
         }
     }
+    ops.iter().for_each(|op| position[op.index()] = NOWHERE);
     let mut freed = vec![Bytes(0); ops.len()];
     let (mut now, mut peak) = (Bytes(0), Bytes(0));
     for (i, &id) in ops.iter().enumerate() {

@@ -41,7 +41,7 @@ pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
-pub use solve::{repriced, solve};
+pub use solve::{Prepared, repriced, solve};
 
 /// Position of a shard in its plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -2,47 +2,55 @@
 
 use super::block::Blocks;
 use super::bound::bound;
-use super::predict::Costs;
 use super::problem::{Infeasible, Problem};
-use super::solve::{Line, device_orders};
-use super::{Plan, solve};
+use super::solve::device_orders;
+use super::{Plan, Prepared};
 use crate::graph::error::closest;
 
 /// The fastest plan whose second and later shards begin where the blocks of these names do.
 ///
-/// Without names, what [`solve`](solve()) finds.
+/// Without names, what [`solve`](super::solve()) finds.
 ///
 /// # Errors
 /// [`Infeasible::NoSuchBlock`], [`Infeasible::CutOrder`], and what `solve` refuses.
 /// # Complexity
 /// That of one simulated step for each microbatch size and order of devices.
 pub fn pinned(problem: &Problem<'_>, names: &[String]) -> Result<Plan, Infeasible> {
-    if names.is_empty() {
-        return solve(problem, None);
-    }
-    let n_shards = problem.n_shards;
-    if names.len() + 1 != n_shards as usize {
-        return Err(Infeasible::CutCount { n_cuts: names.len(), n_shards });
-    }
-    problem.check_devices()?;
-    let costs = Costs::of(problem.model);
-    let mut best: Option<Plan> = None;
-    let mut refusal = None;
-    for (microbatch, variants) in problem.microbatches()? {
-        let line = Line::new(problem, &variants, &costs)?;
-        let begins = |graph, line| begins(&Blocks::new(graph, line), names);
-        let cuts = variants.iter().zip(&line.coordinates).map(|(v, line)| begins(&v.graph, line));
-        let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
-        for order in device_orders(problem) {
-            match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
-                Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
-                Ok(_) => {}
-                Err(e) => refusal = Some(e),
+    Prepared::new(problem.model).pinned(problem, names)
+}
+
+impl Prepared {
+    /// What [`pinned`] finds, sooner.
+    pub fn pinned(&self, problem: &Problem<'_>, names: &[String]) -> Result<Plan, Infeasible> {
+        if names.is_empty() {
+            return self.solve(problem, None);
+        }
+        if !self.is_of(problem.model) {
+            return pinned(problem, names);
+        }
+        let n_shards = problem.n_shards;
+        if names.len() + 1 != n_shards as usize {
+            return Err(Infeasible::CutCount { n_cuts: names.len(), n_shards });
+        }
+        problem.check_devices()?;
+        let mut best: Option<Plan> = None;
+        let mut refusal = None;
+        for (microbatch, variants) in problem.microbatches()? {
+            let line = self.line(problem, microbatch, &variants)?;
+            let begins = |graph, line| begins(&Blocks::new(graph, line), names);
+            let cuts = variants.iter().zip(&line.outline.coordinates).map(|(v, line)| begins(&v.graph, line));
+            let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
+            for order in device_orders(problem) {
+                match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
+                    Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
+                    Ok(_) => {}
+                    Err(e) => refusal = Some(e),
+                }
             }
         }
+        let plan = best.ok_or_else(|| refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }))?;
+        Ok(Plan { bound: bound(problem, self.work())?.step(), ..plan })
     }
-    let plan = best.ok_or_else(|| refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 }))?;
-    Ok(Plan { bound: bound(problem, &costs)?.step(), ..plan })
 }
 
 /// Coordinates at which the blocks begin.

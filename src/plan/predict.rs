@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::estimate::{segment_terms, update_cut};
-use super::memory::{self, Memory};
+use super::memory::{self, Memory, Residuals};
 use super::schedule::TaskGraph;
-use super::segment::{Parameters, Segment, SegmentError, Segmentation};
+use super::segment::{Dependency, Parameters, Segment, SegmentError, Segmentation};
 use super::{Place, Plan, ShardId, ShardPlan, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
-use crate::topology::{Device, Topology, kinds};
+use crate::profile::Terms;
+use crate::topology::{Device, Rates, Topology, kinds};
 use crate::units::{Bytes, Seconds};
 
 /// Predictions for a plan; by shard where there are several.
@@ -46,57 +47,200 @@ impl Costs {
 /// # Complexity
 /// O(ops · log ops + tasks).
 pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Result<Prediction, SegmentError> {
-    let n_shards = plan.shards.len();
-    let devices = devices(topology, plan);
-    let m = plan.n_microbatches;
-    let mut out = Prediction {
-        orders: BTreeMap::new(),
-        busy: vec![Seconds(0.0); n_shards],
-        memory: devices.iter().map(|d| Memory::of_process(d[0])).collect(),
-        sent: vec![Bytes(0); n_shards],
-        step_time: Seconds(0.0),
-    };
-    let mut mirrored: BTreeMap<(usize, ShardId), Bytes> = BTreeMap::new();
-    for (variant, assignment) in &plan.grads {
-        let Some(Timed { graph, cut, durations, tasks }) = timed(model, topology, plan, known, variant)? else {
-            continue;
+    Ok(Cuts::new(model, topology, plan, known)?.predict(model, topology, plan, known))
+}
+
+/// All graphs of a plan, cut: what a prediction needs of them, however fast devices and links are.
+#[derive(Clone, Debug)]
+pub(super) struct Cuts {
+    /// By variant, without those that the model does not have.
+    variants: Vec<(String, Cut, Flow)>,
+    update: Cut,
+    /// Params on other shards than their owners': param, reader, size.
+    mirrored: Vec<(usize, ShardId, Bytes)>,
+}
+
+impl Cuts {
+    /// Cuts the model.
+    ///
+    /// # Complexity
+    /// O(ops · log ops).
+    pub(super) fn new(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Result<Self, SegmentError> {
+        let mut mirrored: BTreeMap<(usize, ShardId), Bytes> = BTreeMap::new();
+        let mut variants = Vec::with_capacity(plan.grads.len());
+        for (variant, assignment) in &plan.grads {
+            let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant)? else { continue };
+            for (op, reader) in cut.segmentation.mirrors(graph, assignment) {
+                // Parameters stand in ascending order.
+                if let Ok(param) = graph.parameters().binary_search(&op) {
+                    mirrored.insert((param, reader), graph.op(op).shape.bytes());
+                }
+            }
+            let flow = Flow::new(graph, &cut.segmentation, plan.shards.len());
+            variants.push((variant.clone(), cut, flow));
+        }
+        let update = Cut::new(&model.update, update_cut(model, plan)?, &devices(topology, plan), &known.update, false);
+        let mirrored = mirrored.into_iter().map(|((param, reader), bytes)| (param, reader, bytes)).collect();
+        Ok(Self { variants, update, mirrored })
+    }
+
+    /// Simulates one step of the plan that these are the cuts of.
+    pub(super) fn predict(&self, model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Prediction {
+        let n_shards = plan.shards.len();
+        let devices = devices(topology, plan);
+        let m = plan.n_microbatches;
+        let mut out = Prediction {
+            orders: BTreeMap::new(),
+            busy: vec![Seconds(0.0); n_shards],
+            memory: devices.iter().map(|d| Memory::of_process(d[0])).collect(),
+            sent: vec![Bytes(0); n_shards],
+            step_time: Seconds(0.0),
         };
-        for (op, reader) in cut.mirrors(graph, assignment) {
-            // Parameters stand in ascending order.
-            if let Ok(param) = graph.parameters().binary_search(&op) {
-                mirrored.insert((param, reader), graph.op(op).shape.bytes());
+        for (variant, cut, flow) in &self.variants {
+            let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { continue };
+            let durations = cut.durations(&grad.graph, &devices, costs);
+            let schedule = cut.tasks(flow, topology, plan, &durations).schedule(plan.schedule, m);
+            for (busy, of_run) in out.busy.iter_mut().zip(cut.busy(&durations, n_shards)) {
+                *busy = busy.max(of_run * f64::from(m));
+            }
+            for (sent, of_run) in out.sent.iter_mut().zip(cut.sent(n_shards)) {
+                *sent = (*sent).max(of_run * u64::from(m));
+            }
+            out.step_time = out.step_time.max(schedule.makespan);
+            for (i, (memory, order)) in out.memory.iter_mut().zip(&schedule.orders).enumerate() {
+                memory.add_variant(flow.residuals.peak(ShardId(i as u32), order), cut.temporaries[i]);
+            }
+            out.orders.insert(variant.clone(), schedule.orders);
+        }
+        memory::add_state(model, plan, &mut out.memory);
+        for &(param, reader, bytes) in &self.mirrored {
+            out.memory[reader.index()].copies += bytes;
+            if let Place::Shard(owner) = plan.owners[param] {
+                out.sent[owner.index()] += bytes;
             }
         }
-        let schedule = tasks.schedule(plan.schedule, m);
-        let (mut busy, mut sent) = (vec![Seconds(0.0); n_shards], vec![Bytes(0); n_shards]);
-        for (segment, duration) in cut.segments.iter().zip(&durations) {
-            busy[segment.shard.index()] += *duration * f64::from(m);
+        // The update takes as long as the shard with the most to update; what it exchanges counts as sent.
+        for (sent, of_update) in out.sent.iter_mut().zip(self.update.sent(n_shards)) {
+            *sent += of_update;
         }
-        for (i, message) in cut.messages.iter().enumerate() {
-            sent[cut.segments[message.from].shard.index()] += cut.bytes(graph, i) * u64::from(m);
+        memory::add_update(&self.update.temporaries, &mut out.memory);
+        let durations = self.update.durations(&model.update, &devices, &known.update);
+        let updating = self.update.busy(&durations, n_shards);
+        for (busy, updating) in out.busy.iter_mut().zip(&updating) {
+            *busy += *updating;
         }
-        out.step_time = out.step_time.max(schedule.makespan);
-        for s in 0..n_shards {
-            out.busy[s] = out.busy[s].max(busy[s]);
-            out.sent[s] = out.sent[s].max(sent[s]);
-            out.memory[s].add_variant(graph, &cut, ShardId(s as u32), &schedule.orders[s]);
+        let update = updating.into_iter().fold(Seconds(0.0), Seconds::max);
+        let averaging = average_time(model, plan, topology);
+        out.step_time = out.step_time + update + averaging;
+        for (memory, devices) in out.memory.iter_mut().zip(&devices) {
+            memory.add_free(devices);
         }
-        out.orders.insert(variant.clone(), schedule.orders);
+        out
     }
-    memory::add_state(model, plan, &mut out.memory);
-    for ((param, reader), bytes) in mirrored {
-        out.memory[reader.index()].copies += bytes;
-        if let Place::Shard(owner) = plan.owners[param] {
-            out.sent[owner.index()] += bytes;
+}
+
+/// What passes between the segments of a graph.
+#[derive(Clone, Debug)]
+struct Flow {
+    dependencies: Vec<Vec<Dependency>>,
+    residuals: Residuals,
+}
+
+impl Flow {
+    fn new(graph: &Graph, cut: &Segmentation, n_shards: usize) -> Self {
+        Self { dependencies: cut.dependencies(graph), residuals: Residuals::new(graph, cut, n_shards) }
+    }
+}
+
+/// One graph, cut.
+#[derive(Clone, Debug)]
+struct Cut {
+    segmentation: Segmentation,
+    /// Size of each message.
+    messages: Vec<Bytes>,
+    /// By shard: values inside its segments.
+    temporaries: Vec<Bytes>,
+    /// By segment: what it takes at speed 1, for each of its shard's devices that differ in their rates.
+    terms: Vec<Vec<(Rates, Terms)>>,
+    /// With several microbatches.
+    sums: bool,
+}
+
+impl Cut {
+    fn new(graph: &Graph, segmentation: Segmentation, devices: &[Vec<&Device>], costs: &[OpCost], sums: bool) -> Self {
+        let terms = |segment: &Segment| {
+            let mut of: Vec<(Rates, Terms)> = Vec::with_capacity(1);
+            for rates in devices[segment.shard.index()].iter().map(|d| d.rates()) {
+                if of.iter().all(|(known, _)| *known != rates) {
+                    of.push((rates, segment_terms(graph, segment, costs, &rates, sums)));
+                }
+            }
+            of
+        };
+        Self {
+            messages: (0..segmentation.messages.len()).map(|i| segmentation.bytes(graph, i)).collect(),
+            temporaries: memory::temporaries(graph, &segmentation, devices.len()),
+            terms: segmentation.segments.iter().map(terms).collect(),
+            segmentation,
+            sums,
         }
     }
-    let update = update_time(model, plan, &devices, &known.update, &mut out)?;
-    let averaging = average_time(model, plan, topology);
-    out.step_time = out.step_time + update + averaging;
-    for (memory, devices) in out.memory.iter_mut().zip(&devices) {
-        memory.add_free(devices);
+
+    /// One variant with its graph; `None` for one that the model does not have.
+    fn of_variant<'a>(
+        model: &'a Model,
+        topology: &Topology,
+        plan: &Plan,
+        known: &Costs,
+        variant: &str,
+    ) -> Result<Option<(&'a Graph, Self)>, SegmentError> {
+        let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { return Ok(None) };
+        let Some(assignment) = plan.grads.get(variant) else { return Ok(None) };
+        let (graph, devices) = (&grad.graph, devices(topology, plan));
+        let results = plan.grad_results(model, graph, assignment);
+        let cut = Segmentation::new(graph, assignment, &results, plan.shards.len(), Parameters::Mirrored)?;
+        Ok(Some((graph, Self::new(graph, cut, &devices, costs, plan.n_microbatches > 1))))
     }
-    Ok(out)
+
+    /// One run of each segment. Devices of other rates than those that it was cut for are priced anew.
+    fn durations(&self, graph: &Graph, devices: &[Vec<&Device>], costs: &[OpCost]) -> Vec<Seconds> {
+        let of = |(segment, known): (&Segment, &Vec<(Rates, Terms)>)| {
+            let on = |device: &&Device| {
+                let rates = device.rates();
+                let terms = known.iter().find(|(of, _)| *of == rates).map(|(_, terms)| *terms);
+                let terms = terms.unwrap_or_else(|| segment_terms(graph, segment, costs, &rates, self.sums));
+                terms.time(&device.measured.unwrap_or_default()) / device.speed
+            };
+            devices[segment.shard.index()].iter().map(on).fold(Seconds(0.0), Seconds::max)
+        };
+        self.segmentation.segments.iter().zip(&self.terms).map(of).collect()
+    }
+
+    fn tasks(&self, flow: &Flow, topology: &Topology, plan: &Plan, durations: &[Seconds]) -> TaskGraph {
+        let device = |s: ShardId| plan.shards[s.index()].devices[0];
+        let shard = |segment: usize| self.segmentation.segments[segment].shard;
+        TaskGraph::of(&self.segmentation, &flow.dependencies, plan.shards.len(), durations, |i, message| {
+            topology.link(device(shard(message.from)), device(message.to)).time(self.messages[i])
+        })
+    }
+
+    /// By shard: one run of each of its segments.
+    fn busy(&self, durations: &[Seconds], n_shards: usize) -> Vec<Seconds> {
+        let mut busy = vec![Seconds(0.0); n_shards];
+        for (segment, duration) in self.segmentation.segments.iter().zip(durations) {
+            busy[segment.shard.index()] += *duration;
+        }
+        busy
+    }
+
+    /// By shard: what one run sends.
+    fn sent(&self, n_shards: usize) -> Vec<Bytes> {
+        let mut sent = vec![Bytes(0); n_shards];
+        for (message, bytes) in self.segmentation.messages.iter().zip(&self.messages) {
+            sent[self.segmentation.segments[message.from].shard.index()] += *bytes;
+        }
+        sent
+    }
 }
 
 /// The devices of every shard, one of each kind: a shard is as fast as its slowest replica, in each segment.
@@ -109,8 +253,6 @@ pub(super) fn devices<'a>(topology: &'a Topology, plan: &Plan) -> Vec<Vec<&'a De
 pub(super) struct Timed<'a> {
     pub graph: &'a Graph,
     pub cut: Segmentation,
-    /// Of one run of each segment.
-    pub durations: Vec<Seconds>,
     pub tasks: TaskGraph,
 }
 
@@ -122,48 +264,10 @@ pub(super) fn timed<'a>(
     known: &Costs,
     variant: &str,
 ) -> Result<Option<Timed<'a>>, SegmentError> {
-    let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { return Ok(None) };
-    let Some(assignment) = plan.grads.get(variant) else { return Ok(None) };
-    let (graph, n_shards) = (&grad.graph, plan.shards.len());
-    let results = plan.grad_results(model, graph, assignment);
-    let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)?;
-    let devices = devices(topology, plan);
-    let sums = plan.n_microbatches > 1;
-    let durations: Vec<Seconds> =
-        cut.segments.iter().map(|s| time(graph, s, costs, &devices[s.shard.index()], sums)).collect();
-    let device = |s: ShardId| plan.shards[s.index()].devices[0];
-    let tasks = TaskGraph::new(graph, &cut, n_shards, &durations, |i, message| {
-        topology.link(device(cut.segments[message.from].shard), device(message.to)).time(cut.bytes(graph, i))
-    });
-    Ok(Some(Timed { graph, cut, durations, tasks }))
-}
-
-fn time(graph: &Graph, segment: &Segment, costs: &[OpCost], devices: &[&Device], sums: bool) -> Seconds {
-    let on = |device: &&Device| {
-        segment_terms(graph, segment, costs, device, sums).time(&device.measured.unwrap_or_default())
-    };
-    devices.iter().map(on).fold(Seconds(0.0), Seconds::max)
-}
-
-/// Time of the update: as long as the shard with the most to update; what it exchanges counts as sent.
-fn update_time(
-    model: &Model,
-    plan: &Plan,
-    devices: &[Vec<&Device>],
-    costs: &[OpCost],
-    out: &mut Prediction,
-) -> Result<Seconds, SegmentError> {
-    let graph = &model.update;
-    let cut = update_cut(model, plan)?;
-    for (i, message) in cut.messages.iter().enumerate() {
-        out.sent[cut.segments[message.from].shard.index()] += cut.bytes(graph, i);
-    }
-    memory::add_update(graph, &cut, &mut out.memory);
-    let busy = busy_updating(graph, &cut, devices, costs);
-    for (sum, update) in out.busy.iter_mut().zip(&busy) {
-        *sum += *update;
-    }
-    Ok(busy.into_iter().fold(Seconds(0.0), Seconds::max))
+    let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant)? else { return Ok(None) };
+    let durations = cut.durations(graph, &devices(topology, plan), &known.grads[variant]);
+    let tasks = cut.tasks(&Flow::new(graph, &cut.segmentation, plan.shards.len()), topology, plan, &durations);
+    Ok(Some(Timed { graph, cut: cut.segmentation, tasks }))
 }
 
 /// Time that each shard takes to update its params.
@@ -173,26 +277,23 @@ pub(super) fn update_busy(
     devices: &[Vec<&Device>],
     costs: &[OpCost],
 ) -> Result<Vec<Seconds>, SegmentError> {
-    Ok(busy_updating(&model.update, &update_cut(model, plan)?, devices, costs))
-}
-
-fn busy_updating(graph: &Graph, cut: &Segmentation, devices: &[Vec<&Device>], costs: &[OpCost]) -> Vec<Seconds> {
-    let mut busy = vec![Seconds(0.0); devices.len()];
-    for segment in &cut.segments {
-        busy[segment.shard.index()] += time(graph, segment, costs, &devices[segment.shard.index()], false);
-    }
-    busy
+    let cut = Cut::new(&model.update, update_cut(model, plan)?, devices, costs, false);
+    Ok(cut.busy(&cut.durations(&model.update, devices, costs), devices.len()))
 }
 
 /// Gradients go to replica 0 and back.
 pub(super) fn average_time(model: &Model, plan: &Plan, topology: &Topology) -> Seconds {
     let others = u64::from(plan.n_replicas) - 1;
-    let of_shard = |s: usize| {
-        let owned = (0..model.n_params).filter(|&p| plan.owners[p] == Place::Shard(ShardId(s as u32)));
-        let bytes: Bytes = owned.map(|p| model.state[p].shape.bytes()).sum();
-        let devices = &plan.shards[s].devices;
+    let mut owned = vec![Bytes(0); plan.shards.len()];
+    for (tensor, owner) in model.state[..model.n_params].iter().zip(&plan.owners) {
+        if let Place::Shard(s) = owner {
+            owned[s.index()] += tensor.shape.bytes();
+        }
+    }
+    let of_shard = |(shard, bytes): (&ShardPlan, Bytes)| {
+        let devices = &shard.devices;
         let link = devices.get(1).map(|&d| topology.link(devices[0], d));
         link.map_or(Seconds(0.0), |l| l.time(bytes * (2 * others)))
     };
-    (0..plan.shards.len()).map(of_shard).fold(Seconds(0.0), Seconds::max)
+    plan.shards.iter().zip(owned).map(of_shard).fold(Seconds(0.0), Seconds::max)
 }

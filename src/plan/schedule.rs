@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use serde::{Deserialize, Serialize};
 
 use super::ShardId;
-use super::segment::{Message, Segmentation, Task};
+use super::segment::{Dependency, Message, Segmentation, Task};
 use crate::graph::Graph;
 use crate::units::Seconds;
 
@@ -92,20 +92,29 @@ impl TaskGraph {
         durations: &[Seconds],
         transfer: impl Fn(usize, &Message) -> Seconds,
     ) -> Self {
-        let needs = segmentation.dependencies(graph);
+        Self::of(segmentation, &segmentation.dependencies(graph), n_shards, durations, transfer)
+    }
+
+    /// The same with [`Segmentation::dependencies`] that are known already.
+    pub(super) fn of(
+        segmentation: &Segmentation,
+        dependencies: &[Vec<Dependency>],
+        n_shards: usize,
+        durations: &[Seconds],
+        transfer: impl Fn(usize, &Message) -> Seconds,
+    ) -> Self {
+        let need =
+            |d: &Dependency| (d.segment, d.message.map_or(Seconds(0.0), |m| transfer(m, &segmentation.messages[m])));
         let nodes = segmentation
             .segments
             .iter()
             .zip(durations)
-            .zip(needs)
+            .zip(dependencies)
             .map(|((s, &duration), needs)| Node {
                 shard: s.shard,
                 level: s.level,
                 duration,
-                needs: needs
-                    .into_iter()
-                    .map(|d| (d.segment, d.message.map_or(Seconds(0.0), |m| transfer(m, &segmentation.messages[m]))))
-                    .collect(),
+                needs: needs.iter().map(need).collect(),
             })
             .collect();
         Self { n_shards, nodes }

@@ -96,7 +96,8 @@ impl Segmentation {
         check(graph, assignment, n_shards)?;
         let mut levels = levels(graph, assignment, parameters);
         sink(graph, assignment, &mut levels, parameters);
-        Builder { graph, assignment, levels, parameters, parts: BTreeMap::new() }.build(results, n_shards)
+        let seen = vec![0; graph.n_ops()];
+        Builder { graph, assignment, levels, parameters, parts: BTreeMap::new(), seen }.build(results, n_shards)
     }
 
     /// Segments of one shard, in order of level.
@@ -108,10 +109,10 @@ impl Segmentation {
     /// another shard.
     pub fn dependencies(&self, graph: &Graph) -> Vec<Vec<Dependency>> {
         // A value may be passed through a segment of its own shard only: its producer is the first that yields it.
-        let mut producer: BTreeMap<OpId, usize> = BTreeMap::new();
+        let mut producer: Vec<Option<usize>> = vec![None; graph.n_ops()];
         for (i, s) in self.segments.iter().enumerate() {
             for &v in &s.outputs {
-                producer.entry(v).or_insert(i);
+                producer[v.index()].get_or_insert(i);
             }
         }
         let message_of: BTreeMap<(usize, ShardId), usize> =
@@ -122,8 +123,8 @@ impl Segmentation {
             .map(|(i, s)| {
                 let mut needed: BTreeSet<usize> = BTreeSet::new();
                 for v in &s.inputs {
-                    match producer.get(v) {
-                        Some(&p) if p != i && (!is_parameter(graph, *v) || self.segments[p].shard != s.shard) => {
+                    match producer[v.index()] {
+                        Some(p) if p != i && (!is_parameter(graph, *v) || self.segments[p].shard != s.shard) => {
                             needed.insert(p);
                         }
                         _ => {}
@@ -150,7 +151,7 @@ impl Segmentation {
         let mut out = BTreeSet::new();
         for s in &self.segments {
             for &v in &s.inputs {
-                if is_parameter(graph, v) && matches!(assignment.place(v), Place::Shard(o) if o != s.shard) {
+                if matches!(assignment.place(v), Place::Shard(o) if o != s.shard) && is_parameter(graph, v) {
                     out.insert((v, s.shard));
                 }
             }
@@ -210,10 +211,11 @@ fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec
         let Place::Shard(shard) = assignment.place(id) else { continue };
         for &o in &op.operands {
             let Place::Shard(from) = assignment.place(o) else { continue };
-            if parameters == Parameters::Mirrored && is_parameter(graph, o) {
+            let later = from != shard || enters(op, o, from);
+            // Copies of params are there from the beginning.
+            if later && parameters == Parameters::Mirrored && is_parameter(graph, o) {
                 continue;
             }
-            let later = from != shard || enters(op, o, from);
             level[id.index()] = level[id.index()].max(level[o.index()] + u32::from(later));
         }
     }
@@ -239,12 +241,12 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
     };
     for (id, op) in graph.ops().rev() {
         let Place::Shard(shard) = assignment.place(id) else { continue };
-        if is_output[id.index()] || is_parameter(graph, id) || graph.users(id).is_empty() {
+        // Without a reader it stays.
+        let target = graph.users(id).iter().map(|u| level[u.index()]).min().unwrap_or(0);
+        if target <= level[id.index()] || is_output[id.index()] || is_parameter(graph, id) {
             continue;
         }
-        let local_only = graph.users(id).iter().all(|&u| assignment.place(u) == Place::Shard(shard));
-        let target = graph.users(id).iter().map(|u| level[u.index()]).min().unwrap_or(0);
-        if !local_only || target <= level[id.index()] {
+        if !graph.users(id).iter().all(|&u| assignment.place(u) == Place::Shard(shard)) {
             continue;
         }
         // Operands that would now have to live until `target`.
@@ -266,16 +268,21 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
     }
 }
 
+/// Level and shard of a segment.
+type Key = (u32, ShardId);
+
 /// A segment in the making.
 #[derive(Default)]
 struct Part {
     /// Placed here; ascending.
     ops: Vec<OpId>,
-    /// Placed everywhere, and read here.
-    clones: BTreeSet<OpId>,
-    inputs: BTreeSet<OpId>,
-    outputs: BTreeSet<OpId>,
-    results: BTreeSet<usize>,
+    /// Placed everywhere, and read here; ascending.
+    clones: Vec<OpId>,
+    /// Ascending.
+    inputs: Vec<OpId>,
+    outputs: Vec<OpId>,
+    /// Ascending.
+    results: Vec<usize>,
 }
 
 struct Builder<'a> {
@@ -283,31 +290,50 @@ struct Builder<'a> {
     assignment: &'a Assignment,
     levels: Vec<u32>,
     parameters: Parameters,
-    /// By (level, shard).
-    parts: BTreeMap<(u32, ShardId), Part>,
+    parts: BTreeMap<Key, Part>,
+    /// By op: the last part that looked at it, counted from 1.
+    seen: Vec<u32>,
 }
 
 impl Builder<'_> {
     fn build(mut self, results: &[Place], n_shards: usize) -> Result<Segmentation, SegmentError> {
-        for (id, _) in self.graph.ops() {
-            if let Place::Shard(shard) = self.assignment.place(id)
-                && !is_parameter(self.graph, id)
-            {
-                let key = (self.levels[id.index()], shard);
-                self.parts.entry(key).or_default().ops.push(id);
-            }
-        }
+        self.collect();
         for (position, &place) in results.iter().enumerate() {
             match place {
                 Place::Shard(shard) => self.add_result(position, shard),
                 Place::Everywhere => (0..n_shards as u32).for_each(|s| self.add_result(position, ShardId(s))),
             }
         }
-        let keys: Vec<_> = self.parts.keys().copied().collect();
-        for &key in &keys {
-            self.pull_inputs(key)?;
+        let keys: Vec<Key> = self.parts.keys().copied().collect();
+        for (i, &key) in keys.iter().enumerate() {
+            self.pull_inputs(key, i as u32 + 1)?;
         }
         self.connect(&keys)
+    }
+
+    /// Puts every op that is placed into its segment.
+    fn collect(&mut self) {
+        let mut found: Vec<(Key, Vec<OpId>)> = Vec::new();
+        let mut position: BTreeMap<Key, usize> = BTreeMap::new();
+        // Neighbours mostly go together.
+        let mut last: Option<(Key, usize)> = None;
+        for (id, _) in self.graph.ops() {
+            let Place::Shard(shard) = self.assignment.place(id) else { continue };
+            if is_parameter(self.graph, id) {
+                continue;
+            }
+            let key = (self.levels[id.index()], shard);
+            let at = last.filter(|(same, _)| *same == key).map(|(_, at)| at);
+            let at = at.unwrap_or_else(|| *position.entry(key).or_insert(found.len()));
+            if at == found.len() {
+                found.push((key, Vec::new()));
+            }
+            found[at].1.push(id);
+            last = Some((key, at));
+        }
+        for (key, ops) in found {
+            self.parts.entry(key).or_default().ops = ops;
+        }
     }
 
     /// Makes some segment on `shard` yield graph output `position`.
@@ -322,73 +348,79 @@ impl Builder<'_> {
                 first.unwrap_or((0, shard))
             }
         };
-        self.parts.entry(key).or_default().results.insert(position);
+        self.parts.entry(key).or_default().results.push(position);
     }
 
-    /// Clones what is placed everywhere into the segment and lists what must come from outside.
-    fn pull_inputs(&mut self, key: (u32, ShardId)) -> Result<(), SegmentError> {
+    /// Clones what is placed everywhere into the segment and lists what must come from outside. `number`: of the part,
+    /// from 1.
+    fn pull_inputs(&mut self, key: Key, number: u32) -> Result<(), SegmentError> {
         let Some(mut part) = self.parts.remove(&key) else { return Ok(()) };
         let mut queue: Vec<OpId> = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied()).collect();
         queue.extend(part.results.iter().map(|&p| self.graph.outputs()[p]));
         while let Some(v) = queue.pop() {
-            if self.is_in(v, key) || part.clones.contains(&v) || part.inputs.contains(&v) {
+            if std::mem::replace(&mut self.seen[v.index()], number) == number || self.is_in(v, key) {
                 continue;
             }
             let op = self.graph.op(v);
             if self.assignment.place(v) == Place::Everywhere && !is_parameter(self.graph, v) {
-                part.clones.insert(v);
+                part.clones.push(v);
                 queue.extend(op.operands.iter().copied());
             } else {
                 if op.shape.as_array().is_none() {
                     let shape = op.shape.to_string();
                     return Err(SegmentError::NotAnArray { op: v, name: op.name.clone(), shape });
                 }
-                part.inputs.insert(v);
+                part.inputs.push(v);
             }
         }
+        part.clones.sort_unstable();
+        part.inputs.sort_unstable();
         self.parts.insert(key, part);
         Ok(())
     }
 
     /// Whether an op is placed in this segment.
-    fn is_in(&self, v: OpId, (level, shard): (u32, ShardId)) -> bool {
+    fn is_in(&self, v: OpId, (level, shard): Key) -> bool {
         self.assignment.place(v) == Place::Shard(shard)
             && self.levels[v.index()] == level
             && !is_parameter(self.graph, v)
     }
 
-    fn connect(mut self, keys: &[(u32, ShardId)]) -> Result<Segmentation, SegmentError> {
+    fn connect(mut self, keys: &[Key]) -> Result<Segmentation, SegmentError> {
         // What every segment must yield to others, and to which shards.
-        let mut sent: BTreeMap<((u32, ShardId), ShardId), BTreeSet<OpId>> = BTreeMap::new();
-        let mut yielded: BTreeMap<(u32, ShardId), BTreeSet<OpId>> = BTreeMap::new();
+        let mut sent: BTreeMap<(Key, ShardId), Vec<OpId>> = BTreeMap::new();
+        let mut yielded: BTreeMap<Key, Vec<OpId>> = BTreeMap::new();
         for &key in keys {
             for &v in &self.parts[&key].inputs {
                 let Place::Shard(from) = self.assignment.place(v) else { continue };
-                if is_parameter(self.graph, v) && (from == key.1 || self.parameters == Parameters::Mirrored) {
+                let is_there = from == key.1 || self.parameters == Parameters::Mirrored;
+                if is_there && is_parameter(self.graph, v) {
                     continue;
                 }
                 let source = (self.levels[v.index()], from);
-                yielded.entry(source).or_default().insert(v);
+                yielded.entry(source).or_default().push(v);
                 if from != key.1 {
-                    sent.entry((source, key.1)).or_default().insert(v);
+                    sent.entry((source, key.1)).or_default().push(v);
                 }
             }
         }
         for (source, values) in yielded {
-            for v in values {
-                let passed_on = !self.is_in(v, source);
-                let part = self.parts.entry(source).or_default();
-                if passed_on && !part.clones.contains(&v) {
-                    part.inputs.insert(v);
+            let values = ascending(values);
+            let passed_on: Vec<OpId> = values.iter().copied().filter(|&v| !self.is_in(v, source)).collect();
+            let part = self.parts.entry(source).or_default();
+            for v in passed_on {
+                if part.clones.binary_search(&v).is_err()
+                    && let Err(at) = part.inputs.binary_search(&v)
+                {
+                    part.inputs.insert(at, v);
                 }
-                part.outputs.insert(v);
             }
+            part.outputs = values;
         }
-        let position: BTreeMap<(u32, ShardId), usize> =
-            self.parts.keys().enumerate().map(|(i, &key)| (key, i)).collect();
+        let position: BTreeMap<Key, usize> = self.parts.keys().enumerate().map(|(i, &key)| (key, i)).collect();
         let mut messages: Vec<Message> = sent
             .into_iter()
-            .map(|((source, to), values)| Message { from: position[&source], to, values: values.into_iter().collect() })
+            .map(|((source, to), values)| Message { from: position[&source], to, values: ascending(values) })
             .collect();
         messages.sort_by_key(|m| (m.from, m.to));
         let segments = self
@@ -398,19 +430,28 @@ impl Builder<'_> {
                 shard,
                 level,
                 ops: merged(p.ops, p.clones),
-                inputs: p.inputs.into_iter().collect(),
-                outputs: p.outputs.into_iter().collect(),
-                results: p.results.into_iter().collect(),
+                inputs: p.inputs,
+                outputs: p.outputs,
+                results: p.results,
             })
             .collect();
         Ok(Segmentation { segments, messages })
     }
 }
 
+/// Each once, in ascending order.
+fn ascending(mut values: Vec<OpId>) -> Vec<OpId> {
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
 /// Both in ascending order.
-fn merged(mut ops: Vec<OpId>, clones: BTreeSet<OpId>) -> Vec<OpId> {
-    ops.extend(clones);
-    ops.sort_unstable();
+fn merged(mut ops: Vec<OpId>, clones: Vec<OpId>) -> Vec<OpId> {
+    if !clones.is_empty() {
+        ops.extend(clones);
+        ops.sort_unstable();
+    }
     ops
 }
 

@@ -1,7 +1,7 @@
 //! Analytic terms of a segment: what the cost model says, before anything is measured.
 
 use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::ops::{Add, AddAssign, Div};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,12 @@ impl Add for Terms {
             other: self.other + o.other,
             launch: self.launch + o.launch,
         }
+    }
+}
+impl Div<f64> for Terms {
+    type Output = Self;
+    fn div(self, k: f64) -> Self {
+        Self { product: self.product / k, memory: self.memory / k, other: self.other / k, launch: self.launch / k }
     }
 }
 impl AddAssign for Terms {

@@ -52,7 +52,19 @@ pub struct Device {
     pub measured: Option<Measured>,
 }
 
+/// What a device does at speed 1, before anything is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    pub flops: FlopsPerSec,
+    pub bandwidth: BytesPerSec,
+    pub overhead: Seconds,
+}
+
 impl Device {
+    pub fn rates(&self) -> Rates {
+        Rates { flops: self.flops, bandwidth: self.bandwidth, overhead: self.overhead }
+    }
+
     /// Whether two devices differ in name and node at most: what one takes the other takes too.
     pub fn alike(&self, other: &Self) -> bool {
         let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _ } = self;

@@ -102,9 +102,17 @@ pub enum Advice {
     Rehearse(Box<Plan>),
 }
 
+/// Lets the planner know the plan in force before it is asked about it.
+fn hold(inputs: &Inputs, base: &Topology, plan: &Plan) -> anyhow::Result<()> {
+    let (model, prepared) = (inputs.model.clone(), inputs.prepared.clone());
+    let (base, plan) = (base.clone(), plan.clone());
+    background("plan", move || prepared.hold(&model, &base, &plan)).map(|_| ())
+}
+
 impl Adapt {
     pub fn new(inputs: &Inputs, plan: &Plan, base: Topology, record: &Path) -> anyhow::Result<Self> {
-        let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
+        let priced = inputs.prepared.priced(&inputs.model, &base, plan).context("cannot price the plan")?;
+        hold(inputs, &base, plan)?;
         let file = File::create(record).with_context(|| format!("cannot write {}", record.display()))?;
         Ok(Self {
             settings: inputs.job.spec.adaptation.clone().into(),
@@ -140,6 +148,15 @@ impl Adapt {
     /// What a step will take, by what is known now.
     pub fn estimate(&self, variant: &str, batch: Option<&BatchProfile>) -> Option<BatchEstimate> {
         self.priced.estimate(variant, &self.calibration, &|d| self.calibration.speed(d), batch)
+    }
+
+    /// Devices as they are, by what has been measured.
+    pub fn at_present(&self, base: Topology) -> Topology {
+        let mut topology = self.calibration.correct(base);
+        for (i, device) in topology.devices.iter_mut().enumerate() {
+            device.speed *= self.calibration.speed(DeviceId(i as u32)).max(1e-3);
+        }
+        topology
     }
 
     /// What has been learned of kinds of devices.
@@ -317,6 +334,7 @@ impl Adapt {
         let question = Question {
             spec: inputs.job.spec.clone(),
             model: inputs.model.clone(),
+            prepared: inputs.prepared.clone(),
             base: self.base.clone(),
             calibration: self.calibration.clone(),
             running: self.running.clone(),
@@ -443,7 +461,8 @@ impl Adapt {
         now: Seconds,
         (pause, prepare, compiled): (Seconds, Seconds, u32),
     ) -> anyhow::Result<()> {
-        let priced = Priced::new(&inputs.model, &base, plan).context("cannot price the plan")?;
+        let priced = inputs.prepared.priced(&inputs.model, &base, plan).context("cannot price the plan")?;
+        hold(inputs, &base, plan)?;
         let until = self.promised.take().unwrap_or(now + self.settings.horizon);
         let left_variant = trained(&self.running, &self.variant);
         let stretch = self.calibration.stretch();

@@ -9,7 +9,7 @@ use crate::graph::Model;
 use crate::local::inputs::Ask;
 use crate::plan::estimate::Priced;
 use crate::plan::moves::moved;
-use crate::plan::{Infeasible, Plan};
+use crate::plan::{Infeasible, Plan, Prepared};
 use crate::profile::Calibration;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::Candidate;
@@ -24,6 +24,7 @@ const LEAST_PAUSE: Seconds = Seconds(10e-3);
 pub struct Question {
     pub spec: TrainingJobSpec,
     pub model: Arc<Model>,
+    pub prepared: Arc<Prepared>,
     /// Devices without anything measured.
     pub base: Topology,
     pub calibration: Calibration,
@@ -118,7 +119,7 @@ pub fn propose(q: &Question) -> Proposed {
         if futures[..i].contains(speeds) {
             continue;
         }
-        match ask.solve(&q.spec, &q.model, &at(speeds), Some(&q.running)) {
+        match ask.solve(&q.spec, &q.model, &q.prepared, &at(speeds), Some(&q.running)) {
             Ok(plan) if plan.revision == q.running.revision => {}
             Ok(plan) if plans.iter().any(|p| same(p, &plan)) => {}
             Ok(plan) => plans.push(plan),
@@ -134,12 +135,12 @@ pub fn propose(q: &Question) -> Proposed {
         let fits = shape(known) == shape(&q.running);
         if fits && !same(known, &q.running) && !plans.iter().any(|p| same(p, known)) {
             // What was predicted of it then was for other speeds.
-            plans.extend(ask.repriced(&q.spec, &q.model, &today, known));
+            plans.extend(ask.repriced(&q.spec, &q.model, &q.prepared, &today, known));
         }
     }
     // Both sides are priced alike.
     let running = match q.bandwidth {
-        Some(_) => Priced::new(&q.model, &base, &q.running).ok(),
+        Some(_) => q.prepared.priced(&q.model, &base, &q.running).ok(),
         None => Some(q.priced.clone()),
     };
     let Some(running) = running else { return Proposed::Plans(Vec::new()) };
@@ -165,7 +166,7 @@ impl Question {
     /// A plan with what is predicted of it; `None` for one that cannot be priced.
     fn candidate(&self, plan: Plan, running: &Priced, base: &Topology) -> Option<(Plan, Candidate)> {
         let before = running;
-        let priced = Priced::new(&self.model, base, &plan).ok()?;
+        let priced = self.prepared.priced(&self.model, base, &plan).ok()?;
         let variant = trained(&plan, &self.variant);
         let interval = self.forecasts.values().map(|f| f.interval).next().unwrap_or(Seconds(1.0));
         let horizon = self.forecasts.values().map(Forecast::horizon).min().unwrap_or(1).clamp(1, INTERVALS);

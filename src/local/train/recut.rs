@@ -160,9 +160,10 @@ impl Training<'_> {
         let n = (ask.n_shards * self.inputs.job.spec.parallelism.replicas) as usize;
         let topology = self.inputs.machine.topology(n, &|_| 1.0)?;
         let (spec, model) = (self.inputs.job.spec.clone(), self.inputs.model.clone());
+        let prepared = self.inputs.prepared.clone();
         let running = self.record.plan.clone();
         let previous = (running.shards.len() == ask.n_shards as usize && ask.microbatch.is_none()).then_some(running);
-        let work = move || ask.solve(&spec, &model, &topology, previous.as_ref());
+        let work = move || ask.solve(&spec, &model, &prepared, &topology, previous.as_ref());
         background("plan", work).map_err(|e| e.to_string())
     }
 

@@ -68,14 +68,14 @@ impl Rehearsals {
         match &mut self.state {
             State::Fresh => {
                 let (spec, model) = (inputs.job.spec.clone(), inputs.model.clone());
-                let (running, base) = (running.clone(), base.clone());
+                let (prepared, running, base) = (inputs.prepared.clone(), running.clone(), base.clone());
                 self.state = State::Solving(background("rehearse", move || {
                     let ask = Ask { n_shards: running.shards.len() as u32, microbatch: Some(running.microbatch) };
                     let slow = SPEEDS.iter().flat_map(|s| (0..base.devices.len()).map(move |d| (d, s))).take(MOST);
                     let solve = |(device, speed): (usize, &f64)| {
                         let mut topology = base.clone();
                         topology.devices[device].speed *= speed;
-                        ask.solve(&spec, &model, &topology, Some(&running)).ok()
+                        ask.solve(&spec, &model, &prepared, &topology, Some(&running)).ok()
                     };
                     slow.filter_map(solve).collect()
                 })?);

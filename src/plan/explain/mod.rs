@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::bound::{self, Bound};
 use super::memory::Memory;
-use super::predict::{Costs, predict};
+use super::predict::predict;
 use super::problem::{Infeasible, Problem};
-use super::solve::solve;
-use super::{Plan, ScheduleKind, ShardPlan};
+use super::{Plan, Prepared, ScheduleKind, ShardPlan};
 use crate::graph::{Model, Split};
 use crate::topology::Topology;
 use crate::units::{Bytes, Seconds};
@@ -116,19 +115,45 @@ pub enum Resource {
     Memory { more: Bytes },
 }
 
+/// An explanation where there is no room for tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Short {
+    /// What limits the step.
+    pub limit: String,
+    /// Which constraint binds.
+    pub binds: String,
+    /// The next best plan, and where it loses.
+    pub next: String,
+    /// What more of something would bring.
+    pub more: Vec<String>,
+}
+
 /// Explains a plan on devices.
 ///
 /// # Errors
 /// [`Unexplained`].
 /// # Complexity
-/// That of at most twelve calls of [`solve`](solve()).
+/// That of at most twelve calls of [`solve`](super::solve()).
 pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explanation, Unexplained> {
-    let known = Costs::of(model);
+    explained(&Prepared::new(model), model, topology, plan)
+}
+
+/// What [`explain`] says, sooner: by a planner that knows the model.
+///
+/// # Errors
+/// [`Unexplained`].
+pub fn explained(
+    prepared: &Prepared,
+    model: &Model,
+    topology: &Topology,
+    plan: &Plan,
+) -> Result<Explanation, Unexplained> {
+    let known = prepared.costs();
     let n_shards = plan.shards.len() as u32;
     let problem =
         Problem { model, topology, n_shards, n_replicas: plan.n_replicas, microbatch: None, schedule: plan.schedule };
-    let shares = Shares::of(model, topology, plan, &known)?;
-    let known_bound = bound::bound(&problem, &known).map_err(|_| Unexplained::Empty)?;
+    let shares = Shares::of(model, topology, plan, known)?;
+    let known_bound = bound::bound(&problem, prepared.work()).map_err(|_| Unexplained::Empty)?;
     let devices = |s: &ShardPlan| {
         s.devices.iter().map(|d| topology.devices[d.index()].name.as_str()).collect::<Vec<_>>().join("+")
     };
@@ -136,13 +161,13 @@ pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explan
         let of_size = model.grads.iter().find(|g| g.microbatch == known_bound.microbatch);
         Some(of_size?.graph.op(op).name.clone())
     });
-    let predicted = predict(model, topology, plan, &known).map_err(Unexplained::Update)?;
+    let predicted = predict(model, topology, plan, known).map_err(Unexplained::Update)?;
     let memory = rooms(topology, plan, predicted.memory);
     let slowest = plan.shards[shares.slowest()].devices[0];
-    let again = solve(&problem, None).map_or(shares.step, |found| found.step_time.min(shares.step));
+    let again = prepared.solve(&problem, None).map_or(shares.step, |found| found.step_time.min(shares.step));
     let freed = |constraint: Constraint| {
         let topology = without(topology, constraint);
-        let found = solve(&Problem { topology: &topology, ..problem }, None).ok()?;
+        let found = prepared.solve(&Problem { topology: &topology, ..problem }, None).ok()?;
         Some(Binding { constraint, step_without: found.step_time })
     };
     let gains = |b: &Binding| b.step_without.0 < (1.0 - LEAST_GAIN) * again.0;
@@ -150,7 +175,7 @@ pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explan
     let binds = binds.min_by(|a, b| a.step_without.0.total_cmp(&b.step_without.0));
     let mut more = Vec::new();
     let mut ask = |of: Resource, problem: Problem<'_>| {
-        let found = solve(&problem, None).map(|plan| plan.step_time);
+        let found = prepared.solve(&problem, None).map(|plan| plan.step_time);
         more.push(More { of, found });
     };
     let larger = with_devices_like(topology, slowest.index(), n_shards as usize, plan.n_replicas as usize);
@@ -164,7 +189,7 @@ pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explan
     let mut roomier = topology.clone();
     roomier.devices.iter_mut().for_each(|d| d.memory += MORE_MEMORY);
     ask(Resource::Memory { more: MORE_MEMORY }, Problem { topology: &roomier, ..problem });
-    let next = next_best(&problem, plan, &shares, &known);
+    let next = next_best(&problem, plan, &shares, prepared);
     Ok(Explanation {
         model: model.manifest.name.clone(),
         devices: plan.shards.iter().map(devices).collect(),
@@ -218,7 +243,7 @@ fn with_devices_like(topology: &Topology, like: usize, n_shards: usize, n_replic
 }
 
 /// The fastest plan that differs in one choice.
-fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, known: &Costs) -> Option<Alternative> {
+fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, prepared: &Prepared) -> Option<Alternative> {
     let sizes = problem.microbatches().unwrap_or_default().into_iter().map(|(size, _)| size);
     let sizes = sizes.filter(|&size| size != plan.microbatch).map(Choice::Microbatch);
     let other = match plan.schedule {
@@ -235,12 +260,12 @@ fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, known: &Costs)
             Choice::Schedule(schedule) => asked.schedule = schedule,
             Choice::Shards(n) => asked.n_shards = n,
         }
-        let found = solve(&asked, None).ok()?;
+        let found = prepared.solve(&asked, None).ok()?;
         let same = found.grads == plan.grads && found.orders == plan.orders && found.shards.len() == plan.shards.len();
         if same {
             return None;
         }
-        let other = Shares::of(problem.model, problem.topology, &found, known).ok()?;
+        let other = Shares::of(problem.model, problem.topology, &found, prepared.costs()).ok()?;
         let (a, b) = (other.mean(), shares.mean());
         let more = Share {
             computing: a.computing - b.computing,

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::lanes;
+use super::outline::Outline;
 use super::search::Start;
 use super::{check_memory, finish};
-use crate::graph::{GradGraph, Graph, Lane, Model};
-use crate::plan::coordinate::{Coordinates, coordinates};
-use crate::plan::predict::Costs;
+use crate::graph::{GradGraph, Graph, Model};
+use crate::plan::coordinate::Coordinates;
+use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::plan::{Assignment, Place, Plan, ShardId};
-use crate::topology::{DeviceId, kinds};
+use crate::profile::Terms;
+use crate::topology::{Device, DeviceId, Rates, kinds};
 use crate::units::{Bytes, Seconds};
 
 /// Most parts the line is coarsened into.
@@ -19,10 +21,7 @@ const PARTS: usize = 384;
 /// The model as a line of parts.
 pub(crate) struct Line<'a> {
     pub(super) costs: &'a Costs,
-    /// By variant.
-    pub coordinates: Vec<Coordinates>,
-    /// The largest variant: it shapes the line.
-    pub(super) main: usize,
+    pub outline: &'a Outline,
     /// Coordinates where parts begin; the first is 0.
     pub(super) begins: Vec<u32>,
     /// Work before each border (begins, then the end), for each kind of device in the topology.
@@ -35,100 +34,62 @@ pub(crate) struct Line<'a> {
     pub(super) state: Vec<Bytes>,
     /// Residuals of one microbatch before each border.
     pub(super) residuals: Vec<Bytes>,
-    /// Lanes of ops, by variant; empty where nothing is split.
-    lanes: Vec<Vec<Option<Lane>>>,
+    has_lanes: bool,
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn new(problem: &Problem<'_>, variants: &[&GradGraph], known: &'a Costs) -> Result<Self, Infeasible> {
-        let model = problem.model;
-        let all: Vec<Coordinates> = variants
-            .iter()
-            .map(|v| coordinates(&v.graph, model.n_params, model.n_scalars(), &known.grads[&v.name]))
-            .collect();
-        // The largest variant shapes the line; the others follow its borders by fraction of their own work.
-        let main = main_variant(variants);
-        let (coordinates, costs) = (&all[main], &known.grads[&variants[main].name]);
-        let graph = &variants[main].graph;
-        let n = coordinates.n as usize;
-        let reference = &problem.topology.devices[0];
-        let mut work = vec![0.0; n];
-        for (id, _) in graph.ops() {
-            if let Some(at) = coordinates.of[id.index()] {
-                work[at as usize] += costs[id.index()].time(reference).0;
+    /// # Complexity
+    /// O(ops · devices that differ in their rates + parts · kinds of devices).
+    pub(crate) fn new(
+        problem: &Problem<'_>,
+        variants: &[&GradGraph],
+        outline: &'a Outline,
+        known: &'a Costs,
+    ) -> Result<Self, Infeasible> {
+        let costs = &known.grads[&variants[outline.main].name];
+        let (kinds, kind) = kinds(&problem.topology.devices);
+        // Devices of the same rates take what one of them takes at speed 1, each by its own speed and figures.
+        let mut rates: Vec<Rates> = Vec::new();
+        let mut of_kind = Vec::with_capacity(kinds.len());
+        for found in kinds.iter().map(|d| d.rates()) {
+            of_kind.push(rates.iter().position(|r| *r == found).unwrap_or(rates.len()));
+            if of_kind.last() == Some(&rates.len()) {
+                rates.push(found);
             }
         }
-        let crossing = crossing(graph, coordinates);
-        let begins = coarsen(&work, &crossing, problem.n_shards as usize);
+        let at_full_speed: Vec<Vec<Terms>> = rates.iter().map(|r| outline.work(costs, r)).collect();
+        let on = |device: &Device, terms: &Terms| terms.time(&device.measured.unwrap_or_default()) / device.speed;
+        let of_first: Vec<f64> = at_full_speed[of_kind[kind[0]]].iter().map(|t| on(kinds[kind[0]], t).0).collect();
+        let begins = coarsen(&of_first, &outline.crossing, problem.n_shards as usize);
         if begins.len() < problem.n_shards as usize {
             return Err(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: begins.len() });
         }
-        let at_borders = |by_coordinate: &[f64]| {
-            let mut sums = Vec::with_capacity(begins.len() + 1);
-            let (mut sum, mut next) = (0.0, 0);
-            for (i, w) in by_coordinate.iter().enumerate() {
-                if begins.get(next) == Some(&(i as u32)) {
-                    sums.push(sum);
-                    next += 1;
-                }
-                sum += w;
-            }
-            sums.push(sum);
-            sums
-        };
-        let (devices, kind) = kinds(&problem.topology.devices);
-        let work = devices
-            .into_iter()
-            .map(|device| {
-                let mut by_coordinate = vec![0.0; n];
-                for (id, _) in graph.ops() {
-                    if let Some(at) = coordinates.of[id.index()] {
-                        by_coordinate[at as usize] += costs[id.index()].time(device).0;
-                    }
-                }
-                at_borders(&by_coordinate).into_iter().map(Seconds).collect()
-            })
-            .collect();
-        let (mut state, mut residuals) = (vec![0.0; n], vec![0.0; n]);
-        let param_at = |p: usize| coordinates.of[graph.parameters()[p].index()].unwrap_or(0) as usize;
-        for (i, tensor) in model.state.iter().enumerate() {
-            match tensor.param {
-                _ if i < model.n_params => state[param_at(i)] += 2.0 * tensor.shape.bytes().0 as f64,
-                Some(p) => state[param_at(p)] += tensor.shape.bytes().0 as f64,
-                None => {}
-            }
-        }
-        for (id, op) in graph.ops() {
-            let Some(at) = coordinates.of[id.index()].filter(|_| coordinates.forward[id.index()]) else { continue };
-            let kept = graph.users(id).iter().any(|u| !coordinates.forward[u.index()]);
-            if kept && &*op.opcode != "parameter" {
-                residuals[at as usize] += op.shape.bytes().0 as f64;
-            }
-        }
-        let bytes = |v: Vec<f64>| v.into_iter().map(|b| Bytes(b as u64)).collect();
-        let (state, residuals) = (bytes(at_borders(&state)), bytes(at_borders(&residuals)));
-        let crossing = begins.iter().map(|&b| crossing[b as usize]).collect();
-        let has_lanes = model.state.iter().any(|t| t.part.is_some()) && problem.n_shards > 1;
-        let of_ops = |v: &&GradGraph| lanes::of_ops(&v.graph);
-        let lanes = if has_lanes { variants.iter().map(of_ops).collect() } else { Vec::new() };
-        Ok(Self { costs: known, coordinates: all, main, begins, work, kind, crossing, state, residuals, lanes })
+        let at_borders: Vec<Vec<Terms>> = at_full_speed.iter().map(|work| sums(work, &begins)).collect();
+        let of = |(device, rates): (&&Device, &usize)| at_borders[*rates].iter().map(|t| on(device, t)).collect();
+        let work = kinds.iter().zip(&of_kind).map(of).collect();
+        let bytes = |v: &[f64]| sums(v, &begins).into_iter().map(|b| Bytes(b as u64)).collect();
+        let (state, residuals) = (bytes(&outline.state), bytes(&outline.residuals));
+        let crossing = begins.iter().map(|&b| outline.crossing[b as usize]).collect();
+        let has_lanes = !outline.lanes.is_empty() && problem.n_shards > 1;
+        Ok(Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes })
     }
 
     /// Whether the model can be cut across.
     pub(super) fn has_lanes(&self) -> bool {
-        !self.lanes.is_empty()
+        self.has_lanes
     }
 
     /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
     pub(super) fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
-        let n_main = f64::from(self.coordinates[self.main].n);
+        let Outline { coordinates, main, .. } = self.outline;
+        let n_main = f64::from(coordinates[*main].n);
         let of = |line: &Coordinates| {
             let scale = f64::from(line.n) / n_main;
             // Behind the last part nothing begins.
             let begin = |b: &usize| self.begins.get(*b).map_or(n_main, |&at| f64::from(at));
             borders.iter().map(|b| (begin(b) * scale).round() as u32).collect()
         };
-        self.coordinates.iter().map(of).collect()
+        coordinates.iter().map(of).collect()
     }
 
     /// Where an earlier plan cuts this line; `None` for one that does not.
@@ -140,10 +101,11 @@ impl<'a> Line<'a> {
             return None;
         }
         let wide = self.has_lanes() && lanes::is_wide(model, &plan.owners, plan.shards.len());
-        let in_lane = |op: usize| wide && self.lanes[self.main][op].is_some();
+        let Outline { coordinates, main, lanes, .. } = self.outline;
+        let in_lane = |op: usize| wide && lanes[*main][op].is_some();
         // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
-        let line = &self.coordinates[self.main];
-        let assignment = plan.grads.get(&variants[self.main].name)?;
+        let line = &coordinates[*main];
+        let assignment = plan.grads.get(&variants[*main].name)?;
         let mut first = vec![u32::MAX; plan.shards.len()];
         for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
             if let (Some(at), true, Place::Shard(s)) = (at, *forward && !in_lane(op), place) {
@@ -168,7 +130,8 @@ impl<'a> Line<'a> {
         wide: bool,
     ) -> Result<Plan, Infeasible> {
         let wide = wide && self.has_lanes();
-        let main = self.main;
+        let Outline { coordinates, main, lanes, .. } = self.outline;
+        let main = *main;
         // Owners by the main variant; the others use the same owners.
         let model = problem.model;
         let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
@@ -176,7 +139,7 @@ impl<'a> Line<'a> {
         let n = problem.n_shards as usize;
         let param_owner = |p: usize| match lanes::of_state(model, p).filter(|_| wide) {
             Some(lane) => lanes::shard(lane, n),
-            None => shard_of(&cuts[main], self.coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),
+            None => shard_of(&cuts[main], coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),
         };
         let owners: Vec<Place> = (0..model.state.len())
             .map(|i| match model.state[i].param {
@@ -186,8 +149,8 @@ impl<'a> Line<'a> {
             })
             .collect();
         let mut grads = BTreeMap::new();
-        for (v, ((variant, coordinates), cuts)) in variants.iter().zip(&self.coordinates).zip(cuts).enumerate() {
-            let lane = |op: usize| self.lanes.get(v).and_then(|lanes| lanes[op]).filter(|_| wide);
+        for (v, ((variant, coordinates), cuts)) in variants.iter().zip(coordinates).zip(cuts).enumerate() {
+            let lane = |op: usize| lanes.get(v).and_then(|lanes| lanes[op]).filter(|_| wide);
             let place = |(op, at): (usize, &Option<u32>)| match (at, lane(op)) {
                 (None, _) => Place::Everywhere,
                 (Some(_), Some(lane)) => Place::Shard(lanes::shard(lane, n)),
@@ -200,7 +163,8 @@ impl<'a> Line<'a> {
         let devices: Vec<Vec<DeviceId>> = (0..n)
             .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
             .collect();
-        let plan = finish(problem, microbatch, grads, owners, &devices, self.costs)
+        let predict = |plan: &Plan| predict(model, problem.topology, plan, self.costs).ok();
+        let plan = finish(problem, microbatch, grads, owners, &devices, predict)
             .ok_or(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() })?;
         check_memory(problem, &plan)?;
         Ok(plan)
@@ -235,38 +199,19 @@ fn settle(model: &Model, graph: &Graph, owners: &[Place], places: &mut [Place]) 
     }
 }
 
-fn main_variant(variants: &[&GradGraph]) -> usize {
-    let size = |v: &GradGraph| v.batch.iter().map(|b| b.array().n_elements()).sum::<u64>();
-    (0..variants.len()).max_by_key(|&i| (size(variants[i]), std::cmp::Reverse(i))).unwrap_or(0)
-}
-
-/// Bytes that cross each coordinate, forward and backward, for one microbatch.
-fn crossing(graph: &Graph, coordinates: &Coordinates) -> Vec<Bytes> {
-    let mut difference = vec![0i64; coordinates.n as usize + 1];
-    for (id, op) in graph.ops() {
-        let Some(at) = coordinates.of[id.index()] else { continue };
-        let users = || graph.users(id).iter().filter_map(|u| coordinates.of[u.index()]);
-        let bytes = i64::try_from(op.shape.bytes().0).unwrap_or(i64::MAX / 4);
-        // A param crosses once per step at most, not per microbatch; it counts for little.
-        let bytes = if &*op.opcode == "parameter" { bytes / 8 } else { bytes };
-        let (first, last) = (users().min().unwrap_or(at), users().max().unwrap_or(at));
-        if last > at {
-            difference[at as usize + 1] += bytes;
-            difference[last as usize + 1] -= bytes;
+/// Sums before each border (`begins`, then the end).
+fn sums<T: Copy + Default + std::ops::Add<Output = T>>(by_coordinate: &[T], begins: &[u32]) -> Vec<T> {
+    let mut sums = Vec::with_capacity(begins.len() + 1);
+    let (mut sum, mut next) = (T::default(), 0);
+    for (i, &w) in by_coordinate.iter().enumerate() {
+        if begins.get(next) == Some(&(i as u32)) {
+            sums.push(sum);
+            next += 1;
         }
-        if first < at {
-            difference[first as usize + 1] += bytes;
-            difference[at as usize + 1] -= bytes;
-        }
+        sum = sum + w;
     }
-    let mut sum = 0;
-    difference
-        .into_iter()
-        .map(|d| {
-            sum += d;
-            Bytes(sum.max(0) as u64)
-        })
-        .collect()
+    sums.push(sum);
+    sums
 }
 
 /// Parts of about equal work, each beginning where the fewest bytes cross.

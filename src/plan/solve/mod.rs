@@ -7,21 +7,23 @@
 mod lanes;
 mod line;
 mod orders;
+mod outline;
 mod partition;
+mod prepared;
 mod refuse;
 mod search;
 
 use std::collections::BTreeMap;
 
 use super::bound::bound;
-use super::predict::{Costs, Prediction, predict};
+use super::predict::Prediction;
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardPlan};
 use crate::topology::{Device, DeviceId, Link, Topology};
 use crate::units::{Bytes, Seconds};
 
-pub(super) use line::Line;
 pub(super) use orders::device_orders;
+pub use prepared::Prepared;
 use search::Search;
 
 /// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
@@ -43,6 +45,8 @@ fn faster(a: &Plan, b: &Plan) -> bool {
 /// assignment. A plan near to it comes before one that is hardly faster and moves more; the devices keep their order and
 /// microbatches their size.
 ///
+/// Who asks again and again for one model keeps it [`Prepared`].
+///
 /// # Errors
 /// [`Infeasible`], with the limit met and the way out.
 /// # Complexity
@@ -51,69 +55,93 @@ fn faster(a: &Plan, b: &Plan) -> bool {
 /// # Source
 /// Linear partition by dynamic programming, as in PipeDream (Narayanan et al., SOSP 2019).
 pub fn solve(problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
-    problem.check_devices()?;
-    let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
-    let costs = Costs::of(problem.model);
-    let usable = problem.microbatches()?;
-    let fits = |previous: &&Plan| {
-        previous.model == problem.model.fingerprint
-            && previous.shards.len() == n_shards as usize
-            && previous.n_replicas == problem.n_replicas
-            && previous.schedule == problem.schedule
-            && problem.microbatch.is_none_or(|m| m == previous.microbatch)
-            && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
-    };
-    let kept = previous.filter(fits).and_then(|previous| repredict(problem, previous, &costs));
-    let mut best: Option<Plan> = None;
-    let mut refusal = None;
-    for (microbatch, variants) in &usable {
-        // Microbatches keep their size: others are other dropout masks.
-        if kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
-            continue;
-        }
-        let line = match Line::new(problem, variants, &costs) {
-            Ok(line) => line,
-            Err(e) => {
-                refusal = Some(e);
-                continue;
-            }
-        };
-        let search = Search { problem, line: &line, microbatch: *microbatch, variants };
-        let start = kept.as_ref().and_then(|kept| line.start_of(problem.model, kept, variants));
-        if let Some(plan) = start.and_then(|start| search.again(&start)) {
-            best = Some(plan);
-            continue;
-        }
-        match search.run() {
-            Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
-            Ok(_) => {}
-            Err(e) => refusal = Some(e),
-        }
-    }
-    let plan = match (best, kept) {
-        (Some(plan), Some(kept)) if faster(&plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
-        (_, Some(kept)) => kept,
-        (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
-        (None, None) => {
-            let refusal = refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 });
-            return Err(refuse::refuse(problem, &costs, refusal));
-        }
-    };
-    Ok(Plan { bound: bound(problem, &costs)?.step(), ..plan })
+    Prepared::new(problem.model).solve(problem, previous)
 }
 
 /// An earlier plan as it would do on the devices of `problem`; `None` when it does not fit them.
 pub fn repriced(problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
-    let costs = Costs::of(problem.model);
-    let plan = repredict(problem, earlier, &costs)?;
-    Some(Plan { bound: bound(problem, &costs).ok()?.step(), ..plan })
+    Prepared::new(problem.model).repriced(problem, earlier)
 }
 
-fn repredict(problem: &Problem<'_>, previous: &Plan, costs: &Costs) -> Option<Plan> {
-    let (grads, owners) = (previous.grads.clone(), previous.owners.clone());
-    let plan = finish(problem, previous.microbatch, grads, owners, &order_of(previous), costs)?;
-    let plan = Plan { revision: previous.revision, ..plan };
-    check_memory(problem, &plan).ok().map(|()| plan)
+impl Prepared {
+    /// What [`solve`](solve()) finds, sooner.
+    ///
+    /// With `previous` and devices that have changed in nothing but speed and measured figures, that is O(ops) with a small
+    /// factor, and what each cut that is tried takes.
+    pub fn solve(&self, problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
+        if !self.is_of(problem.model) {
+            return solve(problem, previous);
+        }
+        problem.check_devices()?;
+        let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
+        let usable = problem.microbatches()?;
+        let fits = |previous: &&Plan| {
+            previous.model == problem.model.fingerprint
+                && previous.shards.len() == n_shards as usize
+                && previous.n_replicas == problem.n_replicas
+                && previous.schedule == problem.schedule
+                && problem.microbatch.is_none_or(|m| m == previous.microbatch)
+                && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
+        };
+        let kept = previous.filter(fits).and_then(|previous| {
+            self.hold(problem.model, problem.topology, previous);
+            self.reprice(problem, previous)
+        });
+        let mut best: Option<Plan> = None;
+        let mut refusal = None;
+        for (microbatch, variants) in &usable {
+            // Microbatches keep their size: others are other dropout masks.
+            if kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
+                continue;
+            }
+            let line = match self.line(problem, *microbatch, variants) {
+                Ok(line) => line,
+                Err(e) => {
+                    refusal = Some(e);
+                    continue;
+                }
+            };
+            let search = Search { problem, line: &line, microbatch: *microbatch, variants };
+            if let Some(kept) = &kept
+                && let Some(start) = line.start_of(problem.model, kept, variants)
+            {
+                best = Some(search.again(kept, start));
+                continue;
+            }
+            match search.run() {
+                Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
+                Ok(_) => {}
+                Err(e) => refusal = Some(e),
+            }
+        }
+        let plan = match (best, kept) {
+            (Some(plan), Some(kept)) if faster(&plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
+            (_, Some(kept)) => kept,
+            (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
+            (None, None) => {
+                let refusal = refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 });
+                return Err(refuse::refuse(problem, self, refusal));
+            }
+        };
+        Ok(Plan { bound: bound(problem, self.work())?.step(), ..plan })
+    }
+
+    /// What [`repriced`] says, sooner.
+    pub fn repriced(&self, problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
+        if !self.is_of(problem.model) {
+            return repriced(problem, earlier);
+        }
+        let plan = self.reprice(problem, earlier)?;
+        Some(Plan { bound: bound(problem, self.work()).ok()?.step(), ..plan })
+    }
+
+    fn reprice(&self, problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
+        let (grads, owners) = (earlier.grads.clone(), earlier.owners.clone());
+        let predict = |plan: &Plan| self.predict(problem, plan);
+        let plan = finish(problem, earlier.microbatch, grads, owners, &order_of(earlier), predict)?;
+        let plan = Plan { revision: earlier.revision, ..plan };
+        check_memory(problem, &plan).ok().map(|()| plan)
+    }
 }
 
 fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
@@ -127,7 +155,7 @@ fn finish(
     grads: BTreeMap<String, Assignment>,
     owners: Vec<Place>,
     devices: &[Vec<DeviceId>],
-    costs: &Costs,
+    predict: impl FnOnce(&Plan) -> Option<Prediction>,
 ) -> Option<Plan> {
     let per_replica = problem.model.manifest.batch_size / microbatch / u64::from(problem.n_replicas);
     let mut plan = Plan {
@@ -149,8 +177,7 @@ fn finish(
         bound: Seconds(0.0),
         bytes_cut: Bytes(0),
     };
-    let Prediction { orders, busy, memory, sent, step_time } =
-        predict(problem.model, problem.topology, &plan, costs).ok()?;
+    let Prediction { orders, busy, memory, sent, step_time } = predict(&plan)?;
     // A shard without work of its own is no shard.
     if busy.iter().any(|b| b.0 <= 0.0) {
         return None;

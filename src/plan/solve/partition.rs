@@ -8,6 +8,8 @@ use crate::units::{Bytes, Seconds};
 
 /// A plan this much slower than the best may win by sending less.
 const SLACK: f64 = 1.03;
+/// Stages may compute so much longer than even ones, at first.
+const LEAST_SLACK: f64 = 1.0 / 16.0;
 
 /// What a stage is taken to cost. No rule knows the schedule; the simulation of what they find decides between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,65 +40,78 @@ impl Line<'_> {
     pub(super) fn partition(&self, problem: &Problem<'_>, order: &[usize], rule: Rule, m: f64) -> Option<Cut> {
         let n = self.begins.len();
         let n_shards = problem.n_shards as usize;
-        let work = |s: usize| &self.work[self.kind[order[s]]];
-        let links: Vec<Link> =
-            order.windows(2).map(|w| problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32))).collect();
+        let work: Vec<&[Seconds]> = order.iter().map(|&d| &self.work[self.kind[d]][..]).collect();
+        let memory: Vec<Bytes> = order.iter().map(|&d| problem.topology.devices[d].memory).collect();
+        // Time of what crosses each border, by the link there.
         let near = problem.topology.local;
-        let link = |s: usize| links.get(s).copied().filter(|_| rule != Rule::Near).unwrap_or(near);
+        let times = |link: Link| -> Vec<Seconds> { self.crossing.iter().map(|&bytes| link.time(bytes)).collect() };
+        let of_link = [times(near), times(problem.topology.remote)];
+        let is_far = |w: &[usize]| {
+            let link = problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32));
+            usize::from(rule != Rule::Near && link != near)
+        };
+        let between: Vec<&[Seconds]> = order.windows(2).map(|w| &of_link[is_far(w)][..]).collect();
         // Work before a stage, at the mean pace of the shards that have it.
         let mut before: Vec<Vec<f64>> = Vec::new();
         if rule == Rule::Fill {
             let mut sum = vec![0.0; n];
             for s in 0..n_shards {
                 before.push(sum.iter().map(|w| w / s.max(1) as f64).collect());
-                sum.iter_mut().zip(work(s)).for_each(|(sum, w)| *sum += w.0);
+                sum.iter_mut().zip(work[s]).for_each(|(sum, w)| *sum += w.0);
             }
         }
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
-            let device = &problem.topology.devices[order[s]];
             let needs = self.needs(problem, s, from, to);
             if rule == Rule::Memory {
-                return Some(Seconds(needs.0 as f64 / device.memory.0.max(1) as f64));
+                return Some(Seconds(needs.0 as f64 / memory[s].0.max(1) as f64));
             }
-            if needs > device.memory {
+            if needs > memory[s] {
                 return None;
             }
-            let computing = work(s)[to] - work(s)[from];
-            let inlet = if from > 0 { link(s - 1).time(self.crossing[from]) } else { Seconds(0.0) };
-            let outlet = if to < n { link(s).time(self.crossing[to]) } else { Seconds(0.0) };
+            let computing = work[s][to] - work[s][from];
+            let inlet = if from > 0 { between[s - 1][from] } else { Seconds(0.0) };
+            let outlet = if to < n { between[s][to] } else { Seconds(0.0) };
             Some(match rule {
                 Rule::Overlap => computing.max(inlet).max(outlet),
                 Rule::Fill => (computing.max(inlet).max(outlet)) * m + Seconds(before[s][from]) + inlet * s as f64,
                 Rule::Sum | Rule::Near | Rule::Memory => computing + inlet + outlet,
             })
         };
-        // Stages that compute longer than a limit need not be looked at; where that leaves none, the limit rises.
-        let runs = if rule == Rule::Fill { m } else { 1.0 };
-        let most = (0..n_shards).map(|s| work(s)[n].0).fold(0.0, f64::max);
-        let even = 1.0 / (0..n_shards).map(|s| 1.0 / work(s)[n].0.max(f64::MIN_POSITIVE)).sum::<f64>();
-        let everything = |_: usize, _: usize| 0;
         if rule == Rule::Memory {
-            let (value, borders) = self.sweep(n_shards, &everything, &stage, &|worst, need, _| worst.max(need))?;
+            let (value, borders) = sweep(&Band::whole(n_shards, n), &stage, &|worst, need, _| worst.max(need))?;
             return Some(Cut { value: value.0, borders });
         }
-        let within = |limit: f64| {
-            move |s: usize, to: usize| {
-                let work = work(s);
-                work[..to].partition_point(|w| work[to].0 - w.0 > limit)
+        // What a stage takes at least beside computing.
+        let least = |s: usize| between[s].iter().skip(1).map(|t| t.0).fold(f64::INFINITY, f64::min);
+        let transfers: Vec<f64> = match rule {
+            Rule::Sum | Rule::Near => {
+                let borders: Vec<f64> = (0..n_shards - 1).map(least).collect();
+                let inlet = |s: usize| if s > 0 { borders[s - 1] } else { 0.0 };
+                (0..n_shards).map(|s| inlet(s) + borders.get(s).copied().unwrap_or(0.0)).collect()
             }
+            _ => vec![0.0; n_shards],
         };
-        let mut limit = 2.0 * even;
+        // Stages that compute longer than a limit leaves them need not be looked at; where that leaves none, it rises.
+        let runs = if rule == Rule::Fill { m } else { 1.0 };
+        let all = |s: usize| work[s][n].0.max(f64::MIN_POSITIVE);
+        let most = (0..n_shards).map(|s| all(s) + transfers[s]).fold(0.0, f64::max);
+        let (pace, idle) =
+            (0..n_shards).fold((0.0, 0.0), |(pace, idle), s| (pace + 1.0 / all(s), idle + transfers[s] / all(s)));
+        let even = (1.0 + idle) / pace;
+        let within = |limit: f64| Band::new(&work, &|s| limit - transfers[s]);
+        let mut slack = LEAST_SLACK;
         let bottleneck = loop {
-            let found = self.sweep(n_shards, &within(limit), &stage, &|worst, time, _| worst.max(time));
+            let limit = even * (1.0 + slack);
+            let found = within(limit).and_then(|band| sweep(&band, &stage, &|worst, time, _| worst.max(time)));
             match found {
                 Some((value, _)) if value.0 <= limit * runs => break value,
-                _ if limit < most => limit *= 2.0,
+                _ if limit < most => slack *= 2.0,
                 found => break found?.0,
             }
         };
         let limit = bottleneck.0 * SLACK;
         let affordable = |s: usize, from: usize, to: usize| stage(s, from, to).filter(|t| t.0 <= limit);
-        let fewest = self.sweep(n_shards, &within(limit / runs), &affordable, &|sum, _, border| {
+        let fewest = sweep(&within(limit / runs)?, &affordable, &|sum, _, border| {
             sum + Seconds(if border > 0 { self.crossing[border].0 as f64 } else { 0.0 })
         })?;
         Some(Cut { value: bottleneck.0, borders: fewest.1 })
@@ -110,41 +125,95 @@ impl Line<'_> {
         };
         self.state[to] - self.state[from] + (self.residuals[to] - self.residuals[from]) * in_flight.min(8)
     }
+}
 
-    /// The dynamic program: best value over the first parts with the first shards. `first`: where a stage of a shard
-    /// that ends at a border can begin at the earliest.
-    fn sweep(
-        &self,
-        n_shards: usize,
-        first: &dyn Fn(usize, usize) -> usize,
-        stage: &dyn Fn(usize, usize, usize) -> Option<Seconds>,
-        combine: &dyn Fn(Seconds, Seconds, usize) -> Seconds,
-    ) -> Option<(Seconds, Vec<usize>)> {
-        let n = self.begins.len();
-        let mut best: Vec<Vec<Option<(Seconds, usize)>>> = vec![vec![None; n + 1]; n_shards + 1];
-        best[0][0] = Some((Seconds(0.0), 0));
+/// Where the stages of a cut can end, if each of them has to be short.
+struct Band {
+    /// By number of stages: the least and the last number of parts that they can have together, and of which all others
+    /// can have the rest.
+    ends: Vec<(usize, usize)>,
+    /// By stage, then its end from the first possible one on: where it can begin at the earliest.
+    first: Vec<Vec<usize>>,
+}
+
+impl Band {
+    /// Stages of any length, none of them empty.
+    fn whole(n_shards: usize, n: usize) -> Self {
+        let ends: Vec<(usize, usize)> =
+            (0..=n_shards).map(|s| if s == 0 { (0, 0) } else { (s, n - (n_shards - s)) }).collect();
+        let first = (0..n_shards).map(|s| vec![s; ends[s + 1].1 + 1 - ends[s + 1].0]).collect();
+        Self { ends, first }
+    }
+
+    /// Stages that compute no longer than their limit. `work`: by stage, before each border. `None` where such stages do not
+    /// cover all parts.
+    fn new(work: &[&[Seconds]], limit: &dyn Fn(usize) -> f64) -> Option<Self> {
+        let (n_shards, n) = (work.len(), work[0].len() - 1);
+        let fits = |s: usize, from: usize, to: usize| work[s][to].0 - work[s][from].0 <= limit(s);
+        let mut ends = vec![(0, 0); n_shards + 1];
         for s in 0..n_shards {
-            for to in s + 1..=n - (n_shards - s - 1) {
-                for from in first(s, to).max(s)..to {
-                    let Some((so_far, _)) = best[s][from] else { continue };
-                    let Some(time) = stage(s, from, to) else { continue };
-                    let value = combine(so_far, time, from);
-                    if best[s + 1][to].is_none_or(|(b, _)| value.0 < b.0) {
-                        best[s + 1][to] = Some((value, from));
-                    }
+            let from = ends[s].1;
+            let longest = work[s][from + 1..].partition_point(|w| w.0 - work[s][from].0 <= limit(s));
+            ends[s + 1].1 = (from + longest).min(n - (n_shards - s - 1));
+        }
+        if ends[n_shards].1 < n {
+            return None;
+        }
+        ends[n_shards].0 = n;
+        for s in (1..n_shards).rev() {
+            let to = ends[s + 1].0;
+            ends[s].0 = work[s][..to].partition_point(|w| work[s][to].0 - w.0 > limit(s)).max(s);
+        }
+        let of = |s: usize| {
+            // It rises with the end.
+            let mut first = ends[s].0;
+            let to_first = |to: usize| {
+                while first < to && !fits(s, first, to) {
+                    first += 1;
+                }
+                first
+            };
+            (ends[s + 1].0..=ends[s + 1].1).map(to_first).collect()
+        };
+        let first = (0..n_shards).map(of).collect();
+        Some(Self { ends, first })
+    }
+}
+
+/// The dynamic program: best value over the first parts with the first shards, and its borders.
+fn sweep(
+    band: &Band,
+    stage: &dyn Fn(usize, usize, usize) -> Option<Seconds>,
+    combine: &dyn Fn(Seconds, Seconds, usize) -> Seconds,
+) -> Option<(Seconds, Vec<usize>)> {
+    let n_shards = band.first.len();
+    // By stage and end, from the first possible one on: value and begin.
+    let mut best: Vec<Vec<Option<(Seconds, usize)>>> = Vec::with_capacity(n_shards + 1);
+    best.push(vec![Some((Seconds(0.0), 0))]);
+    for (s, first) in band.first.iter().enumerate() {
+        let ((least, last), (to_least, _)) = (band.ends[s], band.ends[s + 1]);
+        let mut row = vec![None; first.len()];
+        for ((to, &first), entry) in (to_least..).zip(first).zip(&mut row) {
+            for from in first..=last.min(to - 1) {
+                let Some((so_far, _)) = best[s][from - least] else { continue };
+                let Some(time) = stage(s, from, to) else { continue };
+                let value = combine(so_far, time, from);
+                if entry.is_none_or(|(b, _): (Seconds, usize)| value.0 < b.0) {
+                    *entry = Some((value, from));
                 }
             }
         }
-        let (value, _) = best[n_shards][n]?;
-        let mut borders = Vec::with_capacity(n_shards - 1);
-        let mut to = n;
-        for s in (1..=n_shards).rev() {
-            to = best[s][to]?.1;
-            if s > 1 {
-                borders.push(to);
-            }
-        }
-        borders.reverse();
-        Some((value, borders))
+        best.push(row);
     }
+    let (value, _) = best[n_shards].last().copied()??;
+    let mut borders = Vec::with_capacity(n_shards - 1);
+    let mut to = band.ends[n_shards].1;
+    for s in (1..=n_shards).rev() {
+        to = best[s][to - band.ends[s].0]?.1;
+        if s > 1 {
+            borders.push(to);
+        }
+    }
+    borders.reverse();
+    Some((value, borders))
 }

@@ -1,6 +1,6 @@
 //! Why nothing fits, and the nearest change that makes it fit.
 
-use super::line::Line;
+use super::prepared::Prepared;
 use super::search::Search;
 use crate::graph::{GradGraph, Graph, Model, Op, OpId, Split};
 use crate::plan::Plan;
@@ -20,10 +20,10 @@ const TRIES: usize = 8;
 ///
 /// # Complexity
 /// That of at most nine cuts for each microbatch size, without a search, and of as many for each of a few splits.
-pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) -> Infeasible {
+pub(super) fn refuse(problem: &Problem<'_>, prepared: &Prepared, refusal: Infeasible) -> Infeasible {
     let Some(largest) = problem.topology.devices.iter().max_by_key(|d| d.memory) else { return refusal };
     let Infeasible::Memory { shard, n_shards, needs, device, has, .. } = refusal else { return refusal };
-    if let Some((what, needs)) = indivisible(problem, costs).filter(|(_, needs)| *needs > largest.memory) {
+    if let Some((what, needs)) = indivisible(problem, prepared.costs()).filter(|(_, needs)| *needs > largest.memory) {
         let (split, device) = (split_that_fits(problem, largest), largest.name.clone());
         return Infeasible::Indivisible { what, needs, device, has: largest.memory, split };
     }
@@ -32,13 +32,13 @@ pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) 
         let device = Device { memory: Bytes(0), ..largest.clone() };
         let n_devices = plan.shards.iter().map(|s| s.devices.len()).sum();
         let topology = Topology { devices: vec![device; n_devices], ..problem.topology.clone() };
-        predict(problem.model, &topology, &plan, costs).ok()?.memory.iter().map(Memory::total).max()
+        predict(problem.model, &topology, &plan, prepared.costs()).ok()?.memory.iter().map(Memory::total).max()
     };
-    let enough = roomiest(problem, costs, n_shards, &Device { memory: ANY, ..largest.clone() }).and_then(least);
+    let enough = roomiest(problem, prepared, n_shards, &Device { memory: ANY, ..largest.clone() }).and_then(least);
     let mut more = n_shards;
     let shards = (0..TRIES).find_map(|_| {
         more += (more / 4).max(1);
-        roomiest(problem, costs, more, largest).map(|_| more)
+        roomiest(problem, prepared, more, largest).map(|_| more)
     });
     let split = split_that_fits(problem, largest);
     Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split }
@@ -47,19 +47,18 @@ pub(super) fn refuse(problem: &Problem<'_>, costs: &Costs, refusal: Infeasible) 
 /// The first split with which as many shards fit on devices like this one; empty where none does.
 fn split_that_fits(problem: &Problem<'_>, device: &Device) -> Vec<Split> {
     let fits = |model: &Model| {
-        let costs = Costs::of(model);
-        roomiest(&Problem { model, ..*problem }, &costs, problem.n_shards, device).is_some()
+        roomiest(&Problem { model, ..*problem }, &Prepared::new(model), problem.n_shards, device).is_some()
     };
     split(problem).find(fits).map(|model| model.split).unwrap_or_default()
 }
 
 /// The plan that needs least memory on so many equal devices, of all microbatch sizes; `None` where none fits.
-fn roomiest(problem: &Problem<'_>, costs: &Costs, n_shards: u32, device: &Device) -> Option<Plan> {
+fn roomiest(problem: &Problem<'_>, prepared: &Prepared, n_shards: u32, device: &Device) -> Option<Plan> {
     let n = (n_shards as usize).checked_mul(problem.n_replicas as usize)?;
     let topology = Topology { devices: vec![device.clone(); n], ..problem.topology.clone() };
     let problem = Problem { topology: &topology, n_shards, ..*problem };
     let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| {
-        let line = Line::new(&problem, &variants, costs).ok()?;
+        let line = prepared.line(&problem, microbatch, &variants).ok()?;
         Search { problem: &problem, line: &line, microbatch, variants: &variants }.roomiest()
     };
     let found = problem.microbatches().ok()?.into_iter().filter_map(of_size);
