@@ -15,7 +15,9 @@ pub use job::{
     CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Parallelism, Partition, Schedule, Shuffle, Split, TrainingJob,
     TrainingJobSpec, check, parse,
 };
-pub use partition::{Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat};
+pub use partition::{
+    Explanation, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat,
+};
 pub use placement::{Placement, Pods, Toleration};
 pub use profile::{Costs, ModelProfile, ModelProfileSpec};
 pub use resources::{CPU, Devices, Resources};

@@ -74,6 +74,42 @@ pub struct PartitionPlanStatus {
     /// What steps cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<Observed>,
+    /// Why steps take as long as they do, what else was possible and what would help: all predicted, by planning again.
+    /// Comes a while after the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
+}
+
+/// `foreshard explain`, in short.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// What limits the step.
+    #[schemars(length(max = 1024))]
+    pub limit: String,
+    /// Which constraint binds.
+    #[schemars(length(max = 1024))]
+    pub binds: String,
+    /// The next best plan, and where it loses.
+    #[schemars(length(max = 1024))]
+    pub next: String,
+    /// What one more device, more bandwidth and more memory would bring.
+    #[serde(default)]
+    #[schemars(length(max = 8), inner(length(max = 1024)))]
+    pub more: Vec<String>,
+}
+
+impl Explanation {
+    /// Texts are cut off at what the schema takes.
+    pub fn new(limit: &str, binds: &str, next: &str, more: &[String]) -> Self {
+        let cut = |text: &str| text.chars().take(1024).collect();
+        Self {
+            limit: cut(limit),
+            binds: cut(binds),
+            next: cut(next),
+            more: more.iter().take(8).map(|m| cut(m)).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::control::{Answer, Asked, Request};
+use crate::plan::explain::Short;
 use crate::plan::{Place, Plan, ShardId};
 use crate::runtime::{StepReport, same_token};
 use crate::telemetry::Health;
@@ -118,6 +119,7 @@ impl Board {
             microbatches: plan.n_microbatches,
             bytes_cut: plan.bytes_cut.0,
             shards: shards.collect(),
+            explanation: None,
         };
         for (stage, shard) in report.shards.iter().enumerate() {
             for (rank, worker) in shard.workers.iter().enumerate() {
@@ -126,6 +128,15 @@ impl Board {
             }
         }
         self.write(|r| r.plan = Some(report));
+    }
+
+    /// The plan of this revision is explained; nobody asks about one that is in force no more.
+    pub fn explained(&self, revision: u64, explanation: Short) {
+        self.write(|r| {
+            if let Some(plan) = r.plan.as_mut().filter(|p| p.revision == revision) {
+                plan.explanation = Some(explanation);
+            }
+        });
     }
 
     /// Answers `GET /status` and takes `POST /approve/REVISION` from those who know the token; with an identity, from the
@@ -201,6 +212,10 @@ impl Board {
         report.message = report.message.chars().take(MAX_MESSAGE).collect();
         report.recommended = None;
         let mut text = serde_json::to_string(&report)?;
+        if let (true, Some(plan)) = (text.len() > MAX, &mut report.plan) {
+            plan.explanation = None;
+            text = serde_json::to_string(&report)?;
+        }
         if text.len() > MAX {
             (report.plan, report.busy) = (None, Vec::new());
             text = serde_json::to_string(&report)?;
@@ -271,5 +286,19 @@ mod tests {
         let text = std::fs::read_to_string(file.path()).unwrap();
         assert!(text.len() <= 4096, "{}", text.len());
         assert!(serde_json::from_str::<JobReport>(&text).is_ok());
+    }
+
+    #[test]
+    fn last_words_leave_out_the_explanation_before_the_plan() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let board = Board::default();
+        board.write(|r| r.plan = Some(PlanReport { revision: 3, ..PlanReport::default() }));
+        board.explained(2, Short { limit: "of the plan before".to_owned(), ..Short::default() });
+        assert_eq!(board.read().plan.unwrap().explanation, None);
+        board.explained(3, Short { limit: "x".repeat(4000), ..Short::default() });
+        assert!(board.read().plan.unwrap().explanation.is_some());
+        board.last_words(file.path()).unwrap();
+        let words: JobReport = serde_json::from_str(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
+        assert_eq!(words.plan.map(|p| (p.revision, p.explanation)), Some((3, None)));
     }
 }

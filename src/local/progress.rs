@@ -81,6 +81,11 @@ impl Progress {
         }
     }
 
+    /// Where somebody may ask about the job.
+    pub fn board(&self) -> Option<&Arc<Board>> {
+        self.board.as_ref()
+    }
+
     /// A plan waits for approval, or none does.
     pub fn recommend(&self, plan: Option<&(u64, String)>) {
         if let Some(board) = &self.board {

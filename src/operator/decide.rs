@@ -11,8 +11,8 @@ use super::place::{Need, Unfit, place, stands};
 use super::profiles;
 use super::render::{Site, n_shards, render};
 use crate::api::{
-    CONTROLLER, Condition, ConditionStatus, ModelProfile, ModelProfileSpec, Observed, PartitionPlan, PartitionPlanSpec,
-    PartitionPlanStatus, Predicted, PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
+    CONTROLLER, Condition, ConditionStatus, Explanation, ModelProfile, ModelProfileSpec, Observed, PartitionPlan,
+    PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
 };
 use crate::units::Seconds;
 use crate::wire::report::{JobReport, JobState};
@@ -524,9 +524,15 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
         d.plan = Some(spec);
         return;
     }
-    let next = PartitionPlanStatus { predicted: Some(predicted), observed: observed.or(known.observed.clone()) };
+    // A head that begins anew takes a while to explain its plan again.
+    let explanation = cut.explanation.as_ref().map(|e| Explanation::new(&e.limit, &e.binds, &e.next, &e.more));
+    let next = PartitionPlanStatus {
+        predicted: Some(predicted),
+        observed: observed.or(known.observed.clone()),
+        explanation: explanation.or(known.explanation.clone()),
+    };
     if next != known {
-        let urgent = next.predicted != known.predicted;
+        let urgent = (&next.predicted, &next.explanation) != (&known.predicted, &known.explanation);
         d.plan_status = plan.metadata.name.clone().map(|name| (name, next, urgent));
     }
 }

@@ -11,6 +11,7 @@ use super::observe;
 use super::place::{Need, place, topology};
 use super::render::{Site, render};
 use crate::api::{ModelProfile, PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
+use crate::plan::explain::Short;
 use crate::topology::Measured;
 use crate::wire::report::{JobReport, JobState, Learned, PlanReport, Recommended};
 
@@ -342,6 +343,23 @@ fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     assert_eq!(world.plans[1].spec.shards, world.plans[0].spec.shards);
     assert_eq!(world.plans[1].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 2);
     assert_eq!(world.pods.len(), 2);
+}
+
+#[test]
+fn an_explanation_is_written_once_and_stays_while_a_new_head_works_on_its_own() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    let short = Short { limit: "x".repeat(2000), more: vec!["one more device".to_owned(); 20], ..Short::default() };
+    let plan = |explanation| Some(PlanReport { revision: 1, explanation, ..PlanReport::default() });
+    let report = JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() };
+    for (explanation, written) in [(None, false), (Some(short), true), (None, true)] {
+        world.report = Some(JobReport { plan: plan(explanation), ..report.clone() });
+        world.settle();
+        let known = world.plans[0].status.as_ref().unwrap().explanation.as_ref();
+        let sizes = known.map(|e| (e.limit.len(), e.more.len()));
+        assert_eq!(sizes, written.then_some((1024, 8)), "the schema takes no more");
+    }
+    assert!(world.decide().plan_status.is_none());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::explain::Short;
 use crate::topology::Measured;
 
 /// Longest report: one line per shard and worker.
@@ -85,6 +86,9 @@ pub struct PlanReport {
     pub microbatches: u32,
     pub bytes_cut: u64,
     pub shards: Vec<ShardReport>,
+    /// Comes a while after the plan: other plans are made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Short>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

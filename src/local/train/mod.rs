@@ -30,11 +30,12 @@ use super::run::{Ending, Options, Problem, input};
 use super::run_dir::{RunDir, Traits};
 use super::workers::{Used, Workers};
 use crate::device::affinity;
+use crate::plan::explain::explained;
 use crate::plan::{Plan, picture, table};
-use crate::profile::BatchProfile;
+use crate::profile::{BatchProfile, Calibration};
 use crate::runtime::{Notice, RuntimeError, Session, StepReport};
 use crate::telemetry::JobMetrics;
-use crate::topology::DeviceId;
+use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{FailureClass, ReadyReport, WorkerId};
 
@@ -498,6 +499,24 @@ impl<'a> Training<'a> {
         if let Err(e) = written {
             // Training is worth more than its pictures.
             self.progress.say(&format!("{e:#}"));
+        }
+        self.explain(plan, topology);
+    }
+
+    /// Has a plan explained to whoever asks about the job. That takes a dozen other plans: nobody waits for it.
+    fn explain(&self, plan: &Plan, topology: Topology) {
+        let Some(board) = self.progress.board().cloned() else { return };
+        let topology = match &self.adapt {
+            Some(adapt) => adapt.at_present(topology),
+            None => Calibration::starting_from(self.inputs.known.clone()).correct(topology),
+        };
+        let (model, prepared, plan) = (self.inputs.model.clone(), self.inputs.prepared.clone(), plan.clone());
+        let explain = move || match explained(&prepared, &model, &topology, &plan) {
+            Ok(explanation) => board.explained(plan.revision, explanation.in_short()),
+            Err(e) => tracing::warn!(plan = plan.revision, why = e.to_string(), "a plan is not explained"),
+        };
+        if let Err(e) = background("explain", explain) {
+            self.progress.say(&format!("the plan is not explained: {e:#}"));
         }
     }
 

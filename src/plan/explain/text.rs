@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Alternative, Choice, Constraint, Explanation, LEAST_GAIN, More, Resource, Share};
+use super::{Alternative, Choice, Constraint, Explanation, LEAST_GAIN, More, Resource, Share, Short};
 use crate::plan::memory::Memory;
 use crate::units::Seconds;
 
@@ -70,56 +70,37 @@ impl fmt::Display for Explanation {
         }
         writeln!(f, "\nWhat limits the step")?;
         self.limit(f, &of_step)?;
-        writeln!(f, "\nWhich constraint binds")?;
-        match self.binds {
-            Some(binds) => {
-                let name = match binds.constraint {
-                    Constraint::Memory => "memory: without a limit on it",
-                    Constraint::Links => "the links: if tensors travelled in no time",
-                };
-                writeln!(
-                    f,
-                    "  {name}, the step would be {} ({}).",
-                    binds.step_without,
-                    change(binds.step_without, self.again)
-                )?;
-            }
-            None => writeln!(
-                f,
-                "  neither memory nor links: without them no plan is {:.0} % faster. What is left is the devices' speed, and that a pipeline fills and drains.",
-                100.0 * LEAST_GAIN
-            )?,
-        }
-        writeln!(f, "\nThe next best plan")?;
-        match &self.next {
-            Some(next) => writeln!(f, "  {}", self.loss(next))?,
-            None => writeln!(f, "  none: every other choice is refused or comes to the same.")?,
-        }
+        writeln!(f, "\nWhich constraint binds\n  {}", self.binding())?;
+        writeln!(f, "\nThe next best plan\n  {}", self.second())?;
         writeln!(f, "\nWhat more would bring (each planned anew, predicted)")?;
-        self.more.iter().try_for_each(|more| writeln!(f, "  {}", self.gain(more)))
+        self.more.iter().try_for_each(|more| {
+            let (what, step) = self.gain(more);
+            writeln!(f, "  {what:<36} {step}")
+        })
     }
 }
 
 impl Explanation {
+    /// A sentence or two for each question.
+    pub fn in_short(&self) -> Short {
+        let step = self.shares.step;
+        let of_step = |part: Seconds| format!("{:.0} %", 100.0 * (part / step));
+        let more = self.more.iter().map(|more| {
+            let (what, step) = self.gain(more);
+            format!("{what}: {step}")
+        });
+        Short {
+            limit: self.chain(&of_step).join(" "),
+            binds: self.binding(),
+            next: self.second(),
+            more: more.collect(),
+        }
+    }
+
     fn limit(&self, f: &mut fmt::Formatter<'_>, of_step: &dyn Fn(Seconds) -> String) -> fmt::Result {
-        let shares = &self.shares;
-        let slowest = shares.slowest();
-        let others: Seconds = shares.chain.iter().enumerate().filter(|(s, _)| *s != slowest).map(|(_, t)| *t).sum();
-        let (mine, mean) = (shares.chain[slowest], shares.mean());
-        writeln!(
-            f,
-            "  shard {slowest} on {}: {} of the longest chain of work is its computing.",
-            self.devices[slowest],
-            of_step(mine)
-        )?;
-        let parts = [
-            (others, "other shards computing before, between and after"),
-            (shares.transfers, "tensors on their way"),
-            (shares.update, "the update"),
-            (shares.averaging, "replicas exchanging gradients"),
-        ];
-        for (part, name) in parts.into_iter().filter(|(part, _)| part.0 > 0.0) {
-            writeln!(f, "  {} of it is {name}.", of_step(part))?;
+        let mean = self.shares.mean();
+        for line in self.chain(of_step) {
+            writeln!(f, "  {line}")?;
         }
         writeln!(
             f,
@@ -134,6 +115,42 @@ impl Explanation {
             Some(op) => writeln!(f, "  The bound is one op, {op}: it runs for all microbatches on one device."),
             None => writeln!(f, "  The bound is all work, spread over all devices without a gap."),
         }
+    }
+
+    /// What the longest chain of work is made of, a sentence for each.
+    fn chain(&self, of_step: &dyn Fn(Seconds) -> String) -> Vec<String> {
+        let shares = &self.shares;
+        let slowest = shares.slowest();
+        let others: Seconds = shares.chain.iter().enumerate().filter(|(s, _)| *s != slowest).map(|(_, t)| *t).sum();
+        let (mine, device) = (of_step(shares.chain[slowest]), &self.devices[slowest]);
+        let first = format!("shard {slowest} on {device}: {mine} of the longest chain of work is its computing.");
+        let parts = [
+            (others, "other shards computing before, between and after"),
+            (shares.transfers, "tensors on their way"),
+            (shares.update, "the update"),
+            (shares.averaging, "replicas exchanging gradients"),
+        ];
+        let parts = parts.into_iter().filter(|(part, _)| part.0 > 0.0);
+        [first].into_iter().chain(parts.map(|(part, name)| format!("{} of it is {name}.", of_step(part)))).collect()
+    }
+
+    fn binding(&self) -> String {
+        let Some(binds) = self.binds else {
+            return format!(
+                "neither memory nor links: without them no plan is {:.0} % faster. What is left is the devices' speed, and that a pipeline fills and drains.",
+                100.0 * LEAST_GAIN
+            );
+        };
+        let name = match binds.constraint {
+            Constraint::Memory => "memory: without a limit on it",
+            Constraint::Links => "the links: if tensors travelled in no time",
+        };
+        format!("{name}, the step would be {} ({}).", binds.step_without, change(binds.step_without, self.again))
+    }
+
+    fn second(&self) -> String {
+        let none = || "none: every other choice is refused or comes to the same.".to_owned();
+        self.next.as_ref().map_or_else(none, |next| self.loss(next))
     }
 
     fn loss(&self, next: &Alternative) -> String {
@@ -159,15 +176,16 @@ impl Explanation {
         format!("{what}: {} ({verdict}): {why}.", next.step)
     }
 
-    fn gain(&self, more: &More) -> String {
+    /// More of what, and the step with it.
+    fn gain(&self, more: &More) -> (String, String) {
         let what = match &more.of {
             Resource::Device { like } => format!("one more device like {like}"),
             Resource::Bandwidth => "twice the bandwidth of every link".to_owned(),
             Resource::Memory { more } => format!("{more} more on every device"),
         };
         match &more.found {
-            Ok(step) => format!("{what:<36} {step} ({})", change(*step, self.again)),
-            Err(e) => format!("{what:<36} no plan: {e}"),
+            Ok(step) => (what, format!("{step} ({})", change(*step, self.again))),
+            Err(e) => (what, format!("no plan: {e}")),
         }
     }
 }
