@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = Path(os.environ.get("FORESHARD_CLUSTER", "/tmp/foreshard-cluster"))
-BINARY = ROOT / "target/debug/foreshard"
+BINARY = Path(os.environ.get("FORESHARD_BINARY", ROOT / "target/debug/foreshard"))
 PLUGIN = ROOT / ".foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so"
 SYSTEM = "foreshard-system"
 # An image for a cluster that is there already; none where the cluster is ours.

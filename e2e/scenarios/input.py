@@ -1,6 +1,9 @@
 """Jobs that cannot run: refused, or told what is missing."""
 
-from kit import apply, condition, items, kubectl, namespace, replaced, state
+import contextlib
+import json
+
+from kit import apply, condition, get, items, kubectl, namespace, replaced, state, uids, wait
 from scenarios import anywhere, scenario
 
 
@@ -38,3 +41,48 @@ def impossible():
     finally:
         kubectl("uncordon", "node-2")
     state("impossible", "digits", "Complete", 150)
+
+
+@contextlib.contextmanager
+def newer_definition():
+    """The definition of jobs as a later version may have it: a field that all jobs get, and one more mode."""
+    root = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties"
+    modes = f"{root}/adaptation/properties/mode/enum"
+
+    def patch(*operations):
+        kubectl("patch", "crd", "trainingjobs.foreshard.dev", "--type=json", "-p", json.dumps(operations))
+
+    spec = get("crd", "trainingjobs.foreshard.dev", "default")["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    n = len(spec["properties"]["spec"]["properties"]["adaptation"]["properties"]["mode"]["enum"])
+    patch(
+        {"op": "add", "path": f"{root}/telemetry", "value": {"type": "string", "default": "all"}},
+        {"op": "add", "path": f"{modes}/-", "value": "Turbo"},
+    )
+    try:
+        yield
+    finally:
+        patch({"op": "remove", "path": f"{root}/telemetry"}, {"op": "remove", "path": f"{modes}/{n}"})
+
+
+@scenario(60)
+def newer():
+    """Jobs of a definition newer than the operator: unknown fields hinder nothing, and what it cannot read it says so."""
+    namespace("newer")
+    turbo = replaced(("name: digits\nspec", "name: turbo\nspec"))
+    with newer_definition():
+
+        def applied():
+            return apply("newer", "digits", lambda m: turbo(m) + "  adaptation: {mode: Turbo}\n", check=False).returncode == 0
+
+        wait("the newer definition", 30, applied)
+        said = condition(state("newer", "turbo", "Unreadable", 30), "Training")["message"]
+        print(said)
+        assert "spec.adaptation.mode: \"Turbo\", must be one of Auto" in said, said
+        apply("newer", "digits")
+        job = state("newer", "digits", "Complete", 150)
+        assert job["spec"]["telemetry"] == "all", job["spec"]
+        events = kubectl("get", "events.events.k8s.io", "-n", "newer", "-o", "jsonpath={.items[*].reason}")
+        assert "Unreadable" in events, events
+        assert uids("newer", "turbo") == {}
+        kubectl("patch", "trainingjob", "turbo", "-n", "newer", "--type=merge", "-p", '{"spec": {"adaptation": {"mode": "Off"}}}')
+        state("newer", "turbo", "Complete", 150)

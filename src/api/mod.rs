@@ -7,6 +7,7 @@ mod placement;
 mod profile;
 mod resources;
 mod status;
+mod stored;
 mod volume;
 
 use kube::CustomResourceExt;
@@ -22,6 +23,7 @@ pub use placement::{Placement, Pods, Toleration};
 pub use profile::{Costs, ModelProfile, ModelProfileSpec};
 pub use resources::{CPU, Devices, Resources};
 pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
+pub use stored::{Stored, Unreadable};
 pub use volume::{Archive, Claim, ConfigMap, Image, Item, Volume};
 
 /// Label and API group prefix of everything that is ours.

@@ -27,6 +27,7 @@ pub mod render;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 pub use decide::{Desired, Snapshot, decide};
 

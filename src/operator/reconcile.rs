@@ -1,6 +1,6 @@
 //! Watches, and makes the cluster as `decide` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -31,8 +31,10 @@ use super::profiles::object as profile_object;
 use super::recent::Recent;
 use super::render::{GATE, STATUS_PORT, Site, plan as plan_object, secret};
 use super::serve::{Counts, serve};
-use super::{Class, OperatorError, key};
-use crate::api::{CPU, ModelProfile, PartitionPlan, Seat, TrainingJob, TrainingJobStatus};
+use super::{Class, OperatorError, key, unreadable};
+use crate::api::{
+    CONTROLLER, CPU, Condition, ModelProfile, PartitionPlan, Seat, Stored, TrainingJob, TrainingJobStatus, condition,
+};
 use crate::tls::{Authority, Name, TlsError};
 use crate::wire::report::JobReport;
 
@@ -68,13 +70,15 @@ struct Context {
     config: Config,
     nodes: Store<Node>,
     pods: Arc<Mutex<Ledger>>,
-    plans: Store<PartitionPlan>,
-    profiles: Store<ModelProfile>,
+    plans: Store<Stored<PartitionPlan>>,
+    profiles: Store<Stored<ModelProfile>>,
     recorder: Recorder,
     /// Seats given away that the pods in the cache do not show yet, by job.
     promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
     /// Of each job that is there.
     memory: Arc<Mutex<BTreeMap<String, Memory>>>,
+    /// Fields of jobs that this version does not know, and that were told of.
+    left_out: Mutex<BTreeSet<String>>,
     /// Tokens of jobs are made from it.
     key: Vec<u8>,
     counts: Arc<Counts>,
@@ -129,12 +133,14 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         .touched_objects();
     let plan_stream = reflector::reflector(
         plan_writer,
-        watcher(api_of::<PartitionPlan>(&client, namespace), everywhere.clone()).modify(strip).default_backoff(),
+        watcher(api_of::<Stored<PartitionPlan>>(&client, namespace), everywhere.clone())
+            .modify(strip)
+            .default_backoff(),
     )
     .touched_objects();
     let profile_stream = reflector::reflector(
         profile_writer,
-        watcher(api_of::<ModelProfile>(&client, namespace), everywhere.clone()).default_backoff().modify(strip),
+        watcher(api_of::<Stored<ModelProfile>>(&client, namespace), everywhere.clone()).default_backoff().modify(strip),
     )
     .touched_objects();
     let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
@@ -147,13 +153,15 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         recorder,
         promised: Mutex::default(),
         memory: memory.clone(),
+        left_out: Mutex::default(),
         counts,
         key: key::read_or_make(&client, &config.site.namespace).await?,
         config: config.clone(),
     });
     tokio::spawn(node_stream.for_each(|seen| heard("nodes", seen.err())));
-    tokio::spawn(profile_stream.for_each(|seen| heard("profiles", seen.err())));
-    Controller::new(api_of::<TrainingJob>(&client, namespace), everywhere)
+    let told = context.clone();
+    tokio::spawn(profile_stream.for_each(move |seen| profile_seen(seen, told.clone())));
+    Controller::new(api_of::<Stored<TrainingJob>>(&client, namespace), everywhere)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
         .owns_stream(plan_stream)
@@ -165,9 +173,9 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
                 memory.lock().unwrap_or_else(|p| p.into_inner()).remove(&key);
             }
             match result {
-                // Nothing is seen until this ends: an object that this version cannot read is enough.
+                // Nothing is seen until this ends.
                 Err(ControllerError::QueueError(e)) => {
-                    tracing::warn!(error = %e, "jobs, pods or plans cannot be watched; is the operator older than its CRDs?");
+                    tracing::warn!(error = %e, "jobs, pods or plans cannot be watched");
                 }
                 Err(e) => tracing::debug!(error = %e, "a look at a job failed"),
                 Ok(_) => {}
@@ -181,6 +189,18 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
 async fn heard(what: &str, error: Option<watcher::Error>) {
     if let Some(e) = error {
         tracing::warn!(error = %e, "{what} cannot be watched");
+    }
+}
+
+/// Jobs go on without a profile that cannot be read.
+async fn profile_seen(seen: Result<Stored<ModelProfile>, watcher::Error>, context: Arc<Context>) {
+    match seen {
+        Err(e) => heard("profiles", Some(e)).await,
+        Ok(profile) => {
+            if let Err(e) = &profile.object {
+                unreadable::tell(&context.recorder, &profile, &unreadable::text(&e.why)).await;
+            }
+        }
     }
 }
 
@@ -220,25 +240,36 @@ fn slim(pod: &mut Pod) {
 }
 
 /// A job that is being looked at is not looked at again before that has ended: whatever happens, it ends.
-async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
+async fn reconcile(job: Arc<Stored<TrainingJob>>, context: Arc<Context>) -> Result<Action, OperatorError> {
     let looked = tokio::time::timeout(LONGEST, look(job, context)).await;
     looked.unwrap_or(Err(OperatorError::NoAnswer(LONGEST.as_secs())))
 }
 
-async fn look(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, OperatorError> {
+async fn look(stored: Arc<Stored<TrainingJob>>, context: Arc<Context>) -> Result<Action, OperatorError> {
     Counts::add(&context.counts.reconciles);
     let began = Instant::now();
-    if job.metadata.deletion_timestamp.is_some() {
+    if stored.meta().deletion_timestamp.is_some() {
         // Everything of a job is owned by it: the garbage collector takes it away.
         return Ok(Action::await_change());
     }
-    let namespace = job.namespace().ok_or_else(|| OperatorError::Incomplete(job.name_any(), "namespace"))?;
+    let namespace = stored.namespace().ok_or_else(|| OperatorError::Incomplete(stored.name_any(), "namespace"))?;
+    let job = match &stored.object {
+        Ok(job) => job,
+        Err(e) if e.managed_by.as_ref().is_some_and(|by| by != CONTROLLER) => return Ok(Action::await_change()),
+        Err(e) => return not_understood(&context, &stored, &namespace, e.training.as_ref(), &e.why).await,
+    };
+    context.tell_left_out(&stored);
     // Without full caches every node looks empty.
     let pods_are_known = context.pods.lock().unwrap_or_else(|p| p.into_inner()).is_ready();
     if !pods_are_known || !is_ready(&context.nodes) || !is_ready(&context.plans) {
         return Ok(Action::requeue(SOON));
     }
-    let work = Work { context: &context, job: &job, namespace };
+    let work = Work { context: &context, job, namespace };
+    // A plan is the operator's own: without knowing the last one, it would make another of the same name.
+    if let Some(why) = work.unreadable_plan() {
+        let said = job.status.as_ref().and_then(|s| s.condition(condition::TRAINING));
+        return not_understood(&context, &stored, &work.namespace, said, &why).await;
+    }
     let pods = work.pods();
     let head = work.head(&pods);
     let report = match &head {
@@ -259,6 +290,31 @@ async fn look(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action, Op
     Ok(Action::requeue(Duration::from_secs(again)))
 }
 
+/// A job of which this version does not understand enough is left as it is, and told so in its condition `Training`.
+async fn not_understood(
+    context: &Context,
+    job: &Stored<TrainingJob>,
+    namespace: &str,
+    said: Option<&Condition>,
+    why: &str,
+) -> Result<Action, OperatorError> {
+    let text = unreadable::text(why);
+    let Some(status) = unreadable::status(job.meta().generation, said, &text, Timestamp::now()) else {
+        return Ok(Action::await_change());
+    };
+    Counts::add(&context.counts.writes);
+    let name = job.name_any();
+    let object = json!({
+        "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name}, "status": status,
+    });
+    let api: Api<Stored<TrainingJob>> = Api::namespaced(context.client.clone(), namespace);
+    let params = PatchParams::apply(unreadable::MANAGER).force();
+    let written = api.patch_status(&name, &params, &Patch::Apply(&object)).await;
+    written.map_err(|e| api_error("write the status of", format!("job {name}"), e))?;
+    unreadable::tell(&context.recorder, job, &text).await;
+    Ok(Action::await_change())
+}
+
 /// Whether a cache has been filled. Nobody waits for it: of several that do, `Store::wait_until_ready` wakes only the last
 /// (kube-runtime 5.0, one waker for all), and the jobs of the others were looked at no more.
 fn is_ready<K>(store: &Store<K>) -> bool
@@ -269,7 +325,7 @@ where
 }
 
 /// Per job, longer each time: 1 s, 2 s, 4 s, up to a minute.
-fn requeue(job: Arc<TrainingJob>, error: &OperatorError, context: Arc<Context>) -> Action {
+fn requeue(job: Arc<Stored<TrainingJob>>, error: &OperatorError, context: Arc<Context>) -> Action {
     Counts::add(&context.counts.errors);
     let key = format!("{}/{}", job.namespace().unwrap_or_default(), job.name_any());
     let mut memory = context.memory.lock().unwrap_or_else(|p| p.into_inner());
@@ -280,6 +336,19 @@ fn requeue(job: Arc<TrainingJob>, error: &OperatorError, context: Arc<Context>) 
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     tracing::warn!(job = key, error = %error, cause, again_s = pause, "cannot make the cluster as it should be");
     Action::requeue(Duration::from_secs(pause))
+}
+
+impl Context {
+    /// Says once of each field of jobs that this version does not know.
+    fn tell_left_out(&self, job: &Stored<TrainingJob>) {
+        let mut told = self.left_out.lock().unwrap_or_else(|p| p.into_inner());
+        for field in &job.left_out {
+            if told.insert(field.clone()) {
+                let name = job.name_any();
+                tracing::warn!(job = name, field, "a field is passed over: the operator is older than its CRDs");
+            }
+        }
+    }
 }
 
 /// One look at one job.
@@ -359,14 +428,11 @@ impl Work<'_> {
         let nodes = context.nodes.state();
         let rooms = ledger.rooms(nodes.iter().map(|n| &**n), &others.collect::<Vec<_>>());
         drop(ledger);
-        let name = self.job.name_any();
-        let plans = context.plans.state_filter(|p| {
-            p.metadata.namespace.as_ref() == Some(&self.namespace) && p.spec.job == name && self.owns(p)
-        });
-        let mut plans: Vec<PartitionPlan> = plans.iter().map(|p| (**p).clone()).collect();
+        let mut plans: Vec<PartitionPlan> =
+            self.plans().iter().filter_map(|p| p.object.as_ref().ok().cloned()).collect();
         plans.sort_by_key(|p| p.spec.revision);
-        let profiles = context.profiles.state_filter(|p| p.metadata.namespace.as_ref() == Some(&self.namespace));
-        let profiles: Vec<ModelProfile> = profiles.iter().map(|p| (**p).clone()).collect();
+        let profiles = context.profiles.state_filter(|p| p.meta().namespace.as_ref() == Some(&self.namespace));
+        let profiles: Vec<ModelProfile> = profiles.iter().filter_map(|p| p.object.as_ref().ok().cloned()).collect();
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let site = &context.config.site;
         let snapshot =
@@ -378,8 +444,19 @@ impl Work<'_> {
         desired
     }
 
-    fn owns(&self, plan: &PartitionPlan) -> bool {
-        plan.owner_references().iter().any(|o| Some(&o.uid) == self.job.metadata.uid.as_ref())
+    fn plans(&self) -> Vec<Arc<Stored<PartitionPlan>>> {
+        let owned = |p: &Stored<PartitionPlan>| {
+            p.owner_references().iter().any(|o| Some(&o.uid) == self.job.metadata.uid.as_ref())
+        };
+        self.context.plans.state_filter(|p| p.meta().namespace.as_ref() == Some(&self.namespace) && owned(p))
+    }
+
+    /// A plan of a job that has not ended which cannot be read, and why.
+    fn unreadable_plan(&self) -> Option<String> {
+        if self.job.status.as_ref().is_some_and(TrainingJobStatus::has_ended) {
+            return None;
+        }
+        self.plans().iter().find_map(|p| Some(format!("{}: {}", p.name_any(), p.object.as_ref().err()?.why)))
     }
 
     async fn fulfil(&self, desired: Desired) -> Result<(), OperatorError> {
@@ -389,7 +466,7 @@ impl Work<'_> {
                 preconditions: Some(Preconditions { uid, resource_version: None }),
                 ..DeleteParams::background()
             };
-            let api: Api<TrainingJob> = Api::namespaced(self.context.client.clone(), &self.namespace);
+            let api: Api<Stored<TrainingJob>> = Api::namespaced(self.context.client.clone(), &self.namespace);
             let name = self.job.name_any();
             return gone(api.delete(&name, &only).await).map_err(|e| api_error("delete", format!("job {name}"), e));
         }
@@ -418,7 +495,7 @@ impl Work<'_> {
                 "metadata": {"name": name}, "status": status,
             });
             Counts::add(&self.context.counts.writes);
-            let api: Api<PartitionPlan> = Api::namespaced(self.context.client.clone(), &self.namespace);
+            let api: Api<Stored<PartitionPlan>> = Api::namespaced(self.context.client.clone(), &self.namespace);
             let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
             written.map_err(|e| api_error("write the status of", format!("plan {name}"), e))?;
         }
@@ -551,7 +628,7 @@ impl Work<'_> {
             "apiVersion": "foreshard.dev/v1alpha1", "kind": "TrainingJob",
             "metadata": {"name": name}, "status": status,
         });
-        let api: Api<TrainingJob> = Api::namespaced(self.context.client.clone(), &self.namespace);
+        let api: Api<Stored<TrainingJob>> = Api::namespaced(self.context.client.clone(), &self.namespace);
         let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
         written.map_err(|e| api_error("write the status of", format!("job {name}"), e))?;
         let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());

@@ -77,6 +77,11 @@ impl Linter {
         Ok(documents(yaml)?.iter().map(|document| self.document(document, was)).collect())
     }
 
+    /// The schema of a kind.
+    pub fn schema(&self, kind: &str) -> Option<&Value> {
+        self.kinds.get(kind).map(|known| &known.schema)
+    }
+
     /// Checks one document.
     pub fn document(&self, document: &Value, was: &[Value]) -> Checked {
         let text = |field: &str| document[field].as_str().unwrap_or_default();
