@@ -8,17 +8,19 @@
     e2e/run.py --existing=IMAGE    on the cluster that KUBECONFIG names, with an image it can fetch: what needs no access
                                    to nodes; its default storage class has to give volumes to several nodes at once
 
-A scenario that fails is told with its reason and tried once more. The last line counts: N passed, N failed.
+A scenario that fails, or does not end, is told with its reason and tried once more; it has failed if it does so again.
+The last line counts: N passed, N failed.
 Needs root, Go and the packages that e2e/README.md lists.
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
 
 from kit import NAMESPACES, SITE, cluster, explain, forget, install, kubectl
-from scenarios import ANYWHERE, SCENARIOS
+from scenarios import ANYWHERE, FIRST, SCENARIOS
 
 # Kept back for taking the cluster down.
 DOWN = 20
@@ -28,26 +30,52 @@ class OutOfTime(BaseException):
     """Comes in the middle of anything, and is no failure."""
 
 
-def attempt(name):
-    """Runs a scenario; what went wrong, in words."""
+def longest(name):
+    """Seconds after which a scenario hangs: far more than it takes on a busy machine."""
+    return 300 + 4 * SCENARIOS[name].seconds
+
+
+def attempt(name, left):
+    """Runs a scenario; what went wrong, in words. `left`: seconds until the end."""
+
+    def stop(*_):
+        if left() < 1:
+            raise OutOfTime
+        raise RuntimeError(f"it has not ended after {longest(name)} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(max(1, int(min(longest(name), left()))))
     try:
         SCENARIOS[name].run()
     except Exception as e:  # noqa: BLE001: whatever it is, it is told, and the others still run
         return str(e) if isinstance(e, (RuntimeError, AssertionError)) else f"{type(e).__name__}: {e}"
+    finally:
+        limit(left)
     return None
 
 
+def limit(left):
+    """From now on, `OutOfTime` comes when no time is left."""
+
+    def stop(*_):
+        raise OutOfTime
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(0 if left() == math.inf else max(1, int(left())))
+
+
 def with_retry(name, left, results):
-    """Runs a scenario, if need be twice, and notes whether it has passed. `left`: seconds until the end."""
+    """Runs a scenario, if need be twice, and notes what came of it."""
     first = None
     for note in ("", " at the second try"):
         start = time.monotonic()
-        why = attempt(name)
-        results[name] = why is None
+        why = attempt(name, left)
         if why is None:
+            results[name] = "passed"
             seconds = f"({time.monotonic() - start:.0f} s)"
             print(f"ok     {name}{note} {seconds}" + (f"; at the first: {first}" if first else ""), flush=True)
             return
+        results[name] = "failed" if first else "undecided"
         print(f"FAILED {name}{note}: {why}", flush=True)
         explain()
         if first:
@@ -71,22 +99,17 @@ def main():
     if unknown:
         parser.error(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
     SITE.existing = args.existing
-    to_do = [n for n in args.scenarios or SCENARIOS if not SITE.existing or n in ANYWHERE]
+    to_do = [n for n in args.scenarios or sorted(SCENARIOS, key=lambda n: n not in FIRST) if not SITE.existing or n in ANYWHERE]
     began = time.monotonic()
 
     def left():
-        return args.within - DOWN - (time.monotonic() - began) if args.within else float("inf")
-
-    def stop(*_):
-        raise OutOfTime
+        return args.within - DOWN - (time.monotonic() - began) if args.within else math.inf
 
     results = {}
     # What waits in a terminal or a pipe ends as well: the cluster is taken down all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
-    signal.signal(signal.SIGALRM, stop)
     try:
-        if args.within:
-            signal.alarm(max(1, args.within - DOWN))
+        limit(left)
         if not SITE.existing:
             cluster("up")
         install()
@@ -103,14 +126,13 @@ def main():
             kubectl("delete", "namespace", "--ignore-not-found", "--wait=false", *NAMESPACES, check=False)
         elif not args.keep:
             cluster("down")
-    n_passed = sum(results.values())
-    n_failed = len(results) - n_passed
-    not_run = [n for n in to_do if n not in results]
-    if not_run:
-        print(f"not run, for want of time: {', '.join(not_run)}")
-    rest = f", {len(not_run)} not run" if not_run else ""
-    print(f"{time.monotonic() - began:.0f} s\n{n_passed} passed, {n_failed} failed{rest}")
-    sys.exit(1 if n_failed else 0)
+    of = {how: [n for n in to_do if results.get(n, "not run") == how] for how in ("passed", "failed", "undecided", "not run")}
+    for how in ("undecided", "not run"):
+        if of[how]:
+            print(f"{how}, for want of time: {', '.join(of[how])}")
+    rest = "".join(f", {len(of[how])} {how}" for how in ("undecided", "not run") if of[how])
+    print(f"{time.monotonic() - began:.0f} s\n{len(of['passed'])} passed, {len(of['failed'])} failed{rest}")
+    sys.exit(1 if of["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ FORESHARD_BINARY or target/debug/foreshard. Needs root; see README.md.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from kit import ROOT, STATE, cluster, kubectl, wait
+from kit import BINARY, ROOT, STATE, cluster, kubectl, wait
 
-BINARY = os.environ.get("FORESHARD_BINARY", str(ROOT / "target/debug/foreshard"))
 KWOK = ROOT / ".foreshard/cluster/bin/kwok"
 SYSTEM = "foreshard-system"
 WORKERS, NODES, CORES = 2, 20, 256
@@ -87,10 +87,18 @@ def create(namespace, which):
     return process
 
 
-def cpu(process):
+def cpu(pid):
     """Seconds that a process has computed."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def computed(programs):
+    """The same by name: of everything that shares this machine's cores. What has ended is kubectl."""
+    names = {"etcd": "etcd", "apiserver": "API server", "kcm": "controllers", "scheduler": "scheduler"}
+    found = {name: cpu((STATE / "pids" / file).read_text().strip()) for file, name in names.items()}
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found | {name: cpu(p.pid) for name, p in programs.items()} | {"kubectl": ended.ru_utime + ended.ru_stime}
 
 
 def count(kind, namespace):
@@ -100,7 +108,8 @@ def count(kind, namespace):
     return len(one["items"]) + one["metadata"].get("remainingItemCount", 0)
 
 
-def measure(n, operator):
+def measure(n, programs):
+    operator = programs["operator"]
     namespace = f"scale-{n}"
     kubectl("create", "namespace", namespace)
     apply([{
@@ -116,7 +125,7 @@ def measure(n, operator):
             "claimRef": {"namespace": namespace, "name": "work"}, "storageClassName": "",
         },
     }])  # fmt: skip
-    before, start, began = metrics(), time.monotonic(), cpu(operator)
+    before, start, began = metrics(), time.monotonic(), computed(programs)
     creating = [create(namespace, range(first, n, CREATORS)) for first in range(CREATORS)]
     applied = None
 
@@ -130,6 +139,7 @@ def measure(n, operator):
     made = time.monotonic() - start
     assert [process.wait() for process in creating] == [0] * CREATORS
     applied = applied or made
+    split = {name: seconds - began[name] for name, seconds in computed(programs).items()}
 
     def running():
         # With a selector, the API server does not say how many remain.
@@ -141,7 +151,7 @@ def measure(n, operator):
         ran = f"{time.monotonic() - start:.1f} s"
     except RuntimeError:
         ran = "not within 300 s"
-    after, computed = metrics(), cpu(operator) - began
+    after = metrics()
     looks, writes = (after[f"{name}_total"] - before[f"{name}_total"] for name in ("reconciles", "writes"))
     mean = (after["reconcile_seconds_sum"] - before["reconcile_seconds_sum"]) / max(looks, 1)
     time.sleep(20)
@@ -155,7 +165,9 @@ def measure(n, operator):
     latency = f"mean {mean * 1e3:.1f} ms, half within {quantile(before, after, 0.5)} s"
     print(f"  look at a job                    {latency}, 99 of 100 within {quantile(before, after, 0.99)} s")
     print(f"  looks per job                    {looks / n:.1f}, writes per job {writes / n:.1f}, per look {writes / looks:.2f}")
-    print(f"  the operator computed            {computed:.1f} s, of all until pods ran")
+    told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(split.items(), key=lambda item: -item[1]))
+    print(f"  computed until all pods were     {sum(split.values()):.0f} of {made * os.cpu_count():.0f} s: {told}")
+    print(f"  of it for one job                {sum(split.values()) / n * 1e3:.0f} ms, by the operator {split['operator'] / n * 1e3:.1f} ms")
     print(f"  errors                           {after['errors_total'] - before['errors_total']:.0f}")
     print(f"  writes in {later} s at rest          {end['writes_total'] - rest['writes_total']:.0f}")
     print(f"  looks in {later} s at rest           {end['reconciles_total'] - rest['reconciles_total']:.0f}")
@@ -168,14 +180,14 @@ def main():
     sizes = [int(a) for a in sys.argv[1:]] or [100, 1000]
     subprocess.run([ROOT / "e2e/cluster/build", "kwok"], check=True)
     cluster("up")
-    programs = []
+    programs = {}
     try:
         with open(STATE / "logs/scale-kwok.log", "w") as kwok, open(STATE / "logs/scale-operator.log", "w") as log:
             apply([node(i) for i in range(NODES)])
             fake = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
             # The controller manager waits 12 s for a sign of life; KWOK renews a lease after a quarter of its time.
             lease = "--node-lease-duration-seconds=8"
-            programs.append(inside(kwok, str(KWOK), "--manage-all-nodes=false", fake, lease))
+            programs["KWOK"] = inside(kwok, str(KWOK), "--manage-all-nodes=false", fake, lease)
             ready = "{.items[*].status.conditions[?(@.type=='Ready')].status}"
             wait("nodes are ready", 60, lambda: kubectl("get", "nodes", "-o", f"jsonpath={ready}").count("True") > NODES)
             # Only fake nodes: a pod on a real one would try to start.
@@ -184,14 +196,14 @@ def main():
             kubectl("apply", "--server-side", "-f", "-", manifest=crds)
             kubectl("wait", "--for=condition=Established", "crd/trainingjobs.foreshard.dev", "--timeout=30s")
             kubectl("create", "namespace", SYSTEM)
-            operator = inside(log, BINARY, "operator", "--image=none", "--listen=127.0.0.1:8080", f"--namespace={SYSTEM}")
-            programs.append(operator)
+            command = [str(BINARY), "operator", "--image=none", "--listen=127.0.0.1:8080", f"--namespace={SYSTEM}"]
+            programs["operator"] = inside(log, *command)
             lease = ["get", "lease", "foreshard-operator", "-n", SYSTEM]
             wait("the operator leads", 60, lambda: kubectl(*lease, check=False).returncode == 0)
             for n in sizes:
-                measure(n, operator)
+                measure(n, programs)
     finally:
-        for program in programs:
+        for program in programs.values():
             program.terminate()
             program.wait()
         if "--keep" not in sys.argv:
