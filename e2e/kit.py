@@ -222,6 +222,12 @@ def plans(namespace):
     return sorted(items("partitionplans", namespace), key=lambda p: p["spec"]["revision"])
 
 
+def cpu(pid):
+    """Seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def holder():
     lease = get("lease", "foreshard-operator", SYSTEM)
     return lease["spec"].get("holderIdentity", "") if lease else ""

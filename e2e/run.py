@@ -14,6 +14,7 @@ Needs root, Go and the packages that e2e/README.md lists.
 """
 
 import argparse
+import contextlib
 import math
 import signal
 import sys
@@ -35,8 +36,8 @@ def longest(name):
     return 300 + 4 * SCENARIOS[name].seconds
 
 
-def attempt(name, left):
-    """Runs a scenario; what went wrong, in words. `left`: seconds until the end."""
+def attempt(name, left, again):
+    """Runs a scenario, `again` on a tidied cluster; what went wrong, in words. `left`: seconds until the end."""
 
     def stop(*_):
         if left() < 1:
@@ -46,6 +47,9 @@ def attempt(name, left):
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(max(1, int(min(longest(name), left()))))
     try:
+        if again:
+            forget()
+            install()
         SCENARIOS[name].run()
     except Exception as e:  # noqa: BLE001: whatever it is, it is told, and the others still run
         return str(e) if isinstance(e, (RuntimeError, AssertionError)) else f"{type(e).__name__}: {e}"
@@ -69,7 +73,7 @@ def with_retry(name, left, results):
     first = None
     for note in ("", " at the second try"):
         start = time.monotonic()
-        why = attempt(name, left)
+        why = attempt(name, left, again=first is not None)
         if why is None:
             results[name] = "passed"
             seconds = f"({time.monotonic() - start:.0f} s)"
@@ -77,15 +81,14 @@ def with_retry(name, left, results):
             return
         results[name] = "failed" if first else "undecided"
         print(f"FAILED {name}{note}: {why}", flush=True)
-        explain()
+        with contextlib.suppress(RuntimeError):
+            explain()
         if first:
             return
         if left() < SCENARIOS[name].seconds:
             print(f"       {name}: no time for a second try", flush=True)
             return
         first = why
-        forget()
-        install()
 
 
 def main():

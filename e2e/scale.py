@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from kit import BINARY, ROOT, STATE, cluster, kubectl, wait
+from kit import BINARY, ROOT, STATE, cluster, cpu, kubectl, wait
 
 KWOK = ROOT / ".foreshard/cluster/bin/kwok"
 SYSTEM = "foreshard-system"
@@ -85,12 +85,6 @@ def create(namespace, which):
     process.stdin.write(json.dumps({"apiVersion": "v1", "kind": "List", "items": [job(i) for i in which]}))
     process.stdin.close()
     return process
-
-
-def cpu(pid):
-    """Seconds that a process has computed."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def computed(programs):

@@ -3,11 +3,13 @@
 import contextlib
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from kit import (
     apply,
     condition,
+    cpu,
     get,
     kubectl,
     local,
@@ -47,7 +49,7 @@ def adaptive(mode="Auto"):
 
 @contextlib.contextmanager
 def slow_worker(namespace, pod, share):
-    """The worker in a pod gets only so much of a core, as it would beside others on its node."""
+    """The worker in a pod gets only so much of what it takes now, as it would beside others on its node."""
     statuses = get("pod", pod, namespace)["status"]["containerStatuses"]
     container = statuses[0]["containerID"].removeprefix("containerd://")
     cgroups = Path("/sys/fs/cgroup")
@@ -59,7 +61,16 @@ def slow_worker(namespace, pod, share):
         [quota] = (cgroups / "cpu").rglob(f"{container}/cpu.cfs_quota_us")
         period = (quota.parent / "cpu.cfs_period_us").read_text()
     before = quota.read_text()
-    quota.write_text(str(int(share * int(period))))
+
+    def computed():
+        return sum(cpu(pid) for pid in (quota.parent / "cgroup.procs").read_text().split())
+
+    # Where others compute on this machine, it takes less than a core already.
+    start, seconds = computed(), 5
+    time.sleep(seconds)
+    takes = (computed() - start) / seconds
+    print(f"{pod} takes {takes:.2f} of a core and gets {share * takes:.2f}")
+    quota.write_text(str(int(share * takes * int(period))))
     try:
         yield
     finally:
