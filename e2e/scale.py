@@ -149,9 +149,9 @@ def measure(n, programs):
     looks, writes = (after[f"{name}_total"] - before[f"{name}_total"] for name in ("reconciles", "writes"))
     mean = (after["reconcile_seconds_sum"] - before["reconcile_seconds_sum"]) / max(looks, 1)
     time.sleep(20)
-    rest, later = metrics(), 30
+    rest, later, calm = metrics(), 30, cpu(operator.pid)
     time.sleep(later)
-    end = metrics()
+    end, calm = metrics(), cpu(operator.pid) - calm
     now, most = memory(operator)
     print(f"{n} jobs of {WORKERS} workers on {NODES} nodes")
     print(f"  jobs created in                  {applied:.1f} s: {n / applied:.0f} jobs/s, by {CREATORS} kubectl at once")
@@ -165,6 +165,7 @@ def measure(n, programs):
     print(f"  errors                           {after['errors_total'] - before['errors_total']:.0f}")
     print(f"  writes in {later} s at rest          {end['writes_total'] - rest['writes_total']:.0f}")
     print(f"  looks in {later} s at rest           {end['reconciles_total'] - rest['reconciles_total']:.0f}")
+    print(f"  the operator computed at rest    {calm:.1f} s in {later} s: {1e3 * calm / max(end['reconciles_total'] - rest['reconciles_total'], 1):.1f} ms a look")
     print(f"  memory of the operator           {now:.0f} MiB, at most {most:.0f} MiB", flush=True)
     kubectl("delete", "trainingjobs", "--all", "-n", namespace, "--wait=false")
     wait("pods are collected", 600, lambda: count("pods", namespace) == 0)

@@ -40,6 +40,8 @@ pub enum OperatorError {
     Connect(#[source] kube::Error),
     #[error("cannot {verb} {what}")]
     Api { verb: &'static str, what: String, source: kube::Error },
+    #[error("{0} is there already, and is not of this job; it is made when that one is gone")]
+    Taken(String),
     #[error("{0} has no {1}")]
     Incomplete(String, &'static str),
     #[error("a look at the job was given up after {0} s: something does not answer")]

@@ -91,6 +91,8 @@ struct Memory {
     written: Option<Instant>,
     /// How often a look failed in a row.
     failures: u32,
+    /// Why the head did not answer, as it stands in the log.
+    silence: Option<String>,
     recent: Recent,
 }
 
@@ -380,11 +382,23 @@ impl Work<'_> {
 
     async fn report(&self, head: &Head) -> Option<JobReport> {
         match head.report().await {
-            Ok(report) => report,
+            Ok(report) => {
+                if let Some(memory) = self.context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&self.key())
+                {
+                    memory.silence = None;
+                }
+                report
+            }
             // One that does not listen yet is nothing new.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => None,
             Err(e) => {
-                tracing::warn!(job = self.key(), error = %e, "the head does not answer");
+                let error = e.to_string();
+                let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
+                let said = &mut memory.entry(self.key()).or_default().silence;
+                if said.as_ref() != Some(&error) {
+                    tracing::warn!(job = self.key(), error, "the head does not answer");
+                    *said = Some(error);
+                }
                 None
             }
         }
@@ -477,7 +491,13 @@ impl Work<'_> {
         let (pods, support): (Vec<&Value>, Vec<&Value>) = desired.apply.iter().partition(|o| o["kind"] == "Pod");
         let secrets = self.secrets(&desired.certify)?;
         let made = secrets.iter().map(|secret| self.create(secret).boxed());
-        let needed = made.chain(support.into_iter().map(|object| self.apply(object).boxed())).collect();
+        // Of the first plan, nothing is there yet, and to create costs the API server half of what to apply does.
+        let is_first = desired.plan.as_ref().is_some_and(|plan| plan.revision == 1);
+        let support = support.into_iter().map(|object| match is_first {
+            true => self.begin(object).boxed(),
+            false => self.apply(object).boxed(),
+        });
+        let needed = made.chain(support).collect();
         all_of(needed).await?;
         all_of(pods.into_iter().map(|pod| self.create(pod).boxed()).collect()).await?;
         all_of(desired.open.iter().map(|pod| self.open(pod).boxed()).collect()).await?;
@@ -523,16 +543,36 @@ impl Work<'_> {
         if self.is_recent(object, &Value::Null) {
             return Ok(());
         }
+        let is_new = self.post(object).await?;
+        if is_new {
+            self.remember(object, &Value::Null);
+        } else if object["kind"] == "Pod" {
+            // A pod of this name is somebody else's, or an earlier job's that has yet to go.
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(OperatorError::Taken(format!("pod {name}")));
+        }
+        Ok(())
+    }
+
+    /// Creates what will be applied later on.
+    async fn begin(&self, object: &Value) -> Result<(), OperatorError> {
+        if !self.is_recent(object, object) && self.post(object).await? {
+            self.remember(object, object);
+        }
+        // One that is there already may have another form.
+        self.apply(object).await
+    }
+
+    /// Whether an object of this name was not there yet.
+    async fn post(&self, object: &Value) -> Result<bool, OperatorError> {
         Counts::add(&self.context.counts.writes);
         let (api, name, parsed) = self.dynamic(object)?;
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         match api.create(&params, &parsed).await {
-            Ok(_) => self.remember(object, &Value::Null),
-            // A pod of this name is somebody else's, or an earlier job's that has yet to go.
-            Err(kube::Error::Api(e)) if e.reason == "AlreadyExists" && object["kind"] != "Pod" => {}
-            Err(e) => return Err(api_error("create", name, e)),
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(e)) if e.reason == "AlreadyExists" => Ok(false),
+            Err(e) => Err(api_error("create", name, e)),
         }
-        Ok(())
     }
 
     async fn apply(&self, object: &Value) -> Result<(), OperatorError> {
