@@ -31,6 +31,7 @@ in_time() {
     *) fail "$2" ;;
   esac
 }
+enough() { [ "$(left)" -gt $LEAST ] || skip "$(left) s are left, a cluster takes $LEAST"; }
 free_gib() { df --output=avail --block-size=1G "$1" | tail -1 | tr -d ' '; }
 
 [ "$(id -u)" = 0 ] || skip "needs root"
@@ -50,17 +51,20 @@ if ! e2e/cluster/build --check; then
     [ "$(free_gib "$dir")" -ge $BUILT_GIB ] || skip "less than $BUILT_GIB GiB are free in $dir, to build Kubernetes"
   done
 fi
-[ "$(left)" -gt $LEAST ] || skip "$(left) s are left, a cluster takes $LEAST"
+enough
 
 code=0
 bounded 300 e2e/cluster/cluster packages || skip "packages of Debian are missing and cannot be installed"
+enough
 bounded $(($(left) - LEAST)) e2e/cluster/build || code=$?
 in_time $code "Kubernetes was not built"
-bounded "$(left)" e2e/cluster/cluster image || code=$?
+enough
+bounded $(($(left) - LEAST)) e2e/cluster/cluster image || code=$?
 in_time $code "the image was not built"
-[ "$(left)" -gt $LEAST ] || skip "$(left) s are left, a cluster takes $LEAST"
+enough
 if python3 -c 'import yaml' 2> /dev/null; then bounded 60 e2e/chart.py; else echo "e2e: the chart is not looked at: needs PyYAML"; fi
 # run.py keeps to the time and takes the cluster down by itself; this is for the case that it cannot.
 bounded $(($(left) + 30)) e2e/run.py --within="$(left)" || code=$?
+[ $code -lt 124 ] || echo "e2e: scenarios went on after their time and were killed" >&2
 [ ! -e "$STATE" ] || bounded 60 e2e/cluster/cluster down || fail "something is left of the cluster in $STATE"
 exit $code
