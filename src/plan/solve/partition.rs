@@ -11,6 +11,9 @@ const SLACK: f64 = 1.03;
 /// Stages may compute so much longer than even ones, at first.
 const LEAST_SLACK: f64 = 1.0 / 16.0;
 
+/// Work of a model that has none, in seconds: it is divided by.
+const NOTHING: f64 = 1e-12;
+
 /// What a stage is taken to cost. No rule knows the schedule; the simulation of what they find decides between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
@@ -55,9 +58,9 @@ impl Line<'_> {
         let mut before: Vec<Vec<f64>> = Vec::new();
         if rule == Rule::Fill {
             let mut sum = vec![0.0; n];
-            for s in 0..n_shards {
+            for (s, work) in work.iter().enumerate() {
                 before.push(sum.iter().map(|w| w / s.max(1) as f64).collect());
-                sum.iter_mut().zip(work[s]).for_each(|(sum, w)| *sum += w.0);
+                sum.iter_mut().zip(*work).for_each(|(sum, w)| *sum += w.0);
             }
         }
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
@@ -93,7 +96,7 @@ impl Line<'_> {
         };
         // Stages that compute longer than a limit leaves them need not be looked at; where that leaves none, it rises.
         let runs = if rule == Rule::Fill { m } else { 1.0 };
-        let all = |s: usize| work[s][n].0.max(f64::MIN_POSITIVE);
+        let all = |s: usize| work[s][n].0.max(NOTHING);
         let most = (0..n_shards).map(|s| all(s) + transfers[s]).fold(0.0, f64::max);
         let (pace, idle) =
             (0..n_shards).fold((0.0, 0.0), |(pace, idle), s| (pace + 1.0 / all(s), idle + transfers[s] / all(s)));
