@@ -12,12 +12,19 @@ use crate::graph::{Graph, Model, OpId};
 use crate::topology::Device;
 use crate::units::Bytes;
 
-/// What the first executions touch and keep, beside tensors: pages of the plug-in and of its threads (9.6 MiB where there
-/// are next to no tensors, mlp_digits), and pages of the heap that are shared with something alive (19 to 46 MiB beyond
-/// what is alive in char_gpt, when free memory is given back before every segment; XLA's CPU plug-in 0.81, x86-64 Linux).
-const FIRST_RUN_CPU: Bytes = Bytes(48 << 20);
+/// What the first executions touch and keep, whatever they execute: pages of the plug-in, of its threads and of links
+/// (9 to 12 MiB where there are next to no tensors, mlp_digits; 17 with convolutions, convnet_digits; XLA's CPU plug-in
+/// 0.81, x86-64 Linux).
+const FIRST_RUN_CPU: Bytes = Bytes(24 << 20);
+/// Pages of the heap that are shared with something alive. With the first run's it was 19 to 46 MiB beyond what is alive in
+/// char_gpt, when free memory is given back before every segment.
+const HOLES_CPU: Bytes = Bytes(24 << 20);
 /// Free memory that a worker keeps, so that it need not ask the system for it in every step.
 const LEAST_FREE_CPU: Bytes = Bytes(32 << 20);
+/// Holes and free memory come from tensors: where these are small, both are at most so many times what is alive. At the
+/// worst it is as many times as sizes differ by factors of two, in an allocator that takes the first hole (Robson, The
+/// Computer Journal 1977); seen are 0 to 1.3 times in char_gpt.
+const HOLES_PER_BYTE: u64 = 2;
 
 /// The most a shard needs at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +43,9 @@ pub struct Memory {
     pub temporaries: Bytes,
     /// Of the plug-in, once.
     pub first_run: Bytes,
+    /// Of the heap, held by values that are alive.
+    #[serde(default)]
+    pub holes: Bytes,
     /// Of the heap, between values; as far as the device has room. A worker gives back what is more.
     pub free: Bytes,
 }
@@ -53,17 +63,22 @@ impl Memory {
     }
 
     fn needs(&self) -> Bytes {
-        let Self { state, gradients, copies, residuals, temporaries, first_run, free: _ } = *self;
-        state + gradients + copies + residuals + temporaries + first_run
+        self.tensors() + self.first_run + self.holes
     }
 
-    /// Sets aside free memory, as far as these devices have room.
-    pub(super) fn add_free(&mut self, devices: &[&Device]) {
+    fn tensors(&self) -> Bytes {
+        self.state + self.gradients + self.copies + self.residuals + self.temporaries
+    }
+
+    /// Adds what tensors take in a heap beyond their bytes; free memory as far as these devices have room.
+    pub(super) fn add_heap(&mut self, devices: &[&Device]) {
         if devices.iter().all(|d| d.kind != "cpu") {
             return;
         }
+        let held = self.tensors() * HOLES_PER_BYTE;
+        self.holes = HOLES_CPU.min(held);
         let room = devices.iter().map(|d| d.memory - self.needs()).min().unwrap_or_default();
-        self.free = (self.residuals + self.temporaries + LEAST_FREE_CPU).min(room);
+        self.free = (self.residuals + self.temporaries + LEAST_FREE_CPU.min(held)).min(room);
     }
 
     /// Of several variants one runs at a time: the one that needs most counts.

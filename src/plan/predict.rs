@@ -133,7 +133,7 @@ impl Cuts {
         let averaging = average_time(model, plan, topology);
         out.step_time = out.step_time + update + averaging;
         for (memory, devices) in out.memory.iter_mut().zip(&devices) {
-            memory.add_free(devices);
+            memory.add_heap(devices);
         }
         out
     }

@@ -46,7 +46,7 @@ impl fmt::Display for Explanation {
         }
         writeln!(f, "\nWhat the memory is for")?;
         for (i, room) in self.memory.iter().enumerate() {
-            let Memory { state, gradients, copies, residuals, temporaries, first_run, free } = room.parts;
+            let Memory { state, gradients, copies, residuals, temporaries, first_run, holes, free } = room.parts;
             let parts = [
                 (state, "params and slots"),
                 (gradients, "gradients"),
@@ -54,6 +54,7 @@ impl fmt::Display for Explanation {
                 (residuals, "values between segments"),
                 (temporaries, "values inside segments"),
                 (first_run, "the plug-in"),
+                (holes, "between values"),
                 (free, "free"),
             ];
             let parts = parts.into_iter().filter(|(bytes, _)| bytes.0 > 0);
