@@ -22,7 +22,9 @@ struct Run {
     priced: Priced,
     /// By step and rank.
     steps: Vec<Vec<Vec<f32>>>,
-    /// By step.
+    /// By step and rank: beside executing and waiting, and between steps.
+    beside: Vec<Vec<(Seconds, Option<Seconds>)>>,
+    /// By step, from the end of the one before.
     seconds: Vec<f64>,
     planned: f64,
 }
@@ -36,12 +38,15 @@ fn read(model: &Model, argument: &str) -> Run {
     lines.retain(|l| l["revision"] == plan.revision);
     let floats = |v: &Value| v.as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32).collect();
     let workers = |l: &Value| l["workers"].as_array().unwrap().iter().map(|w| floats(&w["segments_s"])).collect();
+    let duration = |v: &Value| v.as_f64().map(Seconds);
+    let beside = |w: &Value| (duration(&w["other_s"]).unwrap_or_default(), duration(&w["turn_s"]));
     Run {
         name: directory.to_owned(),
         variant: plan.grads.keys().next().expect("a variant").clone(),
         priced: Priced::new(model, &topology, &plan).expect("a plan of this bundle"),
         steps: lines.iter().map(workers).collect(),
-        seconds: lines.iter().map(|l| l["seconds"].as_f64().unwrap()).collect(),
+        beside: lines.iter().map(|l| l["workers"].as_array().unwrap().iter().map(beside).collect()).collect(),
+        seconds: lines.iter().map(|l| l["interval_s"].as_f64().expect("a log of this release")).collect(),
         planned: plan.step_time.0,
     }
 }
@@ -53,23 +58,27 @@ impl Run {
 
     fn learn(&self, calibration: &mut Calibration, steps: std::ops::Range<usize>) {
         let segments = self.segments();
-        for (step, seconds) in self.steps[steps.clone()].iter().zip(&self.seconds[steps]) {
+        for at in steps {
+            let (step, beside, seconds) = (&self.steps[at], &self.beside[at], &self.seconds[at]);
             let reports: Vec<Report<'_>> = self
                 .priced
                 .seats()
                 .zip(&segments)
                 .zip(step)
-                .map(|(((device, kind), segments), seconds)| Report {
+                .zip(beside)
+                .map(|((((device, kind), segments), seconds), &(other, turn))| Report {
                     device,
                     kind,
                     segments,
                     seconds: seconds.as_slice(),
+                    other,
+                    turn,
                 })
                 .collect();
             calibration.observe(&reports).expect("a log of this plan");
             let speed = |device| calibration.speed(device);
             let estimate = self.priced.estimate(&self.variant, calibration, &speed, None).expect("known");
-            calibration.observe_step(1, estimate.step, Seconds(*seconds));
+            calibration.observe_step(1, estimate.explained, estimate.messages, Seconds(*seconds));
         }
     }
 

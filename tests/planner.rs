@@ -173,7 +173,7 @@ fn devices() -> impl Strategy<Value = Topology> {
     let device = (
         1u32..100,
         1u32..100,
-        prop_oneof![Just(1u64 << 40), (48 << 20) + 100_000u64..(48 << 20) + 20_000_000],
+        prop_oneof![Just(1u64 << 40), (24 << 20) + 100_000u64..(24 << 20) + 40_000_000],
         any::<bool>(),
     );
     prop::collection::vec(device, 1..7).prop_map(|all| Topology {
@@ -279,7 +279,14 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
     let of_variant = |v: &String| priced.estimate(v, &nothing_measured, &|_| 1.0, None).unwrap();
     let estimates: Vec<BatchEstimate> = plan.grads.keys().map(of_variant).collect();
     let step = estimates.iter().map(|e| e.step.0).fold(0.0, f64::max);
-    prop_assert!((step / plan.step_time.0 - 1.0).abs() < 1e-9, "{step} {}", plan.step_time.0);
+    // Planned is a step alone; among others it begins while others end.
+    let busiest = plan.shards.iter().map(|s| s.busy.0).fold(0.0, f64::max);
+    prop_assert!(step <= plan.step_time.0 * (1.0 + 1e-9), "{step} {}", plan.step_time.0);
+    prop_assert!(step >= busiest * (1.0 - 1e-9), "{step} {busiest}");
+    for estimate in &estimates {
+        prop_assert_eq!(estimate.step, estimate.explained);
+        prop_assert!(estimate.messages >= -1e-6 && (plan.shards.len() > 1 || estimate.messages == 0.0));
+    }
     for (i, shard) in plan.shards.iter().enumerate() {
         let busy = estimates.iter().map(|e| e.workers[i].busy.0).fold(0.0, f64::max);
         prop_assert!((busy / shard.busy.0 - 1.0).abs() < 1e-9, "shard {i}: {busy} {}", shard.busy.0);

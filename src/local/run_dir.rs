@@ -16,6 +16,8 @@ use crate::runtime::StepReport;
 /// What is known of a step besides its report.
 pub struct Traits {
     pub predicted: Option<BatchEstimate>,
+    /// From one report to the next: what is predicted.
+    pub interval: f64,
     pub batch: Option<BatchProfile>,
     /// Batches that waited when it ended.
     pub ahead: Ahead,
@@ -101,14 +103,17 @@ impl RunDir {
                 let predicted = traits.predicted.as_ref().and_then(|p| p.workers.get(rank)).map(|p| p.busy);
                 json!({
                     "predicted_busy_s": predicted,
-                    "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "sent_bytes": w.sent_bytes,
+                    "rank": w.rank, "worker": w.worker, "busy_s": w.busy_s, "wait_s": w.wait_s, "idle_s": w.idle_s,
+                    "turn_s": w.turn_s, "other_s": w.other_s, "sent_bytes": w.sent_bytes,
                     "received_bytes": w.received_bytes, "received_s": w.received_s, "peak_rss": w.peak_rss, "segments_s": w.segments_s,
                 })
             })
             .collect();
         let line = json!({
             "step": report.step, "revision": report.revision, "incarnation": incarnation, "loss": report.loss, "metrics": metrics,
-            "seconds": report.seconds, "predicted_s": traits.predicted.as_ref().map(|p| p.step), "workers": workers,
+            "seconds": report.seconds, "interval_s": traits.interval, "predicted_s": traits.predicted.as_ref().map(|p| p.step),
+            "explained_s": traits.predicted.as_ref().map(|p| p.explained), "late_s": traits.predicted.as_ref().map(|p| p.late),
+            "answer_s": report.answer.filter(|a| a.waited).map(|a| a.seconds), "workers": workers,
             "batch": traits.batch.as_ref().map(|b| json!({"bytes": b.bytes, "padding": b.padding(), "lengths": b.lengths()})),
             "ahead": traits.ahead,
         });

@@ -97,6 +97,7 @@ mod tests {
         timeline.add(&StepReport {
             step: 7,
             switch: None,
+            answer: None,
             variant: String::new(),
             revision: 1,
             loss: 0.0,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
 use super::predict::{Costs, average_time, predict};
-use super::schedule::TaskGraph;
+use super::schedule::{Between, TaskGraph};
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
@@ -16,6 +16,9 @@ use crate::graph::{DType, Graph, Model, OpId};
 use crate::profile::{BatchProfile, Calibration, Terms, Timed};
 use crate::topology::{Class, DeviceId, Rates, Topology};
 use crate::units::{Bytes, Seconds};
+
+/// By so much all messages are made later, to see how many a step waits for.
+const LATE: Seconds = Seconds(1e-6);
 
 /// The segments of a plan with their analytic terms.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Priced {
     variants: BTreeMap<String, Variant>,
     /// Exchange of gradients between replicas.
     averaging: Seconds,
+    /// Updates exchange values.
+    together: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -56,8 +61,14 @@ struct Variant {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchEstimate {
     pub variant: String,
-    /// From the first work to the last.
+    /// From the end of the step before to its own end.
     pub step: Seconds,
+    /// The part of it that work, transfers and waiting explain, without [`Calibration::stretch`].
+    pub explained: Seconds,
+    /// Messages that the step waits for, one after the other: by so many delays it takes longer when all are delayed.
+    pub messages: f64,
+    /// Of each message, beyond what its link's figures say.
+    pub late: Seconds,
     /// By rank.
     pub workers: Vec<WorkerEstimate>,
 }
@@ -138,7 +149,8 @@ impl Priced {
             variants.insert(name.clone(), variant);
         }
         let averaging = average_time(model, plan, topology);
-        Ok(Self { seats, n_shards, n_microbatches: plan.n_microbatches, variants, averaging })
+        let together = !update.messages.is_empty();
+        Ok(Self { seats, n_shards, n_microbatches: plan.n_microbatches, variants, averaging, together })
     }
 
     /// Device and kind of every worker, by rank.
@@ -163,7 +175,7 @@ impl Priced {
         self.variants.iter().find(|(_, v)| fits(v)).map(|(name, _)| name.as_str())
     }
 
-    /// What a step will take, `None` for a variant that the plan does not have.
+    /// What a step will take among others of its kind, `None` for a variant that the plan does not have.
     ///
     /// `speed`: of a device relative to its baseline, seen or forecast. The batch adds its own bytes.
     ///
@@ -178,26 +190,30 @@ impl Priced {
     ) -> Option<BatchEstimate> {
         let of = self.variants.get(variant)?;
         let n_replicas = self.seats.len() / self.n_shards;
-        let mut step = Seconds(0.0);
+        let late = calibration.lateness();
+        let mut explained = [Seconds(0.0); 2];
         let mut workers = Vec::with_capacity(self.seats.len());
-        let mut update = Seconds(0.0);
         for replica in 0..n_replicas {
             let mut durations: Vec<Vec<Seconds>> = Vec::with_capacity(self.n_shards);
+            let mut between = Vec::with_capacity(self.n_shards);
+            let mut reporting = Seconds(0.0);
             for shard in 0..self.n_shards {
                 let rank = replica * self.n_shards + shard;
                 let seat = &self.seats[rank];
-                let measured = calibration.measured(seat.device, &seat.kind);
-                let time = |terms: &Terms| terms.time(&measured) / speed(seat.device);
-                let grads: Vec<Seconds> = of.terms[rank].iter().map(time).collect();
-                let updating: Seconds = seat.update.iter().map(time).sum();
-                update = update.max(updating);
-                let busy = grads.iter().copied().sum::<Seconds>() * f64::from(self.n_microbatches) + updating;
+                let speed = speed(seat.device);
+                let own = calibration.overhead(seat.device, &seat.kind);
+                let times = calibration.times(seat.device, &seat.kind, &self.segments(variant, rank));
+                let (grads, update) = times.split_at(of.terms[rank].len());
+                let updating: Seconds = update.iter().copied().sum();
+                let busy = (grads.iter().copied().sum::<Seconds>() * f64::from(self.n_microbatches) + updating) / speed;
                 let read = |(tensor, _): &(usize, &bool)| batch.and_then(|b| b.tensors.get(*tensor)).map(|t| t.bytes);
                 let rows: Bytes =
                     of.reads[shard].iter().enumerate().filter(|(_, r)| **r).filter_map(|t| read(&t)).sum();
                 let memory = of.memory[shard] + Bytes(rows.0 / n_replicas as u64);
                 workers.push(WorkerEstimate { device: seat.device, busy, memory });
-                durations.push(grads);
+                reporting = reporting.max(own.step / speed);
+                between.push(self.averaging + (updating + own.task * update.len() as f64 + own.step) / speed);
+                durations.push(grads.iter().map(|&grad| (grad + own.task) / speed).collect());
             }
             let mut next = vec![0; self.n_shards];
             let in_order = of.shards.iter().map(|shard| {
@@ -205,15 +221,18 @@ impl Priced {
                 *at += 1;
                 durations[shard.index()][*at - 1]
             });
-            let tasks = of.tasks.with_durations(in_order);
-            let lanes = tasks.replay(&of.orders, self.n_microbatches).ok()?;
-            step = lanes.iter().flatten().map(|slot| slot.end).fold(step, Seconds::max);
+            let in_order: Vec<Seconds> = in_order.collect();
+            // Counted from the end of the work; reporting is part of it.
+            let answer = (calibration.answer() - reporting).max(Seconds(0.0));
+            let between = Between { shards: &between, together: self.together, answer };
+            for (explained, more) in explained.iter_mut().zip([Seconds(0.0), LATE]) {
+                let tasks = of.tasks.with_times(in_order.iter().copied(), late + more);
+                *explained = explained.max(tasks.period(&of.orders, self.n_microbatches, &between).ok()?);
+            }
         }
-        Some(BatchEstimate {
-            variant: variant.to_owned(),
-            step: (step + self.averaging + update) * calibration.stretch(),
-            workers,
-        })
+        let [explained, later] = explained;
+        let (step, messages) = (explained * calibration.stretch(), (later - explained) / LATE);
+        Some(BatchEstimate { variant: variant.to_owned(), step, explained, messages, late, workers })
     }
 }
 

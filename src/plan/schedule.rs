@@ -69,6 +69,17 @@ pub struct Slot {
     pub end: Seconds,
 }
 
+/// What lies between the gradients of one step and those of the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Between<'a> {
+    /// By shard: updating, reporting, taking the next order.
+    pub shards: &'a [Seconds],
+    /// Updates wait for each other.
+    pub together: bool,
+    /// From a step's end until the step after the next has been fed.
+    pub answer: Seconds,
+}
+
 /// Orders that cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
@@ -120,10 +131,15 @@ impl TaskGraph {
         Self { n_shards, nodes }
     }
 
-    /// The same tasks, taking other times; one duration per segment.
-    pub fn with_durations(&self, durations: impl Iterator<Item = Seconds>) -> Self {
+    /// The same tasks, taking other times: one duration per segment, and so much more for every message.
+    pub fn with_times(&self, durations: impl Iterator<Item = Seconds>, late: Seconds) -> Self {
         let mut tasks = self.clone();
-        tasks.nodes.iter_mut().zip(durations).for_each(|(node, duration)| node.duration = duration);
+        for (node, duration) in tasks.nodes.iter_mut().zip(durations) {
+            node.duration = duration;
+            // Values that stay where they are take no time.
+            let messages = node.needs.iter_mut().filter(|(_, transfer)| transfer.0 > 0.0);
+            messages.for_each(|(_, transfer)| *transfer = (*transfer + late).max(Seconds(0.0)));
+        }
         tasks
     }
 
@@ -187,6 +203,45 @@ impl TaskGraph {
     /// Runs fixed orders: the timeline per shard, or why they cannot run.
     pub fn replay(&self, orders: &[Vec<Task>], n_microbatches: u32) -> Result<Vec<Vec<Slot>>, ScheduleError> {
         self.check_tasks(orders, n_microbatches)?;
+        self.replay_from(orders, &vec![0.0; orders.len()])
+    }
+
+    /// From the end of one step to the end of the next, when steps follow each other: a shard begins the next one as soon
+    /// as it is through, while others still work on the one before.
+    ///
+    /// # Complexity
+    /// O(tasks · log tasks).
+    pub fn period(
+        &self,
+        orders: &[Vec<Task>],
+        n_microbatches: u32,
+        between: &Between<'_>,
+    ) -> Result<Seconds, ScheduleError> {
+        // Two, because of the steps that may be under way at once; as many before, to get into step.
+        const STEPS: usize = 4;
+        self.check_tasks(orders, n_microbatches)?;
+        let mut free = vec![0.0; orders.len()];
+        let mut ends = [0.0; STEPS];
+        for k in 0..STEPS {
+            let lanes = self.replay_from(orders, &free)?;
+            for ((free, lane), between) in free.iter_mut().zip(&lanes).zip(between.shards) {
+                *free = lane.last().map_or(*free, |slot| slot.end.0) + between.0;
+            }
+            ends[k] = free.iter().copied().fold(0.0, f64::max);
+            if between.together {
+                free.fill(ends[k]);
+            }
+            if let Some(before) = k.checked_sub(1) {
+                // The step after the next is fed when this one has been reported.
+                let fed = ends[before] + between.answer.0;
+                free.iter_mut().for_each(|free| *free = free.max(fed));
+            }
+        }
+        Ok(Seconds((ends[STEPS - 1] - ends[STEPS / 2 - 1]) / (STEPS / 2) as f64))
+    }
+
+    /// `free`: by shard, when it can begin.
+    fn replay_from(&self, orders: &[Vec<Task>], free: &[f64]) -> Result<Vec<Vec<Slot>>, ScheduleError> {
         let mut end: BTreeMap<Task, f64> = BTreeMap::new();
         let mut lanes: Vec<Vec<Slot>> = orders.iter().map(|o| Vec::with_capacity(o.len())).collect();
         loop {
@@ -194,7 +249,7 @@ impl TaskGraph {
             for (shard, order) in orders.iter().enumerate() {
                 while let Some(&task) = order.get(lanes[shard].len()) {
                     let node = &self.nodes[task.segment as usize];
-                    let mut start = lanes[shard].last().map_or(0.0, |s| s.end.0);
+                    let mut start = lanes[shard].last().map_or(free[shard], |s| s.end.0);
                     let arrived = node.needs.iter().all(|&(segment, transfer)| {
                         let need = Task { segment: segment as u32, microbatch: task.microbatch };
                         end.get(&need).is_some_and(|e| {
@@ -443,6 +498,40 @@ mod tests {
         let (near, far) = (pipeline(2, 0.0), pipeline(2, 0.4));
         let (near, far) = (near.schedule(ScheduleKind::OneFOneB, 16), far.schedule(ScheduleKind::OneFOneB, 16));
         assert!(far.makespan.0 < near.makespan.0 + 4.0, "{:?}", far.makespan);
+    }
+
+    #[test]
+    fn steps_that_follow_each_other_overlap_where_they_can() {
+        let check = |n: usize, shards: &[f64], together: bool, answer: f64, expected: f64| {
+            let tasks = pipeline(n, 0.0);
+            let orders = tasks.schedule(ScheduleKind::OneFOneB, 4).orders;
+            let shards: Vec<Seconds> = shards.iter().map(|&s| Seconds(s)).collect();
+            let between = Between { shards: &shards, together, answer: Seconds(answer) };
+            let period = tasks.period(&orders, 4, &between).unwrap().0;
+            assert!((period - expected).abs() < 1e-9, "{n} {shards:?} {together} {answer}: {period}");
+        };
+        // Alone a step of two shards takes 3 · (4 + 1).
+        check(2, &[0.0, 0.0], false, 0.0, 15.0);
+        // The second shard has updated its params while the first one ends the step.
+        check(2, &[0.0, 2.0], false, 0.0, 15.0);
+        check(2, &[1.0, 2.0], false, 0.0, 16.0);
+        check(2, &[0.0, 4.0], false, 0.0, 16.0);
+        // Updates that wait for each other end together.
+        check(2, &[1.0, 4.0], true, 0.0, 17.0);
+        // Two steps are under way: an answer counts where it takes longer than one of them.
+        check(1, &[0.0], false, 11.0, 12.0);
+        check(1, &[0.0], false, 20.0, 16.0);
+    }
+
+    #[test]
+    fn messages_may_be_later_than_their_links_say() {
+        let makespan = |late: f64| {
+            let tasks = pipeline(2, 0.5);
+            let durations = tasks.nodes.iter().map(|n| n.duration).collect::<Vec<_>>();
+            tasks.with_times(durations.into_iter(), Seconds(late)).schedule(ScheduleKind::GPipe, 1).makespan.0
+        };
+        // There and back; what stays on the shard comes at once.
+        assert_eq!([makespan(0.0), makespan(0.25), makespan(-9.0)], [7.0, 7.5, 6.0]);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Calibration: what step reports say of devices.
 //!
-//! Four causes make a step slower or faster than predicted, and each goes somewhere else:
+//! Six causes make a step slower or faster than predicted, and each goes somewhere else:
 //!
 //! - **The model is wrong** (constant from the start): a class of op takes longer than nominal. Factors per class are
 //!   fitted ([`Measured`]); plans for other cuts use them.
-//! - **The step is more than its segments** (also constant): transfers, queues and the work between two executables.
-//!   One factor for the whole step, [`Calibration::stretch`].
+//! - **A worker does more than execute** (also constant): arguments and results go in and out, steps are reported and
+//!   ordered. Seconds per run and per step, [`Calibration::overhead`], and what the parent takes to answer.
+//! - **Messages take longer than the figures of their link**: threads wake up, cores are busy. Seconds for each,
+//!   [`Calibration::lateness`], by what steps take that wait for them.
+//! - **The step is more than all that**: one factor for the whole step, [`Calibration::stretch`]; the nearer to 1, the
+//!   better the model.
 //! - **The device has changed** (all its segments at once, compared with themselves, or with themselves on a device of
 //!   the same kind when they are new to it): [`Calibration::speed`]. Predictions take part only in the first steps of
 //!   segments that are new everywhere, so a wrong model is no slow device.
@@ -35,6 +39,11 @@ const SEGMENTS: usize = 512;
 const COMPARED: f64 = 0.25;
 /// Logarithm of the factor by which what is said of segments never seen may be wrong.
 const UNSURE: f64 = 0.12;
+/// Below, a step does not wait for messages.
+const A_MESSAGE: f64 = 0.5;
+/// What a message takes by nominal figures, about. It may be early by half of that, and lateness is learned in shares of it
+/// at first.
+const LATENESS: Seconds = Seconds(50e-6);
 /// Median absolute deviation to standard deviation of a normal distribution.
 const MAD: f64 = 1.4826;
 
@@ -48,6 +57,11 @@ pub struct Report<'a> {
     pub segments: &'a [Timed],
     /// By segment, all its runs together.
     pub seconds: &'a [f32],
+    /// Neither executing nor waiting.
+    pub other: Seconds,
+    /// From the end of the step before to the beginning of this one, without waiting for the order to take it; `None` for
+    /// a first step.
+    pub turn: Option<Seconds>,
 }
 
 /// Reports that cannot be what was measured.
@@ -70,6 +84,15 @@ pub struct Observed {
     pub measured: Seconds,
     /// Speed in this step alone; `None` while there is nothing to compare with. The series to forecast.
     pub speed: Option<f64>,
+}
+
+/// What a worker does beside executing, at its first speed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// For every run of an executable.
+    pub task: Seconds,
+    /// Between two steps.
+    pub step: Seconds,
 }
 
 /// How fast a device is relative to its first steps.
@@ -101,6 +124,11 @@ pub struct Calibration {
     workers: BTreeMap<DeviceId, Worker>,
     kinds: BTreeMap<String, Measured>,
     stretch: Option<Stretch>,
+    answer: Option<Level>,
+    /// By so much above what levels are relative to.
+    lateness: Option<Level>,
+    /// Devices of the last step.
+    reported: Vec<DeviceId>,
 }
 
 /// What a plan's steps take beyond what their segments explain.
@@ -129,6 +157,12 @@ struct Worker {
     /// Busy seconds per step.
     step: f64,
     measured: Measured,
+    task_overhead: Level,
+    step_overhead: Level,
+    /// Segments of the last step, with their runs.
+    running: Vec<(Key, f64)>,
+    /// How many times what the factors say these segments take.
+    off: f64,
 }
 
 /// A segment is known by its terms and its position among equal ones: what a recut leaves alone keeps its history.
@@ -166,6 +200,7 @@ impl Calibration {
             observed.push(worker.observe(report, &elsewhere));
             self.workers.insert(report.device, worker);
         }
+        self.reported = reports.iter().map(|r| r.device).collect();
         self.refit();
         Ok(observed)
     }
@@ -175,25 +210,87 @@ impl Calibration {
     fn elsewhere(&self, kind: &str, key: &Key, mine: &Measured) -> Option<f64> {
         let of = |worker: &Worker| {
             let level = worker.segments.get(key).filter(|l| l.is_established())?.seconds()?;
-            let timed = Timed { terms: Terms::from_array(key.0.map(|b| Seconds(f64::from_bits(b)))), runs: 1 };
-            Some(level * (timed.time(mine) / timed.time(&worker.measured)))
+            Some(level * (terms(key).time(mine) / terms(key).time(&worker.measured)))
         };
         self.workers.values().filter(|w| w.kind == kind).find_map(of)
     }
 
-    /// Learns how a whole step relates to what [`crate::plan::Priced::estimate`] said of it, at the speeds seen then.
+    /// Learns how a whole step relates to what [`crate::plan::Priced::estimate`] could explain of it, at the speeds seen
+    /// then. Where the step waits for `messages`, one after the other, the rest is theirs; what is left is the stretch.
     ///
     /// Slowly, once established: a step that takes longer all of a sudden is a surprise, not a habit. A new revision
     /// begins with the factor of the one before. Values that are no durations teach nothing.
-    pub fn observe_step(&mut self, revision: u64, estimated: Seconds, measured: Seconds) {
+    pub fn observe_step(&mut self, revision: u64, explained: Seconds, messages: f64, measured: Seconds) {
+        let known = |device| self.workers.get(device).is_some_and(|w| w.task_overhead.is_established());
+        if !self.reported.iter().all(known) {
+            // What is not explained yet may be the segments'.
+            return;
+        }
+        let before = self.lateness();
+        let late = before + (measured - explained) / messages;
+        if messages >= A_MESSAGE && late.0.is_finite() {
+            let late = (LATENESS + late).max(LATENESS / 2.0);
+            self.lateness.get_or_insert_with(Level::mean).take(late.0, 1.0);
+        }
+        let explained = explained + (self.lateness() - before) * messages;
         let before = self.stretch();
         if self.stretch.as_ref().is_none_or(|s| s.revision != revision) {
-            self.stretch = Some(Stretch { revision, level: Level::new(), first_guess: before });
+            self.stretch = Some(Stretch { revision, level: Level::mean(), first_guess: before });
         }
-        let ratio = measured / estimated * before;
+        let ratio = measured / explained;
         if let Some(stretch) = self.stretch.as_mut().filter(|_| ratio.is_finite() && ratio > 0.0) {
             stretch.level.take(ratio, 1.0);
         }
+    }
+
+    /// What a message takes beyond what its link's figures say: threads that wake up, cores that are busy.
+    pub fn lateness(&self) -> Seconds {
+        Seconds(self.lateness.as_ref().and_then(Level::seconds).map_or(0.0, |l| l - LATENESS.0))
+    }
+
+    /// Learns what the parent takes from the end of a step until workers can begin the one after the next: so long where
+    /// they `waited` for it, else at most so long.
+    pub fn observe_answer(&mut self, seconds: Seconds, waited: bool) {
+        if !seconds.0.is_finite() || seconds.0 < 0.0 {
+            return;
+        }
+        if waited {
+            self.answer.get_or_insert_with(Level::new).take(seconds.0, 1.0);
+        } else if let Some(level) = &mut self.answer {
+            level.take(level.seconds().unwrap_or(0.0).min(seconds.0), 1.0);
+        }
+    }
+
+    /// What the parent takes from the end of a step until workers can begin the one after the next; nothing where nobody
+    /// ever waited for it.
+    pub fn answer(&self) -> Seconds {
+        Seconds(self.answer.as_ref().and_then(Level::seconds).unwrap_or(0.0))
+    }
+
+    /// What one run of each of a worker's executables takes at its first speed, in the order of its reports: what has
+    /// been measured of it here or on a device of the kind, else what the factors say, as far off as they are for what
+    /// runs here.
+    ///
+    /// # Complexity
+    /// O(segments · log segments remembered), for unknown ones times the devices of the kind.
+    pub fn times(&self, device: DeviceId, kind: &str, segments: &[Timed]) -> Vec<Seconds> {
+        let measured = self.measured(device, kind);
+        let worker = self.workers.get(&device);
+        let mut same = Same::default();
+        let time = |timed: &Timed| {
+            let key = same.key(timed);
+            let own = worker.and_then(|w| w.segments.get(&key)?.seconds());
+            let level = own.or_else(|| self.elsewhere(kind, &key, &measured));
+            level.map_or_else(|| timed.terms.time(&measured) * worker.map_or(1.0, |w| w.off), Seconds)
+        };
+        segments.iter().map(time).collect()
+    }
+
+    /// What a device does beside executing: its own, else that of another one of its kind.
+    pub fn overhead(&self, device: DeviceId, kind: &str) -> Overhead {
+        let own = self.workers.get(&device).and_then(Worker::overhead);
+        let elsewhere = || self.workers.values().filter(|w| w.kind == kind).find_map(Worker::overhead);
+        own.or_else(elsewhere).unwrap_or_default()
     }
 
     /// How many times longer a step takes than its segments and transfers explain; 1 when nothing is known.
@@ -264,6 +361,7 @@ impl Calibration {
             if let (false, Some(&mean)) = (equations.is_empty(), self.kinds.get(&worker.kind)) {
                 worker.measured = fit(&equations, &Prior { mean, spread: KIND });
             }
+            worker.off = worker.off();
         }
     }
 }
@@ -299,6 +397,10 @@ impl Worker {
             nominal_errors: VecDeque::with_capacity(WINDOW),
             step: 0.0,
             measured: measured.copied().unwrap_or_default(),
+            task_overhead: Level::new(),
+            step_overhead: Level::new(),
+            running: Vec::new(),
+            off: 1.0,
         }
     }
 
@@ -329,6 +431,15 @@ impl Worker {
             let level = self.segments.entry(*key).or_insert_with(Level::new);
             level.take(run.seconds * speed.unwrap_or(before), run.runs);
         }
+        let tasks: f64 = runs.iter().map(|(_, run)| run.runs).sum();
+        let at_first = |seconds: Seconds| seconds.0 * speed.unwrap_or(before);
+        if tasks > 0.0 {
+            self.task_overhead.take(at_first(report.other) / tasks, tasks);
+        }
+        if let Some(turn) = report.turn {
+            self.step_overhead.take(at_first(turn), 1.0);
+        }
+        self.running = runs.iter().map(|(key, run)| (*key, run.runs)).collect();
         self.forget();
         let warm = self.segments.values().any(|l| l.seconds().is_some());
         if warm {
@@ -364,11 +475,25 @@ impl Worker {
         Speed { value, spread: MAD * spread, samples: self.speeds.len() as u32 }
     }
 
+    fn overhead(&self) -> Option<Overhead> {
+        let task = self.task_overhead.seconds().map(Seconds)?;
+        Some(Overhead { task, step: Seconds(self.step_overhead.seconds().unwrap_or(0.0)) })
+    }
+
+    /// How far the factors miss what the segments of the last step have in common.
+    fn off(&self) -> f64 {
+        let known = self.running.iter().filter_map(|(key, runs)| Some((key, self.segments.get(key)?.seconds()?, runs)));
+        let (seconds, said) = known.fold((0.0, 0.0), |(seconds, said), (key, level, runs)| {
+            (seconds + level * runs, said + terms(key).time(&self.measured).0 * runs)
+        });
+        let off = seconds / said;
+        if off.is_finite() && off > 0.0 { off } else { 1.0 }
+    }
+
     fn equations(&self) -> impl Iterator<Item = Equation> {
-        self.segments.iter().filter_map(|((bits, _), level)| {
-            let terms = Terms::from_array(bits.map(|b| Seconds(f64::from_bits(b))));
+        self.segments.iter().filter_map(|(key, level)| {
             Some(Equation {
-                terms,
+                terms: terms(key),
                 seconds: level.seconds()?,
                 slack: SLACK * self.step / level.runs(),
                 count: level.count(),
@@ -383,18 +508,34 @@ struct Run {
     runs: f64,
 }
 
+/// Numbers segments of equal terms, in their order.
+#[derive(Default)]
+struct Same(BTreeMap<[u64; N], u32>);
+
+impl Same {
+    fn key(&mut self, timed: &Timed) -> Key {
+        let bits = timed.terms.to_array().map(|s| s.0.to_bits());
+        let next = self.0.entry(bits).or_default();
+        *next += 1;
+        (bits, *next - 1)
+    }
+}
+
+/// The terms of a segment.
+fn terms(key: &Key) -> Terms {
+    Terms::from_array(key.0.map(|b| Seconds(f64::from_bits(b))))
+}
+
 /// What a report says of each segment that ran.
 fn keyed(report: &Report<'_>) -> Vec<(Key, Run)> {
-    let mut same: BTreeMap<[u64; N], u32> = BTreeMap::new();
+    let mut same = Same::default();
     let mut out = Vec::with_capacity(report.segments.len());
     for (timed, &seconds) in report.segments.iter().zip(report.seconds) {
-        let bits = timed.terms.to_array().map(|s| s.0.to_bits());
-        let nth = same.entry(bits).or_default();
+        let key = same.key(timed);
         if seconds > 0.0 && timed.runs > 0 {
             let runs = f64::from(timed.runs);
-            out.push(((bits, *nth), Run { seconds: f64::from(seconds) / runs, runs }));
+            out.push((key, Run { seconds: f64::from(seconds) / runs, runs }));
         }
-        *nth += 1;
     }
     out
 }

@@ -10,6 +10,8 @@ const FIRST: usize = 5;
 const GAIN: f64 = 0.02;
 /// Most that one measurement counts as, relative to the level: an outlier pulls no further.
 const BITE: f64 = 0.2;
+/// The same for a level that is to be near the mean: what happens now and then belongs to it.
+const LARGE_BITE: f64 = 1.0;
 /// What a measurement counts after a step: 0.993 halves it in a hundred.
 const KEEP: f64 = 0.993;
 
@@ -23,11 +25,18 @@ pub struct Level {
     count: f64,
     /// Runs per step, when it was last measured.
     runs: f64,
+    bite: f64,
 }
 
 impl Level {
+    /// Near the median.
     pub fn new() -> Self {
-        Self { seen: 0, first: Vec::with_capacity(FIRST), seconds: 0.0, count: 0.0, runs: 1.0 }
+        Self { seen: 0, first: Vec::with_capacity(FIRST), seconds: 0.0, count: 0.0, runs: 1.0, bite: BITE }
+    }
+
+    /// Nearer to the mean.
+    pub fn mean() -> Self {
+        Self { bite: LARGE_BITE, ..Self::new() }
     }
 
     /// Seconds per run; `None` before the first measurement that counts.
@@ -66,7 +75,7 @@ impl Level {
             self.seconds = median(self.first.iter().copied()).unwrap_or(seconds);
             return;
         }
-        let bite = BITE * self.seconds;
+        let bite = self.bite * self.seconds;
         self.seconds += GAIN.max(1.0 / self.count) * (seconds - self.seconds).clamp(-bite, bite);
     }
 }

@@ -15,6 +15,6 @@ mod terms;
 mod window;
 
 pub use batch::{BatchProfile, Content, Lengths, ProfileError, SAMPLE, TensorProfile, TensorView, profile};
-pub use calibration::{Calibration, CalibrationError, Observed, Report, Speed, WorkerSummary};
+pub use calibration::{Calibration, CalibrationError, Observed, Overhead, Report, Speed, WorkerSummary};
 pub use terms::{Terms, Timed};
 pub use window::{Ahead, VariantAhead, Window};

@@ -595,6 +595,7 @@ impl<B> Half<B> {
             end_us: now_us(),
             busy_s: self.clock.busy.as_secs_f64(),
             wait_s: self.clock.wait.as_secs_f64(),
+            idle_s: 0.0,
             sent_bytes: traffic.sent.swap(0, Ordering::Relaxed),
             received_bytes: traffic.received.swap(0, Ordering::Relaxed),
             received_s: traffic.receiving.swap(0, Ordering::Relaxed) as f64 / 1e9,

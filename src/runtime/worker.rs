@@ -112,6 +112,7 @@ pub fn run<D: Device>(
         retired: Vec::new(),
         cancelled: Arc::default(),
         broken: false,
+        idle: Duration::ZERO,
     };
     let result = worker.serve(reader, device, load);
     if let Err(fault) = &result {
@@ -176,6 +177,8 @@ struct Worker<'a, D: Device> {
     cancelled: Arc<AtomicBool>,
     /// A peer was lost: steps mean nothing until the parent resets.
     broken: bool,
+    /// Time spent waiting for orders since the last step.
+    idle: Duration,
 }
 
 impl<D: Device> Worker<'_, D> {
@@ -199,7 +202,9 @@ impl<D: Device> Worker<'_, D> {
         let mut start = Some((device, load));
         loop {
             idle.store(true, Ordering::SeqCst);
+            let began = Instant::now();
             let order = inbox.recv();
+            self.idle += began.elapsed();
             idle.store(false, Ordering::SeqCst);
             let closed = || RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed };
             match order.unwrap_or_else(|_| Err(closed()))? {
@@ -351,8 +356,9 @@ impl<D: Device> Worker<'_, D> {
             return Ok(());
         }
         reach(&self.config.fail, "step");
+        let idle_s = std::mem::take(&mut self.idle).as_secs_f64();
         match self.run_step(step, variant) {
-            Ok(done) => self.control.send(&ToParent::Report(done)),
+            Ok(done) => self.control.send(&ToParent::Report(StepDone { idle_s, ..done })),
             Err(fault) if class(&fault) == FailureClass::Peer => {
                 self.broken = true;
                 (self.running, self.switch) = (None, None);

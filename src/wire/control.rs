@@ -230,6 +230,8 @@ pub struct StepDone {
     pub end_us: u64,
     pub busy_s: f64,
     pub wait_s: f64,
+    /// Waiting for the order to take this step.
+    pub idle_s: f64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
     /// What receiving took, from the head of each message to its end.

@@ -179,7 +179,14 @@ impl Adapt {
             .iter()
             .zip(&segments)
             .zip(&kinds)
-            .map(|((w, segments), (device, kind))| Report { device: *device, kind, segments, seconds: &w.segments_s })
+            .map(|((w, segments), (device, kind))| Report {
+                device: *device,
+                kind,
+                segments,
+                seconds: &w.segments_s,
+                other: Seconds(w.other_s),
+                turn: w.turn_s.map(Seconds),
+            })
             .collect();
         let learned = self.calibration.observe(&reports);
         for seen in learned.iter().flatten() {
@@ -193,8 +200,12 @@ impl Adapt {
             let bandwidth = w.received_bytes as f64 / w.received_s;
             self.watch.push(What::Link(*device), now, duration, bandwidth, &self.settings);
         }
+        if let Some(answer) = report.answer {
+            self.calibration.observe_answer(Seconds(answer.seconds), answer.waited);
+        }
         if let Some(estimate) = &estimate {
-            self.calibration.observe_step(report.revision, estimate.step, duration);
+            let (explained, messages) = (estimate.explained, estimate.messages);
+            self.calibration.observe_step(report.revision, explained, messages, duration);
         }
         self.step_times.push(duration, seconds);
         for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {

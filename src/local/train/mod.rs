@@ -376,12 +376,13 @@ impl<'a> Training<'a> {
     }
 
     fn take_step(&mut self, report: StepReport) -> Result<(), Fault> {
-        let seconds = self.last_report.elapsed().as_secs_f64();
+        let elapsed = self.last_report.elapsed().as_secs_f64();
         self.last_report = Instant::now();
         self.last_sign = self.last_report;
         let record = &mut self.record;
         // The first step has no step before it to overlap with.
-        record.times.push(if report.step == self.first { report.seconds } else { seconds });
+        let seconds = if report.step == self.first { report.seconds } else { elapsed };
+        record.times.push(seconds);
         record.losses.push(report.loss);
         for worker in &report.workers {
             if let Some(seen) = record.workers.get_mut(&worker.worker) {
@@ -394,6 +395,7 @@ impl<'a> Training<'a> {
         let profile = self.profiles.remove(&report.step);
         let traits = Traits {
             predicted: self.adapt.as_ref().and_then(|a| a.estimate(&report.variant, profile.as_ref())),
+            interval: seconds,
             batch: profile,
             ahead: self.batches.ahead(),
         };

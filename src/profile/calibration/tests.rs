@@ -41,7 +41,8 @@ impl Device {
     }
 
     fn report<'a>(&'a self, seconds: &'a [f32]) -> Report<'a> {
-        Report { device: self.id, kind: "cpu", segments: &self.segments, seconds }
+        let (other, turn) = (Seconds(0.0), None);
+        Report { device: self.id, kind: "cpu", segments: &self.segments, seconds, other, turn }
     }
 
     fn run(&mut self, calibration: &mut Calibration, steps: usize, speed: f64) -> Observed {
@@ -217,20 +218,52 @@ fn refuses_reports_that_measure_something_else() {
 #[test]
 fn a_step_takes_what_its_segments_do_not_explain() {
     let mut calibration = Calibration::default();
-    for _ in 0..20 {
-        let estimated = Seconds(0.1) * calibration.stretch();
-        calibration.observe_step(1, estimated, Seconds(0.12));
+    for _ in 0..60 {
+        calibration.observe_step(1, Seconds(0.1), 0.0, Seconds(0.12));
     }
     assert!((calibration.stretch() - 1.2).abs() < 0.01);
     // A surprise stays one for a while.
-    let estimated = Seconds(0.1) * calibration.stretch();
-    calibration.observe_step(1, estimated, Seconds(0.24));
-    assert!((calibration.stretch() - 1.2).abs() < 0.02);
+    calibration.observe_step(1, Seconds(0.1), 0.0, Seconds(0.24));
+    assert!((calibration.stretch() - 1.2).abs() < 0.04);
+    let stretch = calibration.stretch();
     for useless in [f64::NAN, 0.0, -1.0, f64::INFINITY] {
-        calibration.observe_step(2, Seconds(useless), Seconds(useless));
-        calibration.observe_step(2, Seconds(0.1), Seconds(useless));
+        calibration.observe_step(2, Seconds(useless), useless, Seconds(useless));
+        calibration.observe_step(2, Seconds(0.1), 0.0, Seconds(useless));
     }
-    assert!((calibration.stretch() - 1.2).abs() < 0.02);
+    assert_eq!((calibration.stretch(), calibration.lateness()), (stretch, Seconds(0.0)));
+}
+
+#[test]
+fn now_and_then_belongs_to_what_a_step_takes() {
+    let mut calibration = Calibration::default();
+    for step in 0..2000 {
+        let seconds = if step % 10 == 9 { 0.2 } else { 0.1 };
+        calibration.observe_step(1, Seconds(0.1), 0.0, Seconds(seconds));
+    }
+    assert!((calibration.stretch() - 1.1).abs() < 0.03, "{}", calibration.stretch());
+}
+
+#[test]
+fn what_messages_take_is_told_from_what_all_takes() {
+    let check = |late: f64, share: f64| {
+        let mut calibration = Calibration::default();
+        for step in 0..200 {
+            let noise = 1.0 + 0.01 * f64::from(step % 7 - 3);
+            // Five messages, one after the other, each later than its link's figures say.
+            let explained = Seconds(2e-3 + 5.0 * (60e-6 + calibration.lateness().0));
+            let measured = Seconds((2e-3 + 5.0 * (60e-6 + late)) * share * noise);
+            calibration.observe_step(1, explained, 5.0, measured);
+        }
+        (calibration.lateness().0, calibration.stretch())
+    };
+    for late in [100e-6, 5e-6, -20e-6, 1e-3] {
+        let (found, stretch) = check(late, 1.0);
+        assert!((found - late).abs() < 10e-6 + 0.1 * late.abs(), "{found} for {late}");
+        assert!((stretch - 1.0).abs() < 0.02, "{stretch}");
+    }
+    // Messages are not early for what takes less than was explained.
+    let (found, stretch) = check(0.0, 0.5);
+    assert!((found + 25e-6).abs() < 1e-6 && (stretch - 1.15 / 2.175).abs() < 0.02, "{found} {stretch}");
 }
 
 #[test]
@@ -249,4 +282,73 @@ fn a_device_that_slows_down_while_its_segments_change_is_still_known_to_be_slow(
     both(&mut calibration, &mut a, &mut b, (1.0, 0.5), 40);
     let (fast, slow) = (calibration.speed(DeviceId(0)), calibration.speed(DeviceId(1)));
     assert!((fast - 1.0).abs() < 0.1 && (slow - 0.5).abs() < 0.05, "{fast} and {slow}");
+}
+
+#[test]
+fn a_segment_that_runs_takes_what_was_measured_of_it() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    for _ in 0..40 {
+        // Alone among its kind: no factor explains it.
+        let seconds = device.step(1.0, &[1.0, 3.0]);
+        calibration.observe(&[device.report(&seconds)]).unwrap();
+    }
+    let expect = |calibration: &Calibration, device: &Device, extra: &[f64], tolerance: f64| {
+        let found = calibration.times(device.id, "cpu", &device.segments);
+        for (i, (found, timed)) in found.iter().zip(&device.segments).enumerate() {
+            let truth = timed.terms.time(&TRUTH) * extra.get(i).copied().unwrap_or(1.0);
+            assert!((*found / truth - 1.0).abs() < tolerance, "segment {i}: {found}, in truth {truth}");
+        }
+    };
+    expect(&calibration, &device, &[1.0, 3.0], 0.05);
+    // Another device of the kind that gets them: not without what its factors, still those of the kind, miss.
+    let other = Device { id: DeviceId(1), ..Device::new(0, 0) };
+    expect(&calibration, &other, &[1.0, 3.0], 0.2);
+}
+
+#[test]
+fn segments_that_are_new_take_what_factors_say() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    device.run(&mut calibration, 40, 1.0);
+    let recut = Device::new(0, 1);
+    let sum = |times: &[Seconds]| times.iter().copied().sum::<Seconds>();
+    let found = sum(&calibration.times(recut.id, "cpu", &recut.segments));
+    let truth = sum(&recut.segments.iter().map(|t| t.terms.time(&TRUTH)).collect::<Vec<_>>());
+    assert!((found / truth - 1.0).abs() < 0.15, "{found}, in truth {truth}");
+}
+
+#[test]
+fn what_a_worker_does_beside_executing_is_counted_by_run_and_by_step() {
+    let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
+    assert_eq!(calibration.overhead(device.id, "cpu"), Overhead::default());
+    for step in 0..60 {
+        // Three segments run four times, one once. From the middle on everything takes twice as long.
+        let slowed = if step < 30 { 1.0 } else { 2.0 };
+        let seconds = device.step(1.0 / slowed, &[]);
+        let (other, turn) = (Seconds(13.0 * 20e-6 * slowed), (step > 0).then_some(Seconds(50e-6 * slowed)));
+        calibration.observe(&[Report { other, turn, ..device.report(&seconds) }]).unwrap();
+    }
+    for id in [0, 7] {
+        let Overhead { task, step } = calibration.overhead(DeviceId(id), "cpu");
+        assert!((task.0 / 20e-6 - 1.0).abs() < 0.05 && (step.0 / 50e-6 - 1.0).abs() < 0.05, "{task} {step}");
+    }
+    assert_eq!(calibration.overhead(DeviceId(7), "nvidia.com/gpu"), Overhead::default());
+}
+
+#[test]
+fn the_parents_answer_is_learned_from_what_it_took() {
+    let mut calibration = Calibration::default();
+    assert_eq!(calibration.answer(), Seconds(0.0));
+    // Nobody waited: it took less, by whatever.
+    calibration.observe_answer(Seconds(9.0), false);
+    assert_eq!(calibration.answer(), Seconds(0.0));
+    for seconds in [9.0, 9.0, 1e-3, 1e-3, 1e-3, 9.0, 1e-3, f64::NAN, -1.0, f64::INFINITY] {
+        calibration.observe_answer(Seconds(seconds), true);
+    }
+    assert_eq!(calibration.answer(), Seconds(1e-3));
+    calibration.observe_answer(Seconds(9.0), false);
+    assert!((calibration.answer().0 - 1e-3).abs() < 1e-9);
+    for _ in 0..200 {
+        calibration.observe_answer(Seconds(5e-4), false);
+    }
+    assert!((calibration.answer().0 - 5e-4).abs() < 5e-5);
 }

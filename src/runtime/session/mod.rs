@@ -4,6 +4,7 @@
 
 mod crew;
 mod hall;
+mod pauses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use self::crew::Crew;
 use self::hall::{Event, Hall, Letter, Outbox, Tagged, converse};
+use self::pauses::Pauses;
 use super::RuntimeError;
 use super::weights::WeightsFile;
 use crate::graph::Model;
@@ -129,6 +131,7 @@ pub struct Session {
     coming: Option<Coming>,
     begun: BTreeSet<WorkerId>,
     fed: BTreeMap<u64, Fed>,
+    pauses: Pauses,
     saving: Option<Saving>,
     /// Workers that have said they are done: their connections may close.
     done: BTreeSet<WorkerId>,
@@ -155,6 +158,7 @@ impl Session {
             coming: None,
             begun: BTreeSet::new(),
             fed: BTreeMap::new(),
+            pauses: Pauses::default(),
             saving: None,
             done: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -513,6 +517,7 @@ impl Session {
         }
         let (step, fed) = fed.remove_entry();
         let mut report = combine(step, &fed, 1 + self.job.model.manifest.metrics.len());
+        self.pauses.add(&mut report, &fed.reports);
         if let Some(coming) = self.coming.take_if(|c| c.phase == Phase::Committed(step)) {
             let switches = fed.reports.values().filter_map(|r| r.switch);
             report.switch = switches.reduce(|a, b| crate::wire::control::Switched {
@@ -551,6 +556,7 @@ impl Session {
         self.incarnation += 1;
         (self.current, self.coming, self.saving) = (None, None, None);
         self.fed.clear();
+        self.pauses.clear();
         self.begun.clear();
         let incarnation = self.incarnation;
         let mut missing: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
@@ -754,12 +760,16 @@ fn combine(step: u64, fed: &Fed, n_scalars: usize) -> StepReport {
         metrics: means.collect(),
         seconds: end.saturating_sub(start) as f64 / 1e6,
         switch: None,
+        answer: None,
         workers: by_rank
             .map(|(rank, worker, d)| WorkerReport {
                 rank,
                 worker,
                 busy_s: d.busy_s,
                 wait_s: d.wait_s,
+                idle_s: d.idle_s,
+                turn_s: None,
+                other_s: (d.end_us.saturating_sub(d.start_us) as f64 / 1e6 - executing(d) - d.wait_s).max(0.0),
                 sent_bytes: d.sent_bytes,
                 received_bytes: d.received_bytes,
                 received_s: d.received_s,
@@ -771,8 +781,12 @@ fn combine(step: u64, fed: &Fed, n_scalars: usize) -> StepReport {
     }
 }
 
+fn executing(done: &StepDone) -> f64 {
+    done.segments_s.iter().map(|s| f64::from(*s)).sum()
+}
+
 /// One step, as measured by the workers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     pub step: u64,
     /// That computed its gradients.
@@ -787,8 +801,18 @@ pub struct StepReport {
     pub seconds: f64,
     /// The step ended under another plan: bytes of all workers, the longest pause.
     pub switch: Option<crate::wire::control::Switched>,
+    /// `None` for the first two steps.
+    pub answer: Option<Answer>,
     /// By rank.
     pub workers: Vec<WorkerReport>,
+}
+
+/// What the parent took from the end of the step before the last, which then was reported, until this one began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    pub seconds: f64,
+    /// All workers waited for it; else it was there before they could begin, and took at most as long.
+    pub waited: bool,
 }
 
 /// One worker's part of a step.
@@ -800,6 +824,12 @@ pub struct WorkerReport {
     pub busy_s: f64,
     /// Waiting for tensors of others.
     pub wait_s: f64,
+    /// Waiting for the order to take this step.
+    pub idle_s: f64,
+    /// From the end of the step before to the beginning of this one, without waiting; `None` for a first step.
+    pub turn_s: Option<f64>,
+    /// The rest of the step: getting arguments and results to and from executables.
+    pub other_s: f64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
     /// What receiving took, from the head of each message to its end.
