@@ -10,8 +10,9 @@ const FIRST: usize = 5;
 const GAIN: f64 = 0.02;
 /// Most that one measurement counts as, relative to the level: an outlier pulls no further.
 const BITE: f64 = 0.2;
-/// The same for a level that is to be near the mean: what happens now and then belongs to it.
-const LARGE_BITE: f64 = 1.0;
+/// The same for a level that is to be near the mean: what happens now and then belongs to it. Steps of a millisecond take
+/// five where another process has the core for one turn.
+const LARGE_BITE: f64 = 4.0;
 /// What a measurement counts after a step: 0.993 halves it in a hundred.
 const KEEP: f64 = 0.993;
 

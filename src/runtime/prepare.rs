@@ -40,6 +40,9 @@ pub struct Prepared<D: Device> {
     pub summed: u32,
 }
 
+/// What a process may grow by between two looks at the ceiling, by threads that do not look: 0.5 MiB was seen.
+const BETWEEN_LOOKS: u64 = 4 << 20;
+
 /// Who prepares, and with what.
 pub struct Workshop<'a, D: Device> {
     pub worker: WorkerId,
@@ -110,7 +113,8 @@ impl<D: Device> Workshop<'_, D> {
         // Elsewhere tensors do not lie in the heap.
         let on_heap = me.filter(|_| self.device.kind() == "cpu");
         let planned = on_heap.map(|me| shared.plan.shards[me.shard.index()].memory.0);
-        let ceiling = planned.map(|planned| Ceiling::new(report.baseline_rss.saturating_add(planned)));
+        let ceiling = planned.map(|planned| report.baseline_rss.saturating_add(planned.saturating_sub(BETWEEN_LOOKS)));
+        let ceiling = ceiling.map(Ceiling::new);
         let (seed, summed) = (order.seed as u32, order.summed);
         Ok((Prepared { shared, links, programs, ceiling, seed, weights, outgoing, summed }, report))
     }
