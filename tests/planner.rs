@@ -349,7 +349,9 @@ proptest! {
                 verified(&problem, &plan)?;
                 batches_take_what_was_planned(&problem, &plan)?;
                 prop_assert_eq!(&solve(&problem, None).unwrap(), &plan, "the same question, another answer");
-                prop_assert_eq!(&solve(&problem, Some(&plan)).unwrap(), &plan, "the plan in force was not kept");
+                // It looks on from there, and may find a faster one.
+                let again = solve(&problem, Some(&plan)).unwrap();
+                prop_assert!(again == plan || again.step_time < plan.step_time, "{:?} was left for {:?}", plan, again);
                 knowing_the_model_changes_nothing(&problem, &plan)?;
             }
             Err(Infeasible::Indivisible { needs, has, .. }) => prop_assert!(needs > has),

@@ -4,7 +4,7 @@ use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
 use super::snapshot::{Candidate, Move, Proposal, Snapshot, Worker};
 use super::trigger::{considered, trigger};
-use super::weigh::{Weighed, weigh};
+use super::weigh::{Weighed, weigh, weigh_until};
 use crate::units::{Bytes, Seconds};
 
 /// So many standard errors are doubted: one side of 93 % of cases.
@@ -67,8 +67,8 @@ pub fn decide(s: &Snapshot) -> Decision {
     // 3. Which candidate is best, of those that fit?
     let fitting = candidates.iter().filter(|c| overflow(s, c).is_none());
     let useful = fitting.filter(|c| approved.is_none_or(|r| c.revision == r) && (!must || relieves(&trigger, s, c)));
-    let best = useful.map(|&c| (c, weigh(s, c))).max_by(|a, b| a.1.balance.net().0.total_cmp(&b.1.balance.net().0));
-    let Some((candidate, weighed)) = best else {
+    let useful: Vec<&Candidate> = useful.copied().collect();
+    let Some((mut candidate, mut weighed)) = best_of(&useful, |c| weigh(s, c)) else {
         if let Trigger::Memory { rank, at, needs, limit } = trigger {
             return refuse(Refusal::OutOfMemory { rank, at, needs, limit });
         }
@@ -78,7 +78,15 @@ pub fn decide(s: &Snapshot) -> Decision {
         };
     };
 
-    // 4. Does it pay, and is this the moment?
+    // 4. Does it pay, and is this the moment? If not, another one may pay until then.
+    if !must && approved.is_none() && weighed.at > s.time {
+        let later = weighed.at;
+        let pays_now = |w: &Weighed| w.at <= s.time && s.time + s.settings.cooldown <= later;
+        let meanwhile = best_of(&useful, |c| weigh_until(s, c, later)).filter(|(_, w)| pays_now(w));
+        if let Some(now) = meanwhile.filter(|(c, w)| does_not_pay(s, c.revision, w.balance).is_none()) {
+            (candidate, weighed) = now;
+        }
+    }
     let Weighed { balance, at } = weighed;
     let revision = candidate.revision;
     if !must && approved.is_none() {
@@ -96,6 +104,11 @@ pub fn decide(s: &Snapshot) -> Decision {
         return wait(Wait::Approval { revision, balance });
     }
     Decision::Adopt { revision, trigger, balance }
+}
+
+fn best_of<'c>(of: &[&'c Candidate], weigh: impl Fn(&Candidate) -> Weighed) -> Option<(&'c Candidate, Weighed)> {
+    let weighed = of.iter().map(|&c| (c, weigh(c)));
+    weighed.max_by(|a, b| a.1.balance.net().0.total_cmp(&b.1.balance.net().0))
 }
 
 fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {

@@ -30,10 +30,15 @@ pub struct Weighed {
 /// # Complexity
 /// O(n²) for n intervals.
 pub fn weigh(s: &Snapshot, c: &Candidate) -> Weighed {
+    weigh_until(s, c, Seconds(f64::INFINITY))
+}
+
+/// The same where another plan will be moved to at a `latest` time of the job, which is all that is foreseen of this one.
+pub fn weigh_until(s: &Snapshot, c: &Candidate, latest: Seconds) -> Weighed {
     let prepare = corrected(c.prepare, &s.moves, |m| m.prepare);
     let pause = corrected(c.pause, &s.moves, |m| m.pause);
     let rates = Rates::new(s, c);
-    let end = rates.end().min(s.settings.horizon).min(time_left(s));
+    let end = rates.end().min(s.settings.horizon).min(time_left(s)).min(latest - s.time);
     let later = rates.starts().filter(|&t| t > prepare && t < end);
     let mut now: Option<Balance> = None;
     let mut best: Option<Balance> = None;

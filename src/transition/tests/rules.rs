@@ -289,6 +289,20 @@ fn a_bottleneck_is_met_when_it_comes_and_not_long_before() {
 }
 
 #[test]
+fn until_the_moment_of_the_best_plan_another_may_pay() {
+    let then = |n: f64, later: f64| -> Vec<f64> { (0..60).map(|i| if i < 20 { n } else { later }).collect() };
+    let running = vec![2.0; 60];
+    let of = |revision, times: &[f64]| Candidate { revision, interval: Seconds(5.0), ..candidate(&running, times) };
+    let mut s = slower();
+    s.proposal = Some(Proposal::Plans(vec![of(2, &then(2.5, 1.0)), of(3, &then(1.2, 2.0))]));
+    let Decision::Adopt { revision: 3, balance, .. } = decide(&s) else { panic!("{}", decide(&s)) };
+    assert_eq!((balance.begin, balance.end), (Seconds(620.0), Seconds(675.0)), "as long as it is the better one");
+    // It would be in the way.
+    s.settings.cooldown = Seconds(80.0);
+    assert_eq!(decide(&s).label(), "wait/better-moment");
+}
+
+#[test]
 fn a_forecast_that_may_be_nothing_is_no_trigger() {
     let mut s = calm();
     let mut unsure = foreseen(20, 0.8);
