@@ -92,7 +92,7 @@ def slow_network(rate):
             subprocess.run(["nsenter", f"--net=/run/netns/{node}", "tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
 
 
-def recut(namespace, before, seconds=150):
+def recut(namespace, before, seconds=300):
     """Waits for a recut in the pods that are there, and for steps under it; every step is taken once, with the same loss."""
     found = wait("a recut", seconds, lambda: len(plans(namespace)) > 1 and plans(namespace))
     assert found[1]["spec"]["shards"] == found[0]["spec"]["shards"], "other seats"
@@ -142,7 +142,7 @@ def approval():
             found = condition(get("trainingjob", "chargpt", "approval"), "Recommended")
             return found["message"] if found["status"] == "True" else None
 
-        said = wait("a recommendation", 120, recommended)
+        said = wait("a recommendation", 300, recommended)
         print(said)
         assert len(plans("approval")) == 1, "nobody has agreed"
         annotate = re.search(r"kubectl (annotate .*)", said)[1].split()
