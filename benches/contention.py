@@ -233,7 +233,7 @@ class Oracle:
         time.sleep(0.4)
         first = self.run.steps()
         time.sleep(2.5)
-        return statistics.mean(line["seconds"] for line in self.run.lines("log.jsonl")[first:])
+        return statistics.mean(line["interval_s"] for line in self.run.lines("log.jsonl")[first:])
 
     def rehearse(self) -> None:
         """Every plan twice: its executables are on disk then, and its steps and the moves measured."""
@@ -253,7 +253,7 @@ class Oracle:
             took.append(time.monotonic() - began)
             time.sleep(0.5)
             usual = (shortened[before] + shortened[i]) / 2
-            lost.append(sum(line["seconds"] - usual for line in self.run.lines("log.jsonl")[first:]))
+            lost.append(sum(line["interval_s"] - usual for line in self.run.lines("log.jsonl")[first:]))
         for limit in self.limits:
             limit.limit(1.0)
         self.move_costs, self.ahead = max(0.0, statistics.mean(lost)), statistics.mean(took)
@@ -348,7 +348,7 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             "throughput": (steps - first) / seconds,
             "days": [(b - a) / day for a, b in zip(by_day, by_day[1:])],
             "moves": cutovers() - moves,
-            "undisturbed": len(undisturbed) / sum(line["seconds"] for line in undisturbed),
+            "undisturbed": len(undisturbed) / sum(line["interval_s"] for line in undisturbed),
         }
     finally:
         run.stop()

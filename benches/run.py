@@ -202,10 +202,10 @@ def cutover(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
     job.send_signal(signal.SIGINT)
     job.wait()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    usual = statistics.median(line["seconds"] for line in lines)
+    usual = statistics.median(line["interval_s"] for line in lines)
     for event in (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()):
         if event["event"] == "cutover":
-            step = next(line["seconds"] for line in lines if line["step"] == event["at"] - 1)
+            step = next(line["interval_s"] for line in lines if line["step"] == event["at"] - 1)
             print(f"  {event['moved_bytes'] / 2**20:.1f} MiB moved, prepared in {event['prepare_seconds']:.1f} s, paused "
                   f"{1e3 * event['pause_seconds']:.2f} ms; that step took {1e3 * step:.1f} ms, "
                   f"{step / usual:.2f} x the median of {1e3 * usual:.1f} ms (target < 2)")  # fmt: skip
@@ -213,7 +213,7 @@ def cutover(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
 
 def overhead(bundle: Path, data: Path, scratch: Path, steps: int) -> None:
     print("\noverhead: profiling, monitoring and asynchronous checkpoints, against none of them; two shards")
-    mean = lambda r: statistics.mean(line["seconds"] for line in r["lines"][4:])
+    mean = lambda r: statistics.mean(line["interval_s"] for line in r["lines"][4:])
     without = lambda steps: lambda: mean(foreshard(bundle, data, scratch, 2, 1, 1, steps))
     # As a manifest has them when it says nothing, over two of them; and far more often than anybody would want.
     for every, n in [(100, 204), (8, steps)]:

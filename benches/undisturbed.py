@@ -31,9 +31,10 @@ def main() -> None:
     with args.output.open("w") as out:
         print(f"# The sample GPT in two workers on {platform.machine()}, a core of a virtual machine each, undisturbed for "
               f"{args.minutes:g} minutes.", file=out)  # fmt: skip
-        print("# Microseconds of each step, and of each worker's own work in it; by benches/undisturbed.py.", file=out)
+        print("# Microseconds of each step, from the end of the one before, and of each worker's own work in it; by "
+              "benches/undisturbed.py.", file=out)  # fmt: skip
         for step in steps:
-            print(",".join(map(micros, [step["seconds"], *(w["busy_s"] for w in step["workers"])])), file=out)
+            print(",".join(map(micros, [step["interval_s"], *(w["busy_s"] for w in step["workers"])])), file=out)
     print(f"{len(steps)} steps in {args.output}")
 
 
