@@ -323,9 +323,9 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             def quiet() -> bool:
                 if n() > seen[0]:
                     seen[:] = [n(), time.monotonic()]
-                return time.monotonic() - seen[1] > (5 if seen[0] else 15)
+                return time.monotonic() - seen[1] > 40
 
-            run.wait_for(quiet, 90)
+            run.wait_for(quiet, 400)
         undisturbed = run.lines("log.jsonl")[-30:]
         cutovers = lambda: sum(e["event"] == "cutover" for e in run.lines("events.jsonl"))
         began, first, moves = time.monotonic(), run.steps(), cutovers()

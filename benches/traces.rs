@@ -106,9 +106,47 @@ fn stragglers_of_real_jobs_cost_little() {
     }
 }
 
+/// Two workers, each beside a neighbour of its own that takes up to 60 % of its core; a move takes 0.6 s and costs 0.1 s,
+/// as between plans that have run before.
+fn foresight_is_no_worse_than_hindsight() {
+    let usage = |i: usize, first: usize| -> Vec<f64> {
+        let text = trace(&format!("crane_dsp/input{i}.csv.gz"));
+        let values: Vec<f64> = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap().parse().unwrap()).collect();
+        let means: Vec<f64> = values.chunks_exact(15).map(|c| c.iter().sum::<f64>() / 15.0).collect();
+        let most = forecast::robust::quantile(&means, 0.99);
+        let share = |i: usize| 1.0 - 0.6 * (means[(first + i) % means.len()] / most).min(1.0);
+        (0..4 * 96).map(share).collect()
+    };
+    for day in [60.0, 300.0] {
+        let mut gains = [Vec::new(), Vec::new()];
+        let pairs = [(14, 0, 48, 0), (0, 1, 0, 96), (11, 12, 0, 48), (3, 6, 30, 0), (7, 8, 0, 0), (4, 8, 100, 0)];
+        for (a, b, from_a, from_b) in pairs {
+            let speeds = [usage(a, from_a), usage(b, from_b)];
+            // Full speed for half a minute, to compare with.
+            let at =
+                |w: usize, t: f64| if t < 30.0 { 1.0 } else { speeds[w][((t - 30.0) / day * 96.0) as usize % 384] };
+            let noise = Noise { sigma: 0.05, spikes: 0.01, pauses: (f64::INFINITY, 0.0) };
+            for (forecast, gains) in [false, true].into_iter().zip(&mut gains) {
+                let mut world = World { noise, pause: 0.1, prepare: 0.6, ..World::new(0.19, 2, at) };
+                let (horizon, dwell, cooldown) = (units::Seconds(day), units::Seconds(1.0), units::Seconds(2.0));
+                let given = std::mem::take(&mut world.settings);
+                let (threshold, min_gain) = (0.1, 0.05);
+                world.settings =
+                    transition::Settings { horizon, dwell, cooldown, threshold, min_gain, forecast, ..given };
+                world.settings.budget.share = 0.2;
+                gains.push(1.0 / (1.0 - world.run(30.0 + 4.0 * day, 1).saved));
+            }
+        }
+        let [hindsight, foresight] = gains.map(|all: Vec<f64>| all.iter().sum::<f64>() / all.len() as f64);
+        println!("days of {day} s: {hindsight:.3} of a static plan without forecasts, {foresight:.3} with them");
+        assert!(foresight > hindsight - 0.01, "{foresight} with forecasts, {hindsight} without");
+    }
+}
+
 fn main() {
     forecasts_of_m4_hourly_are_better_than_the_season_before();
     machines_as_they_drift_by_themselves_move_nothing();
     neighbours_with_a_daily_rhythm_are_worked_around();
     stragglers_of_real_jobs_cost_little();
+    foresight_is_no_worse_than_hindsight();
 }

@@ -118,6 +118,17 @@ impl Forecast {
         self.known = (low.min(now.centre), high.max(now.centre));
     }
 
+    /// What is expected in so many intervals from `now`, when the quantity is at `level`.
+    ///
+    /// The latest measurements are finer and younger than the values a forecast is made of. By what they are away from it
+    /// now, it will be off for a while: by half as much from each interval to the next.
+    pub fn expect(&self, now: Seconds, level: f64, ahead: usize) -> f64 {
+        const KEPT: f64 = 0.5;
+        let past = ((now - self.start) / self.interval).max(0.0) as usize;
+        let mean = |i: usize| self.mean.get(i.min(self.horizon().saturating_sub(1))).copied().unwrap_or(level);
+        mean(past + ahead) + (level - mean(past)) * KEPT.powi(ahead.min(64) as i32)
+    }
+
     /// Forgets steps beyond `horizon`.
     pub fn truncate(&mut self, horizon: usize) {
         self.lower.truncate(horizon);
@@ -130,5 +141,33 @@ impl Forecast {
         for values in [&mut self.lower, &mut self.mean, &mut self.upper] {
             values.iter_mut().for_each(|v| *v = v.clamp(least, most));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_present_is_away_from_a_forecast_fades() {
+        let forecast = Forecast {
+            method: Method::Naive,
+            start: Seconds(100.0),
+            interval: Seconds(10.0),
+            level: 0.9,
+            n_values: 9,
+            mase: 1.0,
+            known: (1.0, 2.0),
+            doubt: 0.0,
+            lower: vec![0.0; 3],
+            mean: vec![1.0, 2.0, 3.0],
+            upper: vec![4.0; 3],
+        };
+        let expect = |now: f64, level: f64| [0, 1, 2].map(|ahead| forecast.expect(Seconds(now), level, ahead));
+        assert_eq!(expect(95.0, 1.0), [1.0, 2.0, 3.0]);
+        assert_eq!(expect(105.0, 1.5), [1.5, 2.25, 3.125]);
+        // Later, it is the second value that is to be compared with; beyond the last one it stays.
+        assert_eq!(expect(111.0, 1.5), [1.5, 2.75, 2.875]);
+        assert_eq!(expect(1000.0, 3.0), [3.0; 3]);
     }
 }

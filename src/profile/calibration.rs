@@ -196,7 +196,7 @@ impl Calibration {
             let known = self.workers.remove(&report.device);
             let mut worker = known.unwrap_or_else(|| Worker::new(report.kind, self.kinds.get(report.kind)));
             let mine = worker.measured;
-            let elsewhere = |key: &Key| self.elsewhere(report.kind, key, &mine);
+            let elsewhere = |key: &Key| self.elsewhere(report.kind, key, Some(&mine));
             observed.push(worker.observe(report, &elsewhere));
             self.workers.insert(report.device, worker);
         }
@@ -205,12 +205,13 @@ impl Calibration {
         Ok(observed)
     }
 
-    /// What a segment that is known from another device of a kind takes on one with these factors: a cut that moves takes
-    /// segments along, and how fast a device is shall not be forgotten over it.
-    fn elsewhere(&self, kind: &str, key: &Key, mine: &Measured) -> Option<f64> {
+    /// What a segment that is known from another device of a kind takes on one with these factors, or on one of which
+    /// nothing is known: a cut that moves takes segments along, and how fast a device is shall not be forgotten over it.
+    fn elsewhere(&self, kind: &str, key: &Key, mine: Option<&Measured>) -> Option<f64> {
         let of = |worker: &Worker| {
             let level = worker.segments.get(key).filter(|l| l.is_established())?.seconds()?;
-            Some(level * (terms(key).time(mine) / terms(key).time(&worker.measured)))
+            let differ = mine.map_or(1.0, |mine| terms(key).time(mine) / terms(key).time(&worker.measured));
+            Some(level * differ)
         };
         self.workers.values().filter(|w| w.kind == kind).find_map(of)
     }
@@ -280,7 +281,7 @@ impl Calibration {
         let time = |timed: &Timed| {
             let key = same.key(timed);
             let own = worker.and_then(|w| w.segments.get(&key)?.seconds());
-            let level = own.or_else(|| self.elsewhere(kind, &key, &measured));
+            let level = own.or_else(|| self.elsewhere(kind, &key, worker.map(|w| &w.measured)));
             level.map_or_else(|| timed.terms.time(&measured) * worker.map_or(1.0, |w| w.off), Seconds)
         };
         segments.iter().map(time).collect()

@@ -14,13 +14,11 @@ const MOST: usize = 64;
 pub type Compiled<D> = (Arc<<D as Device>::Executable>, ExecutableMemory);
 
 /// The executables of a process that were used last.
-pub struct Kept<D: Device> {
-    latest: Mutex<Latest<D>>,
-}
+pub struct Kept<D: Device>(Mutex<Latest<Compiled<D>>>);
 
-struct Latest<D: Device> {
+struct Latest<V> {
     /// By key, with the time of its last use.
-    of: BTreeMap<Key, (u64, Compiled<D>)>,
+    of: BTreeMap<Key, (u64, V)>,
     /// Counts uses.
     clock: u64,
 }
@@ -34,36 +32,60 @@ pub fn key(hlo: &[u8]) -> Key {
     Sha256::new().chain_update(n_cores.to_le_bytes()).chain_update(hlo).finalize().into()
 }
 
+impl<V: Clone> Latest<V> {
+    fn get(&mut self, key: &Key) -> Option<V> {
+        self.clock += 1;
+        let (used, value) = self.of.get_mut(key)?;
+        *used = self.clock;
+        Some(value.clone())
+    }
+
+    fn put(&mut self, key: Key, value: V) {
+        self.clock += 1;
+        self.of.insert(key, (self.clock, value));
+        if self.of.len() > MOST {
+            let oldest = self.of.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key);
+            oldest.and_then(|key| self.of.remove(&key));
+        }
+    }
+}
+
 impl<D: Device> Default for Kept<D> {
     fn default() -> Self {
-        Self { latest: Mutex::new(Latest { of: BTreeMap::new(), clock: 0 }) }
+        Self(Mutex::new(Latest { of: BTreeMap::new(), clock: 0 }))
     }
 }
 
 impl<D: Device> Kept<D> {
     pub fn get(&self, key: &Key) -> Option<Compiled<D>> {
-        let mut latest = self.lock();
-        latest.clock += 1;
-        let now = latest.clock;
-        let (used, compiled) = latest.of.get_mut(key)?;
-        *used = now;
-        Some(compiled.clone())
+        self.lock().get(key)
     }
 
     /// Keeps one; the one used longest ago goes when there are too many.
     pub fn put(&self, key: Key, compiled: Compiled<D>) {
-        let mut latest = self.lock();
-        latest.clock += 1;
-        let now = latest.clock;
-        latest.of.insert(key, (now, compiled));
-        if latest.of.len() > MOST {
-            let oldest = latest.of.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key);
-            oldest.and_then(|key| latest.of.remove(&key));
-        }
+        self.lock().put(key, compiled);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Latest<D>> {
+    fn lock(&self) -> MutexGuard<'_, Latest<Compiled<D>>> {
         // Every change above is whole.
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first() {
+        let mut latest = Latest { of: BTreeMap::new(), clock: 0 };
+        let key = |i: usize| [i as u8; 32];
+        (0..MOST).for_each(|i| latest.put(key(i), i));
+        assert_eq!(latest.get(&key(0)), Some(0));
+        latest.put(key(MOST), MOST);
+        assert_eq!((latest.get(&key(0)), latest.get(&key(1))), (Some(0), None), "1 was used longest ago");
+        // The same again takes no other's place.
+        latest.put(key(2), 99);
+        assert_eq!((latest.of.len(), latest.get(&key(2)), latest.get(&key(3))), (MOST, Some(99), Some(3)));
     }
 }

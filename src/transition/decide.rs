@@ -4,7 +4,7 @@ use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
 use super::snapshot::{Candidate, Move, Proposal, Snapshot, Worker};
 use super::trigger::{considered, trigger};
-use super::weigh::{Weighed, weigh, weigh_until};
+use super::weigh::{Weighed, weigh};
 use crate::units::{Bytes, Seconds};
 
 /// So many standard errors are doubted: one side of 93 % of cases.
@@ -64,11 +64,11 @@ pub fn decide(s: &Snapshot) -> Decision {
         Some(Proposal::Plans(plans)) => plans.iter().filter(fresh).collect(),
     };
 
-    // 3. Which candidate is best, of those that fit?
+    // 3. Which is the move to make first, of those that fit?
     let fitting = candidates.iter().filter(|c| overflow(s, c).is_none());
     let useful = fitting.filter(|c| approved.is_none_or(|r| c.revision == r) && (!must || relieves(&trigger, s, c)));
     let useful: Vec<&Candidate> = useful.copied().collect();
-    let Some((mut candidate, mut weighed)) = best_of(&useful, |c| weigh(s, c)) else {
+    let Some((candidate, Weighed { balance, at })) = weigh(s, &useful) else {
         if let Trigger::Memory { rank, at, needs, limit } = trigger {
             return refuse(Refusal::OutOfMemory { rank, at, needs, limit });
         }
@@ -78,16 +78,7 @@ pub fn decide(s: &Snapshot) -> Decision {
         };
     };
 
-    // 4. Does it pay, and is this the moment? If not, another one may pay until then.
-    if !must && approved.is_none() && weighed.at > s.time {
-        let later = weighed.at;
-        let pays_now = |w: &Weighed| w.at <= s.time && s.time + s.settings.cooldown <= later;
-        let meanwhile = best_of(&useful, |c| weigh_until(s, c, later)).filter(|(_, w)| pays_now(w));
-        if let Some(now) = meanwhile.filter(|(c, w)| does_not_pay(s, c.revision, w.balance).is_none()) {
-            (candidate, weighed) = now;
-        }
-    }
-    let Weighed { balance, at } = weighed;
+    // 4. Does it pay, and is this the moment?
     let revision = candidate.revision;
     if !must && approved.is_none() {
         if let Some(reason) = does_not_pay(s, revision, balance) {
@@ -106,11 +97,6 @@ pub fn decide(s: &Snapshot) -> Decision {
     Decision::Adopt { revision, trigger, balance }
 }
 
-fn best_of<'c>(of: &[&'c Candidate], weigh: impl Fn(&Candidate) -> Weighed) -> Option<(&'c Candidate, Weighed)> {
-    let weighed = of.iter().map(|&c| (c, weigh(c)));
-    weighed.max_by(|a, b| a.1.balance.net().0.total_cmp(&b.1.balance.net().0))
-}
-
 fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
     let min_gain = s.settings.min_gain * (1.0 + 0.5 * n_disappointing(s) as f64);
     let hysteresis = s.settings.hysteresis;
@@ -118,7 +104,7 @@ fn does_not_pay(s: &Snapshot, revision: u64, balance: Balance) -> Option<Keep> {
         return Some(Keep::NothingBetter);
     }
     let doubt = doubt(s);
-    if balance.share < min_gain + doubt {
+    if balance.share < min_gain.max(doubt) {
         return Some(Keep::SmallGain { revision, balance, min_gain, doubt });
     }
     (balance.saved < balance.cost * (1.0 + hysteresis)).then_some(Keep::CostsMore { revision, balance, hysteresis })

@@ -140,7 +140,7 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Proposal {
-    /// Plans for different futures (the present, the slowest moment foreseen, the mean); the best one is weighed.
+    /// Plans for different futures (the present, the near one, the slowest moment foreseen, the mean), to be weighed.
     Plans(Vec<Candidate>),
     /// The running plan is the best.
     Same,

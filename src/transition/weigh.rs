@@ -1,4 +1,4 @@
-//! What a move saves and costs over the horizon.
+//! What moves save and cost over the horizon.
 
 use super::decision::Balance;
 use super::snapshot::{Candidate, Measured, Move, Observed, Snapshot, Window};
@@ -11,68 +11,163 @@ const REMEMBERED: usize = 5;
 /// A candidate on the scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weighed {
-    /// The best that can be had from it.
+    /// What it brings until another plan follows.
     pub balance: Balance,
     /// When to begin preparing it for that, an interval early; the present, unless a later moment is clearly better.
     pub at: Seconds,
 }
 
-/// Weighs a candidate: time saved over the horizon, interval by interval as foreseen, against time lost by moving.
+/// The move to make first, of those to these plans; `None` without any.
 ///
-/// While the running plan trains for a time t, the candidate needs t · candidate / running for the same steps. Where steps
+/// Of all courses over what is foreseen, each interval with the running plan or a candidate and each change for the price
+/// of a move, the one that saves most time is looked for. Its first move is weighed: time saved until its next one, interval
+/// by interval as foreseen, against time lost by moving. A plan that is good for a short while is so followed by the one
+/// that is good then, and nobody waits for a better moment while another plan pays until it comes.
+///
+/// While the running plan trains for a time t, a candidate needs t · candidate / running for the same steps. Where steps
 /// take longer than predicted for the running plan, something slows them that no plan is known to change: only the
-/// predicted difference is credited. The candidate starts when it is prepared, or later; it stays to the end of the
-/// horizon, of the forecast or of the job, or is left again after the cooldown, for the price of a second move. Without a
-/// forecast the present is expected to last as long again as it has lasted.
+/// predicted difference is credited. A candidate starts when it is prepared, or later, and stays for the cooldown at
+/// least; going back to the running plan is paid for twice. Without a forecast the present is expected to last as long
+/// again as it has lasted.
 ///
 /// Expectations are corrected by what earlier moves cost and brought.
 ///
 /// # Complexity
-/// O(n²) for n intervals.
-pub fn weigh(s: &Snapshot, c: &Candidate) -> Weighed {
-    weigh_until(s, c, Seconds(f64::INFINITY))
-}
-
-/// The same where another plan will be moved to at a `latest` time of the job, which is all that is foreseen of this one.
-pub fn weigh_until(s: &Snapshot, c: &Candidate, latest: Seconds) -> Weighed {
-    let prepare = corrected(c.prepare, &s.moves, |m| m.prepare);
-    let pause = corrected(c.pause, &s.moves, |m| m.pause);
-    let rates = Rates::new(s, c);
-    let end = rates.end().min(s.settings.horizon).min(time_left(s)).min(latest - s.time);
-    let later = rates.starts().filter(|&t| t > prepare && t < end);
-    let mut now: Option<Balance> = None;
-    let mut best: Option<Balance> = None;
-    for begin in std::iter::once(prepare.min(end)).chain(later) {
-        let ends = rates.ends().filter(|&t| t >= begin + s.settings.cooldown && t < end);
-        for until in std::iter::once(end).chain(ends) {
-            let all = rates.between(begin, until);
-            let saved = if all > 0.0 { all * trust(&s.moves) } else { all };
-            let n_moves = if until < end { 2.0 } else { 1.0 };
-            let share = if until > begin { all / (until - begin).0 } else { 0.0 };
-            let balance = Balance {
-                saved: Seconds(saved),
-                cost: pause * n_moves,
-                share,
-                begin: s.time + begin,
-                end: s.time + until,
-            };
-            let better = |than: &Option<Balance>| than.is_none_or(|b| balance.net() > b.net());
-            if begin <= prepare && better(&now) {
-                now = Some(balance);
+/// O(n · k²) for n intervals and k candidates.
+pub fn weigh<'c>(s: &Snapshot, candidates: &[&'c Candidate]) -> Option<(&'c Candidate, Weighed)> {
+    let sides: Vec<Side> = candidates.iter().map(|c| Side::new(s, c)).collect();
+    let course = Course::new(s, &sides);
+    let mut now: Option<Begun> = None;
+    let mut best: Option<Begun> = None;
+    for (plan, side) in sides.iter().enumerate() {
+        let later = side.rates.starts().filter(|&t| t > side.prepare && t < side.end);
+        for begin in std::iter::once(side.prepare.min(side.end)).chain(later) {
+            let Some(begun) = course.begun(s, &sides, plan, begin) else { continue };
+            let better = |than: &Option<Begun>| than.is_none_or(|b| begun.value > b.value);
+            if begin <= side.prepare && better(&now) {
+                now = Some(begun);
             }
             if better(&best) {
-                best = Some(balance);
+                best = Some(begun);
             }
         }
     }
-    // Numbers that are none promise nothing.
-    let sound = |b: &Balance| b.saved.0.is_finite() && b.cost.0.is_finite();
-    let (now, best) = (now.filter(sound).unwrap_or_default(), best.filter(sound).unwrap_or_default());
+    let Some((now, best)) = now.zip(best) else {
+        // Numbers that are none promise nothing.
+        return candidates.first().map(|&c| (c, Weighed { balance: Balance::default(), at: s.time }));
+    };
     // To start one interval too early is better than to start too late.
-    let clearly = best.begin > now.begin + rates.interval * 2.0 && best.net().0 > now.net().0 + 0.1 * best.cost.0;
-    match clearly {
-        true => Weighed { balance: best, at: best.begin - prepare - rates.interval },
-        false => Weighed { balance: now, at: s.time },
+    let Side { rates: Rates { interval, .. }, prepare, .. } = &sides[best.plan];
+    let clearly =
+        best.balance.begin > now.balance.begin + *interval * 2.0 && best.value > now.value + 0.1 * best.balance.cost.0;
+    Some(match clearly {
+        true => {
+            let at = best.balance.begin - *prepare - *interval;
+            (candidates[best.plan], Weighed { balance: best.balance, at })
+        }
+        false => (candidates[now.plan], Weighed { balance: now.balance, at: s.time }),
+    })
+}
+
+/// What is known of one candidate. Times count from now.
+struct Side {
+    rates: Rates,
+    prepare: Seconds,
+    pause: Seconds,
+    /// What a move has to save.
+    price: f64,
+    /// To where savings are summed up.
+    end: Seconds,
+}
+
+impl Side {
+    fn new(s: &Snapshot, c: &Candidate) -> Self {
+        let rates = Rates::new(s, c);
+        let pause = corrected(c.pause, &s.moves, |m| m.pause);
+        Self {
+            prepare: corrected(c.prepare, &s.moves, |m| m.prepare),
+            pause,
+            price: pause.0 * (1.0 + s.settings.hysteresis),
+            end: rates.end().min(s.settings.horizon).min(time_left(s)),
+            rates,
+        }
+    }
+
+    fn gain(&self, from: usize, to: usize) -> f64 {
+        let sum = |i: usize| self.rates.sums[i.min(self.rates.sums.len() - 1)];
+        sum(to) - sum(from)
+    }
+}
+
+/// The best that can be done from each interval on, by dynamic programming from the last one.
+struct Course {
+    n_intervals: usize,
+    /// Seconds saved, by interval and by the plan in force there: a candidate, or the running plan as the last one.
+    to_come: Vec<Vec<f64>>,
+    /// The plan that the interval is trained with.
+    next: Vec<Vec<usize>>,
+}
+
+/// A move to a candidate at some time.
+#[derive(Clone, Copy)]
+struct Begun {
+    plan: usize,
+    /// Seconds saved, with all moves that follow.
+    value: f64,
+    balance: Balance,
+}
+
+impl Course {
+    fn new(s: &Snapshot, sides: &[Side]) -> Self {
+        let running = sides.len();
+        // Where nothing is foreseen, nothing follows.
+        let foreseen = |side: &Side| match side.rates.constant {
+            Some(_) => 0,
+            None => ((side.end - side.rates.first) / side.rates.interval).ceil().max(0.0) as usize,
+        };
+        let n_intervals = sides.iter().map(|side| foreseen(side).min(side.rates.rates.len())).min().unwrap_or(0);
+        let mut to_come = vec![vec![0.0; running + 1]; n_intervals + 1];
+        let mut next: Vec<Vec<usize>> = vec![(0..=running).collect(); n_intervals];
+        for i in (0..n_intervals).rev() {
+            for from in 0..=running {
+                let gain = |to: usize, until: usize| sides.get(to).map_or(0.0, |side| side.gain(i, until));
+                to_come[i][from] = gain(from, i + 1) + to_come[i + 1][from];
+                for to in (0..=running).filter(|&to| to != from) {
+                    // The way back is as long as the way there.
+                    let Some(moved) = sides.get(to).or(sides.get(from)) else { continue };
+                    let stay = ((s.settings.cooldown / moved.rates.interval).ceil() as usize).max(1);
+                    let until = i.saturating_add(stay).min(n_intervals);
+                    let value = gain(to, until) - moved.price + to_come[until][to];
+                    if value > to_come[i][from] {
+                        (to_come[i][from], next[i][from]) = (value, to);
+                    }
+                }
+            }
+        }
+        Self { n_intervals, to_come, next }
+    }
+
+    /// A move to a candidate that begins so long from now; `None` where numbers are none.
+    fn begun(&self, s: &Snapshot, sides: &[Side], plan: usize, begin: Seconds) -> Option<Begun> {
+        let Side { rates, end, pause, price, .. } = &sides[plan];
+        let start = |i: usize| (rates.first + rates.interval * i as f64).min(*end);
+        // From this interval on it may be left.
+        let free = ((begin + s.settings.cooldown - rates.first) / rates.interval).ceil().max(0.0) as usize;
+        let (mut until, mut n_moves, mut value) = (*end, 1.0, rates.between(begin, *end) - price);
+        if free < self.n_intervals && start(free) < *end {
+            value = rates.between(begin, start(free)) + self.to_come[free][plan] - price;
+            if let Some(i) = (free..self.n_intervals).find(|&i| self.next[i][plan] != plan) {
+                until = start(i);
+                n_moves = if self.next[i][plan] == sides.len() { 2.0 } else { 1.0 };
+            }
+        }
+        let all = rates.between(begin, until);
+        let saved = Seconds(if all > 0.0 { all * trust(&s.moves) } else { all });
+        let share = if until > begin { all / (until - begin).0 } else { 0.0 };
+        let cost = *pause * n_moves;
+        let balance = Balance { saved, cost, share, begin: s.time + begin, end: s.time + until };
+        let sound = value.is_finite() && saved.0.is_finite() && cost.0.is_finite();
+        sound.then_some(Begun { plan, value, balance })
     }
 }
 
@@ -111,10 +206,6 @@ impl Rates {
 
     fn starts(&self) -> impl Iterator<Item = Seconds> {
         (0..self.rates.len()).map(|i| self.first + self.interval * i as f64)
-    }
-
-    fn ends(&self) -> impl Iterator<Item = Seconds> {
-        self.starts().map(|t| t + self.interval)
     }
 
     fn between(&self, from: Seconds, to: Seconds) -> f64 {

@@ -498,7 +498,7 @@ impl Adapt {
             let cost = beside.unwrap_or(Preparing::cost(pause, prepare));
             (last.pause.measured, last.prepare.measured) = (Some(cost), Some(prepare));
         }
-        self.preparing.took(prepare, compiled);
+        self.took(prepare, compiled);
         self.rehearsals.add(plan.clone());
         (self.running, self.base) = (plan.clone(), base);
         self.since = (step, now);
@@ -517,9 +517,14 @@ impl Adapt {
     pub fn rehearsed(&mut self, plan: Option<(Plan, Seconds, u32)>) {
         self.rehearsals.over();
         if let Some((plan, prepare, compiled)) = plan {
-            self.preparing.took(prepare, compiled);
+            self.took(prepare, compiled);
             self.rehearsals.add(plan);
         }
+    }
+
+    fn took(&mut self, prepare: Seconds, compiled: u32) {
+        let speeds = self.priced.seats().map(|(device, _)| self.calibration.speed(device));
+        self.preparing.took(prepare, compiled, speeds);
     }
 
     /// The move that was advised did not come off.

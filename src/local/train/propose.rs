@@ -17,6 +17,8 @@ use crate::units::{BytesPerSec, Seconds};
 
 /// Intervals that predictions are made for.
 const INTERVALS: usize = 64;
+/// So many of them are the near future.
+const NEAR: usize = 4;
 /// A cutover takes that long, however little moves.
 const LEAST_PAUSE: Seconds = Seconds(10e-3);
 
@@ -44,27 +46,33 @@ pub struct Question {
 /// What preparing a plan takes: the last of each kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Preparing {
-    /// With everything to be compiled.
-    cold: Seconds,
+    /// To compile one module on a device of full speed.
+    module: Seconds,
     /// With executables on disk.
     warm: Seconds,
 }
 
 impl Default for Preparing {
-    /// Of a small model: ten modules are compiled in 30 to 40 s on a core that trains, and loaded in one or two.
+    /// Of a small model on cores that train: its modules are compiled in 3 to 4 s each, and loaded in one or two together.
     fn default() -> Self {
-        Self { cold: Seconds(30.0), warm: Seconds(1.5) }
+        Self { module: Seconds(3.5), warm: Seconds(1.5) }
     }
 }
 
 impl Preparing {
-    /// `compiled`: executables that were not on disk.
-    pub fn took(&mut self, prepare: Seconds, compiled: u32) {
-        if compiled == 0 { self.warm = prepare } else { self.cold = prepare }
+    /// `compiled`: executables that were not on disk, on all workers, which compile side by side; `speeds`: of their devices.
+    pub fn took(&mut self, prepare: Seconds, compiled: u32, speeds: impl Iterator<Item = f64>) {
+        let (n, slowest) = speeds.fold((0, 1.0), |(n, slowest), speed| (n + 1, speed.min(slowest)));
+        match compiled.div_ceil(n.max(1)) {
+            0 => self.warm = prepare,
+            each => self.module = prepare * slowest / f64::from(each),
+        }
     }
 
-    fn takes(&self, known: bool) -> Seconds {
-        if known { self.warm } else { self.cold }
+    /// With everything to be compiled: so many modules on devices of these speeds.
+    fn cold(&self, workers: impl Iterator<Item = (usize, f64)>) -> Seconds {
+        let each = workers.map(|(modules, speed)| self.module * (modules as f64 / speed.max(1e-3)));
+        each.fold(self.warm, Seconds::max)
     }
 
     /// What a move costs whose preparation takes so long: the pause, and what steps lose beside the compiler.
@@ -93,14 +101,16 @@ pub enum Proposed {
     Infeasible(Infeasible),
 }
 
-/// Plans for the present, for the slowest moment foreseen and for the mean of what is foreseen, and those that can be had
-/// at once, each with its step times and those of the running plan over the horizon.
+/// Plans for the present, for the near future, for the slowest moment foreseen and for the mean of what is foreseen, and
+/// those that can be had at once, each with its step times and those of the running plan over the horizon.
 pub fn propose(q: &Question) -> Proposed {
     let base = q.base();
     let now = |d: DeviceId| q.calibration.speed(d);
     let foreseen = |d: DeviceId, of: &dyn Fn(&Forecast) -> f64| q.forecasts.get(&d).map_or(now(d), of);
-    let futures: [Vec<f64>; 3] = [
+    let near = |d: DeviceId| (0..NEAR).map(|i| q.expected(d, i)).sum::<f64>() / NEAR as f64;
+    let futures: [Vec<f64>; 4] = [
         q.each(&now),
+        q.each(&near),
         q.each(&|d| foreseen(d, &|f| f.min().band.mean)),
         q.each(&|d| foreseen(d, &|f| f.average().mean)),
     ];
@@ -152,6 +162,12 @@ impl Question {
         (0..self.base.devices.len() as u32).map(|d| of(DeviceId(d)).max(1e-3)).collect()
     }
 
+    /// Speed of a device in an interval from now.
+    fn expected(&self, device: DeviceId, ahead: usize) -> f64 {
+        let now = self.calibration.speed(device);
+        self.forecasts.get(&device).map_or(now, |f| f.expect(self.now, now, ahead))
+    }
+
     /// The devices, with links as they are foreseen.
     fn base(&self) -> Topology {
         let mut base = self.base.clone();
@@ -170,19 +186,21 @@ impl Question {
         let variant = trained(&plan, &self.variant);
         let interval = self.forecasts.values().map(|f| f.interval).next().unwrap_or(Seconds(1.0));
         let horizon = self.forecasts.values().map(Forecast::horizon).min().unwrap_or(1).clamp(1, INTERVALS);
-        let speed = |i: usize| {
-            move |d: DeviceId| {
-                let foreseen = self.forecasts.get(&d).map(|f| f.mean[i.min(f.horizon() - 1)]);
-                foreseen.unwrap_or_else(|| self.calibration.speed(d)).max(1e-3)
-            }
-        };
+        let speed = |i: usize| move |d: DeviceId| self.expected(d, i).max(1e-3);
         let (mut running, mut step_times) = (Vec::new(), Vec::new());
         for i in 0..horizon {
             running.push(before.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
             step_times.push(priced.estimate(&variant, &self.calibration, &speed(i), None)?.step);
         }
         let moved = moved(&self.model, &self.running, &plan);
-        let prepare = self.preparing.takes(self.known.iter().any(|k| same(k, &plan)));
+        let workers = priced
+            .seats()
+            .enumerate()
+            .map(|(rank, (device, _))| (priced.segments(&variant, rank).len(), self.calibration.speed(device)));
+        let prepare = match self.known.iter().any(|k| same(k, &plan)) {
+            true => self.preparing.warm,
+            false => self.preparing.cold(workers),
+        };
         let memory = (0..plan.n_replicas).flat_map(|_| plan.shards.iter().map(|s| s.memory)).collect();
         let candidate = Candidate {
             revision: 0,
@@ -196,5 +214,21 @@ impl Question {
             prepare,
         };
         Some((plan, candidate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_compiling_takes_counts_modules_and_the_speed_of_the_core() {
+        let mut preparing = Preparing::default();
+        preparing.took(Seconds(1.0), 0, [1.0, 1.0].into_iter());
+        // One module on each of two workers, the slower one at half its speed.
+        preparing.took(Seconds(4.0), 2, [1.0, 0.5].into_iter());
+        assert_eq!((preparing.warm, preparing.module), (Seconds(1.0), Seconds(2.0)));
+        assert_eq!(preparing.cold([(5, 1.0), (4, 0.4)].into_iter()), Seconds(20.0));
+        assert_eq!(preparing.cold([(0, 0.0)].into_iter()), Seconds(1.0), "nothing to compile");
     }
 }

@@ -10,8 +10,8 @@ use crate::local::inputs::{Ask, Inputs};
 use crate::plan::Plan;
 use crate::topology::Topology;
 
-/// Speeds of a device that are prepared for, the others being as fast as ever.
-const SPEEDS: [f64; 2] = [0.5, 0.75];
+/// Speeds of a device that are prepared for, the others being as fast as ever: the most telling first.
+const SPEEDS: [f64; 4] = [0.5, 0.75, 0.6, 0.87];
 /// Plans that are prepared for at most, and those that are remembered.
 const MOST: usize = 8;
 const MOST_KNOWN: usize = 16;

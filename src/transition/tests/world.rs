@@ -5,6 +5,9 @@ use crate::plan::ShardId;
 use crate::transition::*;
 use crate::units::{Bytes, Seconds};
 
+/// Intervals that are the near future.
+const NEAR: usize = 4;
+
 /// Repeatable randomness.
 pub struct Dice(u64);
 
@@ -300,6 +303,9 @@ impl<'w, 'a> Job<'w, 'a> {
     }
 
     fn look_ahead(&mut self) {
+        if !self.world.settings.forecast {
+            return;
+        }
         let (interval, steps) = self.spacing();
         let Settings { horizon, dwell, .. } = self.world.settings;
         let due = self.time >= self.next_forecast;
@@ -321,7 +327,7 @@ impl<'w, 'a> Job<'w, 'a> {
         }
     }
 
-    /// The planner has plans for the present, the slowest, the fastest and the mean speeds foreseen.
+    /// The planner has plans for the present, the next few intervals, the slowest, the fastest and the mean speeds foreseen.
     fn answer(&mut self) {
         if !self.solved_at.is_some_and(|done| self.time >= done) {
             return;
@@ -331,12 +337,22 @@ impl<'w, 'a> Job<'w, 'a> {
         let ahead = |of: &dyn Fn(&Forecast) -> f64| -> Vec<f64> {
             self.workers.iter().map(|w| w.forecast.as_ref().map_or(w.now, of)).collect()
         };
-        let futures =
-            [self.speeds(), ahead(&|f| f.min().band.mean), ahead(&|f| f.max().band.mean), ahead(&|f| f.average().mean)];
+        let now = Seconds(self.time);
+        let expected = |w: &Watched, i: usize| w.forecast.as_ref().map_or(w.now, |f| f.expect(now, w.now, i).max(0.01));
+        let near = |w: &Watched| (0..NEAR).map(|i| expected(w, i)).sum::<f64>() / NEAR as f64;
+        let futures = [
+            self.speeds(),
+            self.workers.iter().map(near).collect(),
+            ahead(&|f| f.min().band.mean),
+            ahead(&|f| f.max().band.mean),
+            ahead(&|f| f.average().mean),
+        ];
         let split = |speeds: &Vec<f64>| -> Split { speeds.iter().map(|s| s / speeds.iter().sum::<f64>()).collect() };
         let differs = |split: &Split| split.iter().zip(&self.split).any(|(a, b)| (a - b).abs() > 0.01);
         let splits: Vec<Split> = futures.iter().map(split).filter(differs).collect();
-        let path: Vec<Vec<f64>> = (0..steps).map(|i| ahead(&|f| f.mean[i.min(f.horizon() - 1)])).collect();
+        // Without a forecast the present is all that is known.
+        let steps = if self.world.settings.forecast { steps } else { 1 };
+        let path: Vec<Vec<f64>> = (0..steps).map(|i| self.workers.iter().map(|w| expected(w, i)).collect()).collect();
         let times = |split: &Split| path.iter().map(|speeds| Seconds(self.takes(split, speeds))).collect();
         let candidate = |(i, split): (usize, &Split)| Candidate {
             revision: self.revision + 1 + i as u64,
