@@ -317,15 +317,17 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             time.sleep(1)
         elif name != "static":
             # Plans for slow devices are compiled in quiet times; in earnest these are most of all times.
-            n = lambda: sum(e["event"] == "rehearsal" for e in run.lines("events.jsonl"))
             seen = [0, time.monotonic()]
 
             def quiet() -> bool:
-                if n() > seen[0]:
-                    seen[:] = [n(), time.monotonic()]
-                return time.monotonic() - seen[1] > 40
+                begun, ended = (
+                    sum(e["event"] == name for e in run.lines("events.jsonl")) for name in ("rehearsing", "rehearsal")
+                )
+                if begun + ended > seen[0] or begun > ended:
+                    seen[:] = [begun + ended, time.monotonic()]
+                return time.monotonic() - seen[1] > (10 if begun else 15)
 
-            run.wait_for(quiet, 400)
+            run.wait_for(quiet, 600)
         undisturbed = run.lines("log.jsonl")[-30:]
         cutovers = lambda: sum(e["event"] == "cutover" for e in run.lines("events.jsonl"))
         began, first, moves = time.monotonic(), run.steps(), cutovers()

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Keeps what is freed for the next step, in one arena. Call before the plug-in starts its threads.
 ///
@@ -19,8 +20,16 @@ pub fn keep() {
     }
 }
 
-/// Gives back to the system what is kept: after work that does not repeat, such as compiling.
-pub fn trim() {
+/// How often [`tidy`] was called.
+static TIDIED: AtomicU64 = AtomicU64::new(0);
+
+/// To be called after work that does not repeat, such as compiling: gives back to the system what is kept.
+pub fn tidy() {
+    trim();
+    TIDIED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes and returns plain numbers.
     unsafe {
@@ -35,9 +44,15 @@ pub fn trim() {
 pub struct Ceiling {
     statm: Option<File>,
     page: u64,
+    /// As it was made.
+    first_at: u64,
     at: u64,
     /// What the last time left; what is alive is not to be given back.
     left: u64,
+    /// The fewest resident bytes with which it was settled.
+    least: Option<u64>,
+    /// [`TIDIED`] when it was last settled.
+    tidied: Option<u64>,
 }
 
 impl Ceiling {
@@ -48,7 +63,25 @@ impl Ceiling {
     pub fn new(at: u64) -> Self {
         // SAFETY: takes and returns plain numbers.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        Self { statm: File::open("/proc/self/statm").ok(), page: page.try_into().unwrap_or(4096), at, left: 0 }
+        let (statm, page) = (File::open("/proc/self/statm").ok(), page.try_into().unwrap_or(4096));
+        Self { statm, page, first_at: at, at, left: 0, least: None, tidied: None }
+    }
+
+    /// To be called at the start of every step, when only what lasts is alive.
+    ///
+    /// Work that does not repeat leaves something behind, such as the executables of a plan for later. It is nothing that
+    /// steps grew by: the ceiling is raised by as much, or all they free would be given back and taken again for ever.
+    pub fn settle(&mut self) {
+        let tidied = Some(TIDIED.load(Ordering::Relaxed));
+        if self.tidied == tidied {
+            return;
+        }
+        trim();
+        let resident = self.resident();
+        let least = self.least.map_or(resident, |least| least.min(resident));
+        self.at = self.first_at.saturating_add(resident - least);
+        self.least = Some(least);
+        (self.left, self.tidied) = (0, tidied);
     }
 
     /// To be called before work that takes up to `need` bytes.
@@ -85,5 +118,24 @@ mod tests {
         ceiling.make_room(0);
         assert!(ceiling.left + (128 << 20) < before, "{} of {before} stayed", ceiling.left);
         assert_eq!(stay.len(), 64);
+    }
+
+    #[test]
+    fn what_other_work_leaves_behind_raises_the_ceiling() {
+        let mut ceiling = Ceiling::new(1 << 40);
+        ceiling.settle();
+        assert_eq!(ceiling.at, 1 << 40);
+        let behind = vec![1u8; 256 << 20];
+        ceiling.settle();
+        assert_eq!(ceiling.at, 1 << 40, "steps may not grow");
+        tidy();
+        ceiling.settle();
+        // Other tests take and free a little meanwhile.
+        let raised = ceiling.at - (1 << 40);
+        assert!((128 << 20..512 << 20).contains(&raised), "raised by {raised}");
+        drop(behind);
+        tidy();
+        ceiling.settle();
+        assert!(ceiling.at < (1 << 40) + raised, "and falls when it is gone");
     }
 }

@@ -94,7 +94,7 @@ impl Cpu {
 }
 
 /// Memory of the machine, or what the control group leaves of it.
-fn memory() -> Bytes {
+pub fn memory() -> Bytes {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total =
         info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());

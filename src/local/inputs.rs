@@ -13,6 +13,7 @@ use crate::device::inventory::Cpu;
 use crate::fetch;
 use crate::graph::{self, Model};
 use crate::plan::split::choose;
+use crate::plan::verify::verify;
 use crate::plan::{self, Infeasible, Plan, Prepared};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
@@ -103,7 +104,8 @@ impl Inputs {
             }
             let chosen = choose(&ask.problem(spec, &model, &topology))?;
             let why = chosen.why();
-            Ok((chosen.plan, chosen.model, why))
+            let plan = refute(chosen.model.as_ref().unwrap_or(&model), &topology, chosen.plan)?;
+            Ok((plan, chosen.model, why))
         };
         // Other microbatches are other dropout masks: a job goes on with those it had.
         let before = checkpoint.as_ref().and_then(|c| c.index().microbatch);
@@ -197,10 +199,12 @@ impl Ask {
     ) -> Result<Plan, Infeasible> {
         let problem = self.problem(spec, model, topology);
         // Other shards than the job's were asked for by hand, and take other cuts.
-        if Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
-            return prepared.pinned(&problem, &spec.parallelism.cuts);
-        }
-        prepared.solve(&problem, previous)
+        let pinned = Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty();
+        let plan = match pinned {
+            true => prepared.pinned(&problem, &spec.parallelism.cuts),
+            false => prepared.solve(&problem, previous),
+        };
+        refute(model, topology, plan?)
     }
 
     /// An earlier plan with what is to be expected of it on these devices; `None` when it does not fit them.
@@ -213,6 +217,14 @@ impl Ask {
         earlier: &Plan,
     ) -> Option<Plan> {
         prepared.repriced(&self.problem(spec, model, topology), earlier)
+    }
+}
+
+/// No plan is run in which only its planner believes: the verifier shares no code with it.
+fn refute(model: &Model, topology: &Topology, plan: Plan) -> Result<Plan, Infeasible> {
+    match verify(model, topology, &plan) {
+        Ok(_) => Ok(plan),
+        Err(fault) => Err(Infeasible::Refuted { fault: fault.to_string() }),
     }
 }
 

@@ -81,6 +81,10 @@ pub enum Infeasible {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
     },
+    #[error(
+        "the plan that was found does not hold ({fault}): a fault of the planner; please report it with the bundle and the devices"
+    )]
+    Refuted { fault: String },
 }
 
 fn or_split(split: &[Split]) -> String {

@@ -147,6 +147,9 @@ impl<D: Device> Executor<D> {
     /// Sums the gradients of a step over its microbatches and all replicas.
     pub fn first_half(&mut self, step: u64, variant: &str) -> Result<Half<D::Buffer>, RuntimeError> {
         self.shared.mailbox.advance(step)?;
+        if let Some(ceiling) = &mut self.ceiling {
+            ceiling.settle();
+        }
         let start_us = now_us();
         let mut clock = Clock::default();
         // Taken out so that the programs can be borrowed while the state changes.

@@ -66,6 +66,11 @@ impl<D: Device> Kept<D> {
         self.lock().put(key, compiled);
     }
 
+    /// Lets go of those that no plan uses: memory is short.
+    pub fn let_go(&self) {
+        self.lock().of.retain(|_, (_, (executable, _))| Arc::strong_count(executable) > 1);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Latest<Compiled<D>>> {
         // Every change above is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -17,7 +17,7 @@ use super::weights::StartWeights;
 use super::wiring::{Rank, Wiring};
 use crate::device::cache::ExecutableCache;
 use crate::device::heap::Ceiling;
-use crate::device::{Device, heap};
+use crate::device::{Device, heap, inventory};
 use crate::graph::Model;
 use crate::plan::{Place, Plan};
 use crate::tls::{Identity, Name, Stream};
@@ -42,6 +42,9 @@ pub struct Prepared<D: Device> {
 
 /// What a process may grow by between two looks at the ceiling, by threads that do not look: 0.5 MiB was seen.
 const BETWEEN_LOOKS: u64 = 4 << 20;
+
+/// One part in so many of all memory stays free of executables that may be used again.
+const ROOM: u64 = 4;
 
 /// Who prepares, and with what.
 pub struct Workshop<'a, D: Device> {
@@ -107,12 +110,18 @@ impl<D: Device> Workshop<'_, D> {
             None => None,
         };
         report.compiling_rss = peak_rss();
-        heap::trim();
+        heap::tidy();
         report.baseline_rss = reset_peak_rss();
-        report.seconds = began.elapsed().as_secs_f64();
         // Elsewhere tensors do not lie in the heap.
         let on_heap = me.filter(|_| self.device.kind() == "cpu");
         let planned = on_heap.map(|me| shared.plan.shards[me.shard.index()].memory.0);
+        let limit = inventory::memory().0;
+        if planned.is_some_and(|planned| report.baseline_rss.saturating_add(planned) > limit - limit / ROOM) {
+            self.kept.let_go();
+            heap::tidy();
+            report.baseline_rss = reset_peak_rss();
+        }
+        report.seconds = began.elapsed().as_secs_f64();
         let ceiling = planned.map(|planned| report.baseline_rss.saturating_add(planned.saturating_sub(BETWEEN_LOOKS)));
         let ceiling = ceiling.map(Ceiling::new);
         let (seed, summed) = (order.seed as u32, order.summed);

@@ -243,7 +243,7 @@ impl<D: Device> Worker<'_, D> {
                     }
                     true
                 });
-                heap::trim();
+                heap::tidy();
                 Ok(())
             }
             ToWorker::Abort { revision } => {

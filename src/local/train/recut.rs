@@ -111,6 +111,7 @@ impl Training<'_> {
 
     /// Has a plan compiled for later.
     pub(super) fn begin_rehearsal(&mut self, plan: Plan) {
+        self.event("rehearsing", json!({"plan": plan.revision}));
         let mut recut = Recut::new(Phase::Gathering(plan), "for later".to_owned(), None);
         recut.rehearsal = true;
         self.recut = Some(recut);
@@ -124,10 +125,13 @@ impl Training<'_> {
 
     fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds, u32)>) {
         self.session.abort();
-        if let Some((plan, prepared, compiled)) = &plan {
-            let facts = json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled});
-            self.event("rehearsal", facts);
-        }
+        let facts = match &plan {
+            Some((plan, prepared, compiled)) => {
+                json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled})
+            }
+            None => json!({"called_off": true}),
+        };
+        self.event("rehearsal", facts);
         if let Some(adapt) = &mut self.adapt {
             adapt.rehearsed(plan);
         }
