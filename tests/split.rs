@@ -395,11 +395,18 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     let status = python.args(["-c", export]).arg(&bundle).current_dir("python").env("JAX_PLATFORMS", "cpu").status();
     assert!(status.expect("the test set-up installs JAX: make venv").success());
 
-    let train = |name: &str, partition: &[Split], shards: u32, memory: &str| {
+    let yaml = |partition: &[Split], shards: u32, memory: &str| {
         let more = format!("steps: 4\n  resources: {{memory: {memory}}}\n  parallelism: {{shards: {shards}}}");
-        run(&scratch.path().join(name), &spec(&bundle, DIGITS, partition, &more), &[])
+        spec(&bundle, DIGITS, partition, &more)
     };
-    let refused = train("refused", &[], 2, "128Mi").map(|_| ()).unwrap_err();
+    let train = |name: &str, partition: &[Split], shards: u32, memory: &str| {
+        run(&scratch.path().join(name), &yaml(partition, shards, memory), &[])
+    };
+    let by = |granularity: &str| {
+        let yaml = yaml(&[], 2, "128Mi").replace("split: []", &format!("granularity: {granularity}"));
+        run(&scratch.path().join(granularity), &yaml, &[])
+    };
+    let refused = by("sublayer").map(|_| ()).unwrap_err();
     for part in ["has 128.0 MiB", "or split it: spec.partition.split: [{tensor: \"layer"] {
         assert!(refused.contains(part), "{refused:?} lacks {part:?}");
     }
@@ -415,9 +422,12 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
     assert!(most(&split.plan) < most(&whole.plan) - Bytes(24 << 20), "{} of {}", most(&split.plan), most(&whole.plan));
 
-    // Or the planner finds it.
-    let yaml = spec(&bundle, DIGITS, &[], "steps: 4\n  resources: {memory: 128Mi}\n  parallelism: {shards: 2}");
-    let auto = run(&scratch.path().join("auto"), &yaml.replace("split: []", "auto: true"), &[]).unwrap();
-    assert!(!auto.plan.split.is_empty());
-    assert_eq!(auto.losses.len(), 4);
+    // Or the planner finds it, where it may: not where layers are to stay whole.
+    for granularity in ["auto", "op"] {
+        let found = by(granularity).unwrap();
+        assert!(!found.plan.split.is_empty(), "{granularity}");
+        assert_eq!(found.losses.len(), 4, "{granularity}");
+    }
+    let whole = by("layer").map(|_| ()).unwrap_err();
+    assert!(whole.contains("has 128.0 MiB") && !whole.contains("or split it"), "{whole}");
 }

@@ -7,7 +7,7 @@ use foreshard::graph::passes::{Limits, normalise};
 use foreshard::graph::verify::verify;
 use foreshard::graph::{Manifest, Model};
 use foreshard::plan::solve::even_topology;
-use foreshard::plan::{Problem, ScheduleKind, solve};
+use foreshard::plan::{Aim, Problem, ScheduleKind, solve};
 use foreshard::topology::{LOOPBACK, nominal};
 use foreshard::wire::control::{MAX_HELLO, Peer, ToParent, ToWorker};
 use foreshard::wire::frame::{Header, read_header, read_message, write_message};
@@ -63,7 +63,15 @@ pub fn bundle(module: &[u8]) {
 fn plan(model: &Model) {
     let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
     for schedule in [ScheduleKind::OneFOneB, ScheduleKind::GPipe] {
-        let problem = Problem { model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: None, schedule };
+        let problem = Problem {
+            model,
+            topology: &topology,
+            n_shards: 2,
+            n_replicas: 1,
+            microbatch: None,
+            schedule,
+            aim: Aim::default(),
+        };
         let _ = solve(&problem, None);
     }
 }

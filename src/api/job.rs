@@ -12,7 +12,7 @@ use super::status::TrainingJobStatus;
 use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::graph::{self, split::MAX_PARTS};
-use crate::plan::ScheduleKind;
+use crate::plan::{self, Aim, ScheduleKind};
 use crate::transition::{self, Settings};
 use crate::units::Seconds;
 
@@ -50,6 +50,10 @@ use crate::units::Seconds;
         .message("epochs: how much data there is on data.socket is not known; give steps"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || (has(self.parallelism.shards) && size(self.parallelism.cuts) + 1 == self.parallelism.shards)")
         .message("parallelism.cuts: n cuts make n + 1 shards; give one cut fewer than shards"),
+    validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || !has(self.partition) || !has(self.partition.granularity) || self.partition.granularity in ['auto', 'layer']")
+        .message("partition.granularity: parallelism.cuts are made where layers begin; leave one of them out"),
+    validation = Rule::new("!has(self.partition) || !has(self.partition.granularity) || self.partition.granularity != 'layer' || !has(self.partition.split) || size(self.partition.split) == 0")
+        .message("partition.split: granularity layer keeps layers whole, and a split goes inside; leave one of them out"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
         .message("parallelism.shards times replicas lies in no range of resources.devices; leave shards out, and it is chosen by what is free"),
     validation = Rule::new("self.bundle == oldSelf.bundle && self.seed == oldSelf.seed")
@@ -396,19 +400,62 @@ impl Default for Parallelism {
     }
 }
 
-/// What is cut inside an op instead of between ops.
+/// How the graph is cut, where `parallelism.cuts` does not say it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Partition {
+    /// How finely the planner may cut.
+    pub granularity: Granularity,
+    /// What the planner is after.
+    pub objective: Objective,
     /// Params that are kept in parts, with their gradients and optimizer slots; products that read them become as many
     /// smaller ones, whose results are concatenated or summed. Parts of one product can be on different shards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
     pub split: Vec<Split>,
-    /// Where `split` is empty, the planner tries a few splits and takes one that makes the job fit its devices or its steps
-    /// at least a twentieth shorter. It says which in the log, and `plan.json` holds it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub auto: bool,
+}
+
+/// How finely the planner may cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    /// Between any two ops; where no plan fits the devices, inside ops as well.
+    #[default]
+    Auto,
+    /// Where layers begin: the named scopes of the model, as `foreshard graph` lists them, stay whole.
+    Layer,
+    /// Between any two ops: those that `split` does not name stay whole.
+    Sublayer,
+    /// Inside ops as well: where `split` is empty, a few splits are tried, and one is taken that makes the job fit its devices
+    /// or the plan better by a twentieth. The log says which, and `plan.json` holds it.
+    Op,
+}
+
+/// What the planner is after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// Short steps. All steps have equally many samples: this is also most samples per second.
+    #[default]
+    Throughput,
+    /// The fullest worker needs as small a share of its memory as can be; steps may take longer.
+    Memory,
+}
+
+impl From<&Partition> for Aim {
+    /// Whether ops are split is not the planner's question but that of whoever asks it.
+    fn from(partition: &Partition) -> Self {
+        Self {
+            granularity: match partition.granularity {
+                Granularity::Layer => plan::Granularity::Layer,
+                Granularity::Auto | Granularity::Sublayer | Granularity::Op => plan::Granularity::Sublayer,
+            },
+            objective: match partition.objective {
+                Objective::Throughput => plan::Objective::Throughput,
+                Objective::Memory => plan::Objective::Memory,
+            },
+        }
+    }
 }
 
 /// Params that are split along one axis.
@@ -497,6 +544,19 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     if n_cuts > 0 && n_cuts + 1 != n_shards as usize {
         return Err(format!("spec.parallelism.cuts: {n_cuts} cuts make {} shards, shards is {n_shards}", n_cuts + 1));
     }
+    let granularity = spec.partition.granularity;
+    if n_cuts > 0 && !matches!(granularity, Granularity::Auto | Granularity::Layer) {
+        return Err(format!(
+            "spec.partition.granularity: {}, but spec.parallelism.cuts are made where layers begin; leave one of them out",
+            format!("{granularity:?}").to_lowercase()
+        ));
+    }
+    if granularity == Granularity::Layer && !spec.partition.split.is_empty() {
+        return Err(
+            "spec.partition.split goes inside layers, granularity layer keeps them whole; leave one of them out"
+                .to_owned(),
+        );
+    }
     for (i, Split { tensor, parts, .. }) in spec.partition.split.iter().enumerate() {
         if !(2..=MAX_PARTS).contains(parts) {
             return Err(format!("spec.partition.split[{i}].parts: {parts}, must be 2 to {MAX_PARTS}"));
@@ -550,6 +610,26 @@ mod tests {
                 "steps: 3",
                 "steps: 3\n  partition: {split: [{tensor: a, axes: 0, parts: 2}]}",
                 vec!["unknown field `axes`", "did you mean \"axis\"?"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {granularity: block}",
+                vec!["spec.partition.granularity", "unknown variant `block`", "layer", "sublayer"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {objective: latency}",
+                vec!["spec.partition.objective", "unknown variant `latency`", "throughput"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {granularity: layer, split: [{tensor: a, axis: 0, parts: 2}]}",
+                vec!["spec.partition.split goes inside layers", "leave one of them out"],
+            ),
+            (
+                "shards: 2",
+                "shards: 2, cuts: [a]}\n  partition: {granularity: op",
+                vec!["spec.partition.granularity: op", "spec.parallelism.cuts", "leave one of them out"],
             ),
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),

@@ -13,8 +13,8 @@ mod volume;
 use kube::CustomResourceExt;
 
 pub use job::{
-    CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Parallelism, Partition, Schedule, Shuffle, Split, TrainingJob,
-    TrainingJobSpec, check, parse,
+    CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Granularity, Objective, Parallelism, Partition, Schedule,
+    Shuffle, Split, TrainingJob, TrainingJobSpec, check, parse,
 };
 pub use partition::{
     Explanation, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat,

@@ -11,7 +11,7 @@ use crate::graph::manifest::{FORMAT, FileSpec, FunctionSpec, GradSpec, ParamSpec
 use crate::graph::proto::{Writer, instruction};
 use crate::graph::{ArrayShape, CompId, Computation, DType, Graph, GraphError, Manifest, Model, OpId, Shape};
 use crate::plan::segment::{Parameters, Segmentation, follow_parameters};
-use crate::plan::{Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
+use crate::plan::{Aim, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
 use crate::topology::{LOOPBACK, Topology, nominal};
 
 /// Shards the model is planned for.
@@ -70,6 +70,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
         n_replicas: 1,
         microbatch: None,
         schedule: ScheduleKind::OneFOneB,
+        aim: Aim::default(),
     };
     let began = Instant::now();
     let plan = solve(&problem, None)?;
@@ -133,6 +134,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         n_replicas: 1,
         microbatch: None,
         schedule: ScheduleKind::OneFOneB,
+        aim: Aim::default(),
     };
     let began = Instant::now();
     let prepared = Prepared::new(&model);

@@ -10,7 +10,7 @@ use crate::graph::{Model, Split};
 use crate::local::bundle;
 use crate::plan::check::check;
 use crate::plan::moves::moved;
-use crate::plan::{Plan, Problem, ScheduleKind, picture, pinned, solve, table};
+use crate::plan::{Aim, Granularity, Objective, Plan, Problem, ScheduleKind, picture, pinned, solve, table};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -36,6 +36,12 @@ pub struct Args {
     microbatch: Option<u64>,
     #[arg(long, value_enum, default_value = "1f1b")]
     schedule: ScheduleArg,
+    /// Cut where blocks of the model begin only, or between any two ops. What is split inside is said by `--split`.
+    #[arg(long, value_enum, default_value = "sublayer", conflicts_with = "cut")]
+    granularity: GranularityArg,
+    /// Short steps, or much room to spare on the fullest device.
+    #[arg(long, value_enum, default_value = "throughput")]
+    objective: ObjectiveArg,
     /// Begin a shard at this block of the model, instead of where the planner would; once for each cut. The blocks are the
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
@@ -65,6 +71,18 @@ enum ScheduleArg {
     GPipe,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum GranularityArg {
+    Layer,
+    Sublayer,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ObjectiveArg {
+    Throughput,
+    Memory,
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let topology = parse_devices(&args.devices).map_err(|e| bad_input(anyhow::anyhow!("--devices: {e}")))?;
     let model = bundle::load(&args.bundle).and_then(|model| model.split(&args.split)).map_err(bad_input)?;
@@ -81,6 +99,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         schedule: match args.schedule {
             ScheduleArg::OneFOneB => ScheduleKind::OneFOneB,
             ScheduleArg::GPipe => ScheduleKind::GPipe,
+        },
+        aim: Aim {
+            granularity: match args.granularity {
+                GranularityArg::Layer => Granularity::Layer,
+                GranularityArg::Sublayer => Granularity::Sublayer,
+            },
+            objective: match args.objective {
+                ObjectiveArg::Throughput => Objective::Throughput,
+                ObjectiveArg::Memory => Objective::Memory,
+            },
         },
     };
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 
 use super::bundle;
 use super::run::{Options, Problem, input};
-use crate::api;
+use crate::api::{self, Granularity};
 use crate::device::inventory::Cpu;
 use crate::fetch;
 use crate::graph::{self, Model};
@@ -95,12 +95,18 @@ impl Inputs {
             device.measured = known.get(&device.kind).copied();
         }
         let prepared = Prepared::new(&model);
-        let auto = spec.partition.auto && splits.is_empty() && spec.parallelism.cuts.is_empty();
+        let may_split = splits.is_empty() && spec.parallelism.cuts.is_empty();
         // The plan, and where the planner splits tensors the model and why.
         let solve = |microbatch| -> Result<(Plan, Option<Model>, Option<String>), Infeasible> {
             let ask = Ask { n_shards, microbatch };
-            if !auto {
-                return Ok((ask.solve(&job.spec, &model, &prepared, &topology, None)?, None, None));
+            let whole = || ask.solve(spec, &model, &prepared, &topology, None);
+            match spec.partition.granularity {
+                Granularity::Op if may_split => {}
+                Granularity::Auto if may_split => match whole() {
+                    Err(Infeasible::Memory { .. } | Infeasible::Indivisible { .. }) => {}
+                    found => return Ok((found?, None, None)),
+                },
+                _ => return Ok((whole()?, None, None)),
             }
             let chosen = choose(&ask.problem(spec, &model, &topology))?;
             let why = chosen.why();
@@ -186,6 +192,7 @@ impl Ask {
             n_replicas: spec.parallelism.replicas,
             microbatch: self.microbatch,
             schedule: spec.parallelism.schedule.into(),
+            aim: (&spec.partition).into(),
         }
     }
 

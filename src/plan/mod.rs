@@ -2,6 +2,7 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+pub mod aim;
 pub mod block;
 pub mod bound;
 pub mod check;
@@ -36,6 +37,7 @@ use crate::graph::{Graph, Model, OpId, Split};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
+pub use aim::{Aim, Granularity, Objective};
 pub use estimate::{BatchEstimate, Priced};
 pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
@@ -120,6 +122,8 @@ pub struct Plan {
     /// graphs are placed on the owner.
     pub owners: Vec<Place>,
     pub schedule: ScheduleKind,
+    #[serde(default, skip_serializing_if = "Aim::is_default")]
+    pub aim: Aim,
     /// Order of work by variant and shard; `segment` indexes the variant's [`segment::Segmentation`].
     pub orders: BTreeMap<String, Vec<Vec<Task>>>,
     /// Predicted time of one step.

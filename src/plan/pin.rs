@@ -7,7 +7,7 @@ use super::solve::device_orders;
 use super::{Plan, Prepared};
 use crate::graph::error::closest;
 
-/// The fastest plan whose second and later shards begin where the blocks of these names do.
+/// The best plan whose second and later shards begin where the blocks of these names do.
 ///
 /// Without names, what [`solve`](super::solve()) finds.
 ///
@@ -42,7 +42,9 @@ impl Prepared {
             let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
             for order in device_orders(problem) {
                 match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
-                    Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
+                    Ok(plan) if best.as_ref().is_none_or(|b| problem.cost(&plan) < problem.cost(b)) => {
+                        best = Some(plan)
+                    }
                     Ok(_) => {}
                     Err(e) => refusal = Some(e),
                 }

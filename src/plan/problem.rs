@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ScheduleKind;
+use super::aim::Cost;
+use super::{Aim, Plan, ScheduleKind};
 use crate::graph::{GradGraph, Model, Split};
 use crate::topology::Topology;
 use crate::units::Bytes;
@@ -21,6 +22,7 @@ pub struct Problem<'a> {
     /// Rows of a microbatch; the fastest one that fits when absent.
     pub microbatch: Option<u64>,
     pub schedule: ScheduleKind,
+    pub aim: Aim,
 }
 
 /// A problem without a plan: which limit it meets, and the way out.
@@ -36,6 +38,10 @@ pub enum Infeasible {
     TooFewDevices { n_shards: u32, n_replicas: u32, n_devices: usize },
     #[error("the model can be cut into at most {n_parts} parts, {n_shards} shards were asked for")]
     TooFewOps { n_shards: u32, n_parts: usize },
+    #[error(
+        "the model has {n_layers} layers (named scopes, as foreshard graph lists them), {n_shards} shards of whole ones were asked for; take at most {n_layers} shards, or spec.partition.granularity: sublayer"
+    )]
+    TooFewLayers { n_shards: u32, n_layers: usize },
     #[error(
         "no microbatch of {} rows in {n_replicas} replicas: the bundle has microbatches of {known:?} rows, the global batch has {batch_size}; export the bundle with the size you need",
         asked.map_or("any number of".to_owned(), |m| m.to_string())
@@ -116,6 +122,11 @@ impl<'a> Problem<'a> {
             true => Err(Infeasible::TooFewDevices { n_shards, n_replicas, n_devices }),
             false => Ok(()),
         }
+    }
+
+    /// What a plan for it costs.
+    pub fn cost(&self, plan: &Plan) -> Cost {
+        self.aim.objective.cost(self.topology, plan)
     }
 
     /// Microbatch sizes the plan may use, with their variants: those that give every replica whole microbatches.

@@ -6,16 +6,15 @@
 //! for cuts.
 
 use super::problem::{Infeasible, Problem};
-use super::{Plan, solve};
+use super::{Granularity, Objective, Plan, solve};
 use crate::graph::Model;
 use crate::graph::split::candidates;
-use crate::units::Seconds;
 
 /// Splits that are tried.
 const TRIED: usize = 6;
 /// Ops of a model beyond which none is: each try plans anew.
 const LARGE: usize = 100_000;
-/// A split has to leave no more than this share of the step: it is more to exchange, and more to go wrong.
+/// A split has to leave less than this share of the cost: it is more to exchange, and more to go wrong.
 const GAIN: f64 = 0.95;
 
 /// What [`choose`] has found.
@@ -24,8 +23,8 @@ pub struct Chosen {
     /// The split model; `None` where nothing is split.
     pub model: Option<Model>,
     pub plan: Plan,
-    /// The step without a split, or why there is no plan.
-    pub without: Result<Seconds, Infeasible>,
+    /// The plan without a split, or why there is none.
+    pub without: Result<Plan, Infeasible>,
 }
 
 impl Chosen {
@@ -34,15 +33,21 @@ impl Chosen {
         let split = &self.model.as_ref()?.split;
         let what: Vec<String> = split.iter().map(ToString::to_string).collect();
         let why = match &self.without {
-            Ok(step) => format!("a step is predicted to take {} instead of {step}", self.plan.step_time),
+            Ok(whole) if self.plan.aim.objective == Objective::Memory => {
+                let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap_or_default();
+                format!("the fullest worker is predicted to need {} instead of {}", most(&self.plan), most(whole))
+            }
+            Ok(whole) => {
+                format!("a step is predicted to take {} instead of {}", self.plan.step_time, whole.step_time)
+            }
             Err(e) => format!("unsplit, {e}"),
         };
         Some(format!("split {}: {why}", what.join(", ")))
     }
 }
 
-/// Plans with and without splits, and takes the better: with one where there is no plan otherwise, or where its step is
-/// at least a twentieth shorter.
+/// Plans with and without splits, and takes the better: with one where there is no plan otherwise, or where it is better by
+/// a twentieth.
 ///
 /// # Errors
 /// What [`solve`](solve()) says of the model without splits.
@@ -50,28 +55,29 @@ impl Chosen {
 /// That of at most seven calls of [`solve`](solve()).
 pub fn choose(problem: &Problem<'_>) -> Result<Chosen, Infeasible> {
     let whole = solve(problem, None);
-    let without = whole.as_ref().map(|plan| plan.step_time).map_err(Clone::clone);
     let mut best: Option<(Model, Plan)> = None;
     for model in split(problem) {
         let Ok(plan) = solve(&Problem { model: &model, ..*problem }, None) else { continue };
-        if best.as_ref().is_none_or(|(_, b)| plan.step_time.0 < b.step_time.0) {
+        if best.as_ref().is_none_or(|(_, b)| problem.cost(&plan) < problem.cost(b)) {
             best = Some((model, plan));
         }
     }
     match (whole, best) {
-        (Ok(whole), Some((_, plan))) if plan.step_time.0 > GAIN * whole.step_time.0 => {
-            Ok(Chosen { model: None, plan: whole, without })
+        (Ok(whole), Some((_, plan))) if !problem.cost(&plan).is_below(GAIN, problem.cost(&whole)) => {
+            Ok(Chosen { model: None, plan: whole.clone(), without: Ok(whole) })
         }
-        (_, Some((model, plan))) => Ok(Chosen { model: Some(model), plan, without }),
-        (whole, None) => Ok(Chosen { model: None, plan: whole?, without }),
+        (without, Some((model, plan))) => Ok(Chosen { model: Some(model), plan, without }),
+        (whole, None) => Ok(Chosen { model: None, plan: whole.clone()?, without: whole }),
     }
 }
 
-/// The model in splits worth trying: in as many parts as there are shards. None for one that is split or very large.
+/// The model in splits worth trying: in as many parts as there are shards. None for one that is split or very large, or
+/// whose layers are to stay whole.
 pub(super) fn split<'a>(problem: &Problem<'a>) -> impl Iterator<Item = Model> + use<'a> {
     let model = problem.model;
     let n_ops = model.grads.iter().map(|g| g.graph.n_ops()).sum::<usize>() + model.update.n_ops();
-    let fits = model.split.is_empty() && problem.n_shards > 1 && n_ops <= LARGE;
+    let may = model.split.is_empty() && problem.aim.granularity != Granularity::Layer;
+    let fits = may && problem.n_shards > 1 && n_ops <= LARGE;
     let found = if fits { candidates(model, problem.n_shards) } else { Vec::new() };
     // The last holds all others.
     let last = found.len().saturating_sub(1);

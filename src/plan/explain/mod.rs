@@ -150,8 +150,15 @@ pub fn explained(
 ) -> Result<Explanation, Unexplained> {
     let known = prepared.costs();
     let n_shards = plan.shards.len() as u32;
-    let problem =
-        Problem { model, topology, n_shards, n_replicas: plan.n_replicas, microbatch: None, schedule: plan.schedule };
+    let problem = Problem {
+        model,
+        topology,
+        n_shards,
+        n_replicas: plan.n_replicas,
+        microbatch: None,
+        schedule: plan.schedule,
+        aim: plan.aim,
+    };
     let shares = Shares::of(model, topology, plan, known)?;
     let known_bound = bound::bound(&problem, prepared.work()).map_err(|_| Unexplained::Empty)?;
     let devices = |s: &ShardPlan| {

@@ -42,7 +42,7 @@ mod tests {
     use crate::graph::{Model, Split};
     use crate::plan::solve::even_topology;
     use crate::plan::verify::verify;
-    use crate::plan::{Place, Problem, ScheduleKind, ShardId, solve};
+    use crate::plan::{Aim, Place, Problem, ScheduleKind, ShardId, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::Bytes;
 
@@ -58,7 +58,15 @@ mod tests {
         let topology = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
         let plan = |model: &Model| {
             let (microbatch, schedule) = (Some(16), ScheduleKind::OneFOneB);
-            let problem = Problem { model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule };
+            let problem = Problem {
+                model,
+                topology: &topology,
+                n_shards: 2,
+                n_replicas: 1,
+                microbatch,
+                schedule,
+                aim: Aim::default(),
+            };
             let plan = solve(&problem, None).unwrap();
             verify(model, &topology, &plan).unwrap();
             plan

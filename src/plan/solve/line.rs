@@ -10,7 +10,7 @@ use crate::graph::{GradGraph, Graph, Model};
 use crate::plan::coordinate::Coordinates;
 use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
-use crate::plan::{Assignment, Place, Plan, ShardId};
+use crate::plan::{Assignment, Granularity, Place, Plan, ShardId};
 use crate::profile::Terms;
 use crate::topology::{Device, DeviceId, Rates, kinds};
 use crate::units::{Bytes, Seconds};
@@ -35,6 +35,8 @@ pub(crate) struct Line<'a> {
     /// Residuals of one microbatch before each border.
     pub(super) residuals: Vec<Bytes>,
     has_lanes: bool,
+    /// By variant, where parts are layers: coordinates at which they begin.
+    layers: Option<&'a [Vec<u32>]>,
 }
 
 impl<'a> Line<'a> {
@@ -60,9 +62,18 @@ impl<'a> Line<'a> {
         let at_full_speed: Vec<Vec<Terms>> = rates.iter().map(|r| outline.work(costs, r)).collect();
         let on = |device: &Device, terms: &Terms| terms.time(&device.measured.unwrap_or_default()) / device.speed;
         let of_first: Vec<f64> = at_full_speed[of_kind[kind[0]]].iter().map(|t| on(kinds[kind[0]], t).0).collect();
-        let begins = coarsen(&of_first, &outline.crossing, problem.n_shards as usize);
-        if begins.len() < problem.n_shards as usize {
-            return Err(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: begins.len() });
+        let n_shards = problem.n_shards;
+        let layers = (problem.aim.granularity == Granularity::Layer).then(|| outline.layers(variants));
+        let begins = match layers {
+            Some(layers) => layers[outline.main].clone(),
+            None => coarsen(&of_first, &outline.crossing, n_shards as usize),
+        };
+        if begins.len() < n_shards as usize {
+            let n = begins.len();
+            return Err(match layers {
+                Some(_) => Infeasible::TooFewLayers { n_shards, n_layers: n },
+                None => Infeasible::TooFewOps { n_shards, n_parts: n },
+            });
         }
         let at_borders: Vec<Vec<Terms>> = at_full_speed.iter().map(|work| sums(work, &begins)).collect();
         let of = |(device, rates): (&&Device, &usize)| at_borders[*rates].iter().map(|t| on(device, t)).collect();
@@ -70,8 +81,9 @@ impl<'a> Line<'a> {
         let bytes = |v: &[f64]| sums(v, &begins).into_iter().map(|b| Bytes(b as u64)).collect();
         let (state, residuals) = (bytes(&outline.state), bytes(&outline.residuals));
         let crossing = begins.iter().map(|&b| outline.crossing[b as usize]).collect();
-        let has_lanes = !outline.lanes.is_empty() && problem.n_shards > 1;
-        Ok(Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes })
+        // Lanes run through layers.
+        let has_lanes = !outline.lanes.is_empty() && n_shards > 1 && layers.is_none();
+        Ok(Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes, layers })
     }
 
     /// Whether the model can be cut across.
@@ -79,9 +91,15 @@ impl<'a> Line<'a> {
         self.has_lanes
     }
 
-    /// Coordinates at which shards begin, by variant; those of other variants than the main one by fraction.
+    /// Coordinates at which shards begin, by variant; those of other variants than the main one by layer, or by fraction.
     pub(super) fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
         let Outline { coordinates, main, .. } = self.outline;
+        if let Some(layers) = self.layers {
+            let begin = |(begins, line): (&Vec<u32>, &Coordinates)| {
+                borders.iter().map(|b| begins.get(*b).copied().unwrap_or(line.n)).collect()
+            };
+            return layers.iter().zip(coordinates).map(begin).collect();
+        }
         let n_main = f64::from(coordinates[*main].n);
         let of = |line: &Coordinates| {
             let scale = f64::from(line.n) / n_main;
@@ -113,7 +131,11 @@ impl<'a> Line<'a> {
                 *first = (*first).min(*at);
             }
         }
-        let border = |&at: &u32| self.begins.partition_point(|&begin| begin < at);
+        let border = |&at: &u32| match self.layers {
+            // What a layer begins with may be computed everywhere.
+            Some(_) => self.begins.partition_point(|&begin| begin <= at).saturating_sub(1),
+            None => self.begins.partition_point(|&begin| begin < at),
+        };
         let borders: Vec<usize> = first[1..].iter().map(border).collect();
         let start = Start { borders, order, rule: None, wide };
         start.is_valid(self.begins.len()).then_some(start)

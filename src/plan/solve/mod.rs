@@ -2,7 +2,8 @@
 //!
 //! Coordinates ([`super::coordinate`]) turn the graph into a line. The line is coarsened into parts of equal work, each
 //! border put where the fewest bytes cross. Contiguous ranges of parts are given to shards by dynamic programs that look
-//! at the step in different ways; borders of the best are then moved as long as the simulated step gets faster.
+//! at the step in different ways; borders of the best are then moved as long as the simulated plan gets better: faster, or
+//! roomier where that is the aim.
 
 mod lanes;
 mod line;
@@ -31,18 +32,18 @@ use search::Search;
 const SEARCHED: usize = 1_500_000;
 /// With fewer tries than this a model is large: few rules are tried, and of a plan in force only what they say.
 const FEW_TRIES: usize = 32;
-/// What moves more has to gain more: the plan in force stays unless another takes less than this share of its time.
+/// What moves more has to gain more: the plan in force stays unless another costs less than this share of it.
 const GAIN: f64 = 0.99;
 
-/// Whether a plan is enough faster than one that is nearer to the plan in force.
-fn faster(a: &Plan, b: &Plan) -> bool {
-    a.step_time.0 < GAIN * b.step_time.0
+/// Whether a plan is enough better than one that is nearer to the plan in force.
+fn better(problem: &Problem<'_>, a: &Plan, b: &Plan) -> bool {
+    problem.cost(a).is_below(GAIN, problem.cost(b))
 }
 
 /// Finds a plan.
 ///
 /// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
-/// assignment. A plan near to it comes before one that is hardly faster and moves more; the devices keep their order and
+/// assignment. A plan near to it comes before one that is hardly better and moves more; the devices keep their order and
 /// microbatches their size.
 ///
 /// Who asks again and again for one model keeps it [`Prepared`].
@@ -80,6 +81,7 @@ impl Prepared {
                 && previous.shards.len() == n_shards as usize
                 && previous.n_replicas == problem.n_replicas
                 && previous.schedule == problem.schedule
+                && previous.aim == problem.aim
                 && problem.microbatch.is_none_or(|m| m == previous.microbatch)
                 && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
         };
@@ -109,13 +111,13 @@ impl Prepared {
                 continue;
             }
             match search.run() {
-                Ok(plan) if best.as_ref().is_none_or(|b| plan.step_time.0 < b.step_time.0) => best = Some(plan),
+                Ok(plan) if best.as_ref().is_none_or(|b| problem.cost(&plan) < problem.cost(b)) => best = Some(plan),
                 Ok(_) => {}
                 Err(e) => refusal = Some(e),
             }
         }
         let plan = match (best, kept) {
-            (Some(plan), Some(kept)) if faster(&plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
+            (Some(plan), Some(kept)) if better(problem, &plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
             (_, Some(kept)) => kept,
             (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
             (None, None) => {
@@ -172,6 +174,7 @@ fn finish(
         grads,
         owners,
         schedule: problem.schedule,
+        aim: problem.aim,
         orders: BTreeMap::new(),
         step_time: Seconds(0.0),
         bound: Seconds(0.0),

@@ -1,8 +1,11 @@
 //! A model along its line, whatever the devices: what stands at which coordinate.
 
+use std::sync::OnceLock;
+
 use super::lanes;
 use crate::cost::OpCost;
 use crate::graph::{GradGraph, Graph, Lane, Model};
+use crate::plan::block::Blocks;
 use crate::plan::coordinate::{Coordinates, coordinates};
 use crate::plan::predict::Costs;
 use crate::profile::Terms;
@@ -24,6 +27,7 @@ pub(crate) struct Outline {
     pub(super) residuals: Vec<f64>,
     /// Lanes of ops, by variant; empty where nothing is split.
     pub(super) lanes: Vec<Vec<Option<Lane>>>,
+    layers: OnceLock<Vec<Vec<u32>>>,
 }
 
 impl Outline {
@@ -57,7 +61,24 @@ impl Outline {
         let crossing = crossing(graph, coordinates);
         let is_split = model.state.iter().any(|t| t.part.is_some());
         let lanes = if is_split { variants.iter().map(|v| lanes::of_ops(&v.graph)).collect() } else { Vec::new() };
-        Self { coordinates: all, main, crossing, state, residuals, lanes }
+        Self { coordinates: all, main, crossing, state, residuals, lanes, layers: OnceLock::new() }
+    }
+
+    /// Coordinates at which layers begin, by variant: those [blocks](Blocks) that all variants have in the same order. What
+    /// stands between two of them belongs to the first. A model without blocks is one layer.
+    pub(super) fn layers(&self, variants: &[&GradGraph]) -> &[Vec<u32>] {
+        self.layers.get_or_init(|| {
+            let blocks = variants.iter().zip(&self.coordinates).map(|(v, line)| Blocks::new(&v.graph, line));
+            let blocks: Vec<Blocks> = blocks.collect();
+            let mut begins = vec![vec![0]; blocks.len()];
+            for name in &blocks[self.main].names {
+                let Some(at) = blocks.iter().map(|b| b.begin(name)).collect::<Option<Vec<u32>>>() else { continue };
+                if begins.iter().zip(&at).all(|(begins, at)| begins.last().is_some_and(|last| last < at)) {
+                    begins.iter_mut().zip(at).for_each(|(begins, at)| begins.push(at));
+                }
+            }
+            begins
+        })
     }
 
     /// Work at each coordinate on a device at speed 1. `known`: costs of the main variant's ops.

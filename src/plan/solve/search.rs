@@ -3,10 +3,11 @@
 use super::line::Line;
 use super::orders::{alike, device_orders};
 use super::partition::Rule;
-use super::{FEW_TRIES, SEARCHED, faster};
+use super::{FEW_TRIES, SEARCHED, better};
 use crate::graph::GradGraph;
-use crate::plan::Plan;
+use crate::plan::aim::Cost;
 use crate::plan::problem::{Infeasible, Problem};
+use crate::plan::{Objective, Plan};
 
 /// Shards of a pipeline that is cut with regard to how it fills: in longer ones that is all that would count.
 const SHORT: u32 = 32;
@@ -76,12 +77,12 @@ impl Search<'_> {
         if let (true, Some(order)) = (self.line.has_lanes(), chosen.first()) {
             self.across(order).into_iter().for_each(|start| found.evaluate(start));
         }
-        if found.plans.is_empty() {
+        if found.plans.is_empty() || self.is_for_memory() {
             chosen.iter().for_each(|order| found.cut(order, Rule::Memory));
         }
         // What looks best at first may be the top of a lower hill: the best by each rule is climbed from.
         let mut starts: Vec<(Plan, Start)> = Vec::new();
-        found.plans.sort_by(|a, b| a.0.step_time.0.total_cmp(&b.0.step_time.0));
+        found.plans.sort_by(|a, b| self.cost(&a.0).total_cmp(&self.cost(&b.0)));
         for (plan, start) in found.plans {
             let known = starts.iter().any(|(_, s)| (s.rule, s.wide) == (start.rule, start.wide));
             if starts.is_empty() || small && !known {
@@ -90,7 +91,7 @@ impl Search<'_> {
         }
         let each = tries / starts.len().max(1);
         let climbed = starts.into_iter().map(|(plan, start)| self.climb(plan, start, WIDE, each));
-        let best = climbed.min_by(|a, b| a.step_time.0.total_cmp(&b.step_time.0));
+        let best = climbed.min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
         best.ok_or_else(|| {
             found
                 .refusal
@@ -99,11 +100,14 @@ impl Search<'_> {
     }
 
     /// A plan for devices that have changed, on the same ones in the same order: close to the one in force, which cuts the
-    /// line at `start`, or by the rules if that is clearly faster. Takes a tenth of the tries of [`Self::run`].
+    /// line at `start`, or by the rules if that is clearly better. Takes a tenth of the tries of [`Self::run`].
     pub fn again(&self, kept: &Plan, start: Start) -> Plan {
         let mut found = Found { search: self, tried: vec![start.clone()], plans: Vec::new(), refusal: None };
         let small = self.tries() >= FEW_TRIES;
         found.cut(&start.order, Rule::Sum);
+        if self.is_for_memory() {
+            found.cut(&start.order, Rule::Memory);
+        }
         if small && self.problem.n_shards <= SHORT {
             found.cut(&start.order, Rule::Fill);
             found.cut(&start.order, Rule::Overlap);
@@ -111,12 +115,12 @@ impl Search<'_> {
         // Where they are too few to move each border once, what the rules say is taken as it is.
         let tries = Some((self.tries() / AGAIN).saturating_sub(found.tried.len()));
         let tries = tries.filter(|&tries| small && tries + 1 >= self.problem.n_shards as usize).unwrap_or(0);
-        // Where a rule finds something clearly faster, what is near to the plan in force has little to hope for.
-        let far = found.best().cloned().filter(|(far, _)| faster(far, kept));
+        // Where a rule finds something clearly better, what is near to the plan in force has little to hope for.
+        let far = found.best().cloned().filter(|(far, _)| better(self.problem, far, kept));
         let of_near = if far.is_some() { tries / 4 } else { tries };
         let near = self.climb(kept.clone(), start, 1, of_near);
         match far.map(|(plan, start)| self.climb(plan, start, WIDE, tries - of_near)) {
-            Some(far) if faster(&far, &near) => far,
+            Some(far) if better(self.problem, &far, &near) => far,
             _ => near,
         }
     }
@@ -158,7 +162,15 @@ impl Search<'_> {
         self.line.plan(self.problem, self.microbatch, self.variants, &cuts, &start.order, start.wide)
     }
 
-    /// Moves borders, and swaps neighbours that differ, while the simulated step gets faster.
+    fn cost(&self, plan: &Plan) -> Cost {
+        self.problem.cost(plan)
+    }
+
+    fn is_for_memory(&self) -> bool {
+        self.problem.aim.objective == Objective::Memory
+    }
+
+    /// Moves borders, and swaps neighbours that differ, while the simulated plan gets better.
     fn climb(&self, mut best: Plan, mut at: Start, widest: usize, mut tries: usize) -> Plan {
         let n_parts = self.line.begins.len();
         let mut stride = (n_parts / (4 * self.problem.n_shards as usize)).clamp(1, widest);
@@ -168,7 +180,7 @@ impl Search<'_> {
             }
             tries = tries.checked_sub(1)?;
             match self.plan(&tried) {
-                Ok(plan) if plan.step_time.0 < 0.999 * best.step_time.0 => {
+                Ok(plan) if self.cost(&plan).is_below(0.999, self.cost(best)) => {
                     (*best, *at) = (plan, tried);
                     Some(true)
                 }
@@ -230,7 +242,7 @@ struct Found<'a> {
 
 impl Found<'_> {
     fn best(&self) -> Option<&(Plan, Start)> {
-        self.plans.iter().min_by(|a, b| a.0.step_time.0.total_cmp(&b.0.step_time.0))
+        self.plans.iter().min_by(|a, b| self.search.cost(&a.0).total_cmp(&self.search.cost(&b.0)))
     }
 
     /// Takes the cut that is best by a rule.
