@@ -96,7 +96,8 @@ def recut(namespace, before, seconds=300):
     """Waits for a recut in the pods that are there, and for steps under it; every step is taken once, with the same loss."""
     found = wait("a recut", seconds, lambda: len(plans(namespace)) > 1 and plans(namespace))
     assert found[1]["spec"]["shards"] == found[0]["spec"]["shards"], "other seats"
-    print(f"revision 2: {found[1]['spec']['reason']}")
+    print(f"revision 2: {found[1]['spec']['reason']}: {', '.join(found[1]['spec']['changes'])}")
+    assert any("ops instead of" in change for change in found[1]["spec"]["changes"])
     done = len(log(namespace, "chargpt"))
     wait("steps under the new plan", 60, lambda: len(log(namespace, "chargpt")) >= done + 10)
     assert uids(namespace, "chargpt") == before, "pods were made anew"

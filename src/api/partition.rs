@@ -33,6 +33,10 @@ pub struct PartitionPlanSpec {
     /// Why this plan, instead of the one before.
     #[schemars(length(max = 1024))]
     pub reason: String,
+    /// What is other than in the revision before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 512)))]
+    pub changes: Vec<String>,
     /// Of everything the plan was made from: equal inputs give equal plans.
     #[schemars(length(max = 64))]
     pub inputs: String,

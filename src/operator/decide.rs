@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::changes::changes;
 use super::inventory::Room;
 use super::place::{Need, Unfit, place, stands};
 use super::profiles;
@@ -15,7 +16,7 @@ use crate::api::{
     PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat, TrainingJob, TrainingJobStatus, condition,
 };
 use crate::units::Seconds;
-use crate::wire::report::{JobReport, JobState};
+use crate::wire::report::{JobReport, JobState, PlanReport};
 
 /// Everything the operator knows of a job at one moment.
 pub struct Snapshot<'a> {
@@ -159,7 +160,7 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
             let plan = match current.filter(stays) {
                 Some(plan) => plan.spec.clone(),
                 None => {
-                    let plan = adopt(s, seats, why);
+                    let plan = adopt(s, seats, why, None);
                     d.events.push(("Planned", format!("revision {}: {}", plan.revision, plan.reason), false));
                     d.plan = Some(plan.clone());
                     plan
@@ -378,7 +379,8 @@ fn why(s: &Snapshot<'_>, current: Option<&PartitionPlan>, kept: &[Seat]) -> Stri
     format!("node {} {cause}", seat.node)
 }
 
-fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String) -> PartitionPlanSpec {
+/// `cut`: how the graph is cut anew, where the head has said so.
+fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String, cut: Option<&PlanReport>) -> PartitionPlanSpec {
     let job = s.job.metadata.name.clone().unwrap_or_default();
     let revision = s.plans.last().map_or(1, |p| p.spec.revision.saturating_add(1));
     let of = serde_json::json!({"spec": s.job.spec, "shards": shards});
@@ -389,6 +391,7 @@ fn adopt(s: &Snapshot<'_>, shards: Vec<Seat>, reason: String) -> PartitionPlanSp
         revision,
         nodes: nodes.into_iter().collect(),
         reason: reason.chars().take(1000).collect(),
+        changes: s.plans.last().map(|before| changes(before, &shards, cut)).unwrap_or_default(),
         inputs,
         shards,
     }
@@ -519,7 +522,7 @@ fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
     let known = plan.status.clone().unwrap_or_default();
     // Another cut over the same nodes is another revision.
     if known.predicted.as_ref().is_some_and(|p| p.cut < cut.revision) && s.report.is_some() {
-        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", cut.why));
+        let spec = adopt(s, plan.spec.shards.clone(), format!("recut while training: {}", cut.why), Some(cut));
         d.events.push(("Recut", format!("revision {}: {}", spec.revision, spec.reason), false));
         d.plan = Some(spec);
         return;

@@ -12,6 +12,7 @@
 //! the API server and in the head's report. `operator` knows nothing of graphs, sockets of workers or plug-ins.
 
 mod ask;
+mod changes;
 pub mod decide;
 pub mod inventory;
 mod key;

@@ -29,7 +29,7 @@ use super::ledger::Ledger;
 use super::observe::job_of;
 use super::profiles::object as profile_object;
 use super::recent::Recent;
-use super::render::{GATE, STATUS_PORT, Site, plan as plan_object, secret};
+use super::render::{GATE, STATUS_PORT, Site, parts, plan as plan_object, secret};
 use super::serve::{Counts, serve};
 use super::{Class, OperatorError, key, unreadable};
 use crate::api::{
@@ -531,10 +531,12 @@ impl Work<'_> {
 
     /// Secrets of workers whose pods are made.
     fn secrets(&self, workers: &[u32]) -> Result<Vec<Value>, OperatorError> {
-        let heads = workers.contains(&0).then_some(Name::Head);
-        let names = heads.into_iter().chain(workers.iter().map(|&worker| Name::Worker(worker)));
-        let authority = self.authority()?;
-        names.map(|name| Ok(secret(self.job, name, &self.token(), &authority.issue(name, self.valid())?))).collect()
+        let (authority, token) = (self.authority()?, self.token());
+        let of = |&worker: &u32| {
+            let issued = parts(worker).map(|part| Ok((part, authority.issue(part, self.valid())?)));
+            Ok(secret(self.job, worker, &token, &issued.collect::<Result<Vec<_>, TlsError>>()?))
+        };
+        workers.iter().map(of).collect()
     }
 
     /// Creates what must not be there in another form; one that is there already stays.

@@ -29,7 +29,7 @@ pub const STATUS_PORT: u16 = 7072;
 /// Where the kubelet asks whether they are alive: in the first pod, runtime and head stand side by side.
 const RUNTIME_HEALTH: u16 = 7073;
 const HEAD_HEALTH: u16 = 7074;
-/// Key in the secret of each part of a job.
+/// Key in the secret of each pod of a job.
 const TOKEN: &str = "token";
 /// Label with the job's name.
 pub const JOB: &str = "foreshard.dev/job";
@@ -214,7 +214,7 @@ impl Of<'_> {
     fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
         let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
         let cpu = seat.cores.saturating_mul(1000).saturating_sub(if beside_head { HEAD_CPU } else { 0 });
-        let mut container = self.container(RUNTIME, Name::Worker(seat.worker));
+        let mut container = self.container(RUNTIME, seat.worker, Name::Worker(seat.worker));
         container["args"] = json!([
             "worker",
             "--connect",
@@ -250,7 +250,7 @@ impl Of<'_> {
 
     fn trainer(&self) -> Value {
         let results = self.job.spec.results().unwrap_or_default();
-        let mut container = self.container(TRAINER, Name::Head);
+        let mut container = self.container(TRAINER, 0, Name::Head);
         container["args"] = json!([
             "head",
             "/etc/foreshard/job.yaml",
@@ -308,8 +308,8 @@ impl Of<'_> {
         }))
     }
 
-    /// `part`: what it is to the others, which see only a certificate.
-    fn container(&self, name: &str, part: Name) -> Value {
+    /// `worker`: of its pod. `part`: what it is to the others, which see only a certificate.
+    fn container(&self, name: &str, worker: u32, part: Name) -> Value {
         let mut mounts = vec![
             json!({"name": "directory", "mountPath": DIRECTORY}),
             json!({"name": "tmp", "mountPath": "/tmp"}),
@@ -331,7 +331,7 @@ impl Of<'_> {
             "workingDir": DIRECTORY,
             "env": [
                 {"name": "FORESHARD_TOKEN", "valueFrom": {"secretKeyRef": {
-                    "name": secret_name(self.job, part), "key": TOKEN,
+                    "name": secret_name(self.job, worker), "key": TOKEN,
                 }}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
                 {"name": "XLA_FLAGS", "value": CPU_KERNELS},
@@ -347,10 +347,10 @@ impl Of<'_> {
             json!({"name": "tmp", "emptyDir": {}}),
             json!({"name": "config", "configMap": {"name": self.own}}),
         ];
-        let head = (seat.worker == 0).then_some(Name::Head);
-        volumes.extend(head.into_iter().chain([Name::Worker(seat.worker)]).map(|part| {
-            let items = FILES.map(|f| json!({"key": f, "path": f}));
-            let secret = json!({"secretName": secret_name(self.job, part), "defaultMode": 0o440, "items": items});
+        let name = secret_name(self.job, seat.worker);
+        volumes.extend(parts(seat.worker).map(|part| {
+            let items = FILES.map(|f| json!({"key": format!("{part}.{f}"), "path": f}));
+            let secret = json!({"secretName": name, "defaultMode": 0o440, "items": items});
             json!({"name": format!("tls-{part}"), "secret": secret})
         }));
         volumes.extend(self.job.spec.volumes.iter().map(|v| {
@@ -402,23 +402,31 @@ fn own_name(job: &TrainingJob) -> String {
     format!("{}-{}", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
 }
 
-fn secret_name(job: &TrainingJob, part: Name) -> String {
-    format!("{}-{part}", own_name(job))
+/// Parts of a job in the pod of a worker.
+pub fn parts(worker: u32) -> impl Iterator<Item = Name> {
+    (worker == 0).then_some(Name::Head).into_iter().chain([Name::Worker(worker)])
 }
 
-/// The secret of one part of a job: no pod can be taken for another.
-pub fn secret(job: &TrainingJob, part: Name, token: &str, certificate: &Certificate) -> Value {
+fn secret_name(job: &TrainingJob, worker: u32) -> String {
+    format!("{}-{worker}", own_name(job))
+}
+
+/// The secret of one pod: no pod can be taken for another, and of the parts in it each container mounts its own alone.
+pub fn secret(job: &TrainingJob, worker: u32, token: &str, certificates: &[(Name, Certificate)]) -> Value {
     let name = job.metadata.name.as_deref().unwrap_or_default();
-    let [ca, crt, key] = FILES;
+    let mut data = json!({TOKEN: token});
+    for (part, of) in certificates {
+        for (file, text) in FILES.iter().zip([&of.authority, &of.certificate, &of.key]) {
+            data[format!("{part}.{file}")] = json!(text);
+        }
+    }
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {
-            "name": secret_name(job, part), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
+            "name": secret_name(job, worker), "namespace": job.metadata.namespace, "ownerReferences": [owner(job)],
             "labels": {"app.kubernetes.io/managed-by": "foreshard-operator", JOB: name},
         },
-        "stringData": {
-            TOKEN: token, ca: certificate.authority, crt: certificate.certificate, key: certificate.key,
-        },
+        "stringData": data,
     })
 }
 

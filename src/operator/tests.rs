@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -9,11 +9,12 @@ use super::decide::{Desired, HeadSeen, PodSeen, Snapshot, decide};
 use super::inventory::{Room, Taken, rooms, taken};
 use super::observe;
 use super::place::{Need, place, topology};
-use super::render::{Site, render};
+use super::render::{Site, parts, render, secret};
 use crate::api::{ModelProfile, PartitionPlan, TrainingJob, TrainingJobSpec, TrainingJobStatus, condition, parse};
 use crate::plan::explain::Short;
+use crate::tls::{Certificate, FILES, Name};
 use crate::topology::Measured;
-use crate::wire::report::{JobReport, JobState, Learned, PlanReport, Recommended};
+use crate::wire::report::{JobReport, JobState, Learned, PlanReport, Recommended, ShardReport};
 
 const JOB: &str = "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: a, namespace: ns, uid: u-1}\nspec:\n  bundle: models/m.bundle\n  steps: 30\n  results: work\n  data: {uri: work/x.txt}\n  parallelism: {shards: 2}\n  resources: {cores: 1, memory: 1Gi}\n  volumes:\n  - {name: models, configMap: {name: m, items: [{key: i, path: m.bundle/i}]}}\n  - {name: work, persistentVolumeClaim: {claimName: w}}\n";
 
@@ -220,6 +221,7 @@ fn a_pod_that_is_gone_comes_back_and_one_whose_node_is_gone_comes_elsewhere() {
     world.settle();
     assert_eq!(world.nodes(), ["n1", "n3"]);
     assert_eq!(world.plans[1].spec.reason, "node n2 is not ready");
+    assert_eq!(world.plans[1].spec.changes, ["worker 1 on node n3 instead of n2"]);
     let mut nodes: Vec<&str> = world.pods.iter().map(|p| p.node.as_str()).collect();
     nodes.sort();
     assert_eq!(nodes, ["n1", "n3"]);
@@ -327,9 +329,11 @@ fn pods_of_a_complete_job_end_by_themselves_and_can_still_be_read_and_its_last_f
 fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
-    let plan = |revision| {
-        let why = "worker 1 is slow".to_owned();
-        Some(PlanReport { revision, why, step_seconds: 0.5, ..PlanReport::default() })
+    let plan = |revision: u64| {
+        let shard = |worker, ops| ShardReport { workers: vec![worker], ops, ..ShardReport::default() };
+        let shards = vec![shard(0, 70 + 10 * revision), shard(1, 40)];
+        let (why, microbatch) = ("worker 1 is slow".to_owned(), 4);
+        Some(PlanReport { revision, why, step_seconds: 0.5, microbatch, shards, ..PlanReport::default() })
     };
     let report = JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() };
     world.report = Some(JobReport { plan: plan(1), step_seconds: Some(0.6), ..report.clone() });
@@ -340,6 +344,8 @@ fn another_cut_while_training_is_another_revision_on_the_same_nodes() {
     world.settle();
     assert_eq!(world.plans.len(), 2);
     assert_eq!(world.plans[1].spec.reason, "recut while training: worker 1 is slow");
+    assert_eq!(world.plans[0].spec.changes, [""; 0]);
+    assert_eq!(world.plans[1].spec.changes, ["shard 0 of 90 ops instead of 80"]);
     assert_eq!(world.plans[1].spec.shards, world.plans[0].spec.shards);
     assert_eq!(world.plans[1].status.as_ref().unwrap().predicted.as_ref().unwrap().cut, 2);
     assert_eq!(world.pods.len(), 2);
@@ -453,6 +459,43 @@ fn pods_are_pinned_restricted_and_ask_for_what_the_plan_gave_them() {
     }
     let manifest = rendered.support[0]["data"]["job.yaml"].as_str().unwrap();
     assert_eq!(parse(manifest).unwrap().spec, world.job.spec, "the head reads what the user wrote");
+}
+
+#[test]
+fn a_pod_has_one_secret_of_which_each_container_sees_only_its_own_part() {
+    let world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    let plan = world.decide().plan.unwrap();
+    let text = |s: &Value| s.as_str().unwrap().to_owned();
+    let mut names = BTreeSet::new();
+    for (worker, pod) in render(&world.job, &plan, &site()).pods {
+        let certificate = || Certificate { authority: "ca".into(), certificate: "crt".into(), key: "key".into() };
+        let certificates: Vec<(Name, Certificate)> = parts(worker).map(|part| (part, certificate())).collect();
+        let secret = secret(&world.job, worker, "token", &certificates);
+        let name = text(&secret["metadata"]["name"]);
+        let data = secret["stringData"].as_object().unwrap();
+        assert_eq!(data.len(), 1 + 3 * certificates.len());
+        let containers = ["containers", "initContainers"].map(|list| pod["spec"][list].as_array().cloned());
+        let mut seen = 0;
+        for (container, part) in containers.into_iter().flatten().flatten().zip(parts(worker)) {
+            let of = &container["env"][0]["valueFrom"]["secretKeyRef"];
+            assert_eq!((text(&of["name"]), data.get(&text(&of["key"]))), (name.clone(), Some(&json!("token"))));
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let mounts = mounts.iter().filter(|m| m["mountPath"] == "/etc/foreshard-tls").collect::<Vec<_>>();
+            assert_eq!(mounts.len(), 1);
+            let volumes = pod["spec"]["volumes"].as_array().unwrap();
+            let volume = volumes.iter().find(|v| v["name"] == mounts[0]["name"]).unwrap();
+            assert_eq!(text(&volume["secret"]["secretName"]), name);
+            let items = volume["secret"]["items"].as_array().unwrap();
+            for (item, (file, content)) in items.iter().zip(FILES.iter().zip(["ca", "crt", "key"])) {
+                assert_eq!((text(&item["key"]), text(&item["path"])), (format!("{part}.{file}"), (*file).to_owned()));
+                assert_eq!(data[&text(&item["key"])], content);
+            }
+            seen += items.len();
+        }
+        assert_eq!(seen, 3 * certificates.len(), "each part has its container");
+        names.insert(name);
+    }
+    assert_eq!(names.len(), 2, "no pod has the secret of another");
 }
 
 /// A job whose bundle is fetched.
