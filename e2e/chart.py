@@ -41,7 +41,7 @@ def by_default():
     objects = rendered()
     assert kinds(objects) == {
         "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
-        "Deployment", "NetworkPolicy",
+        "Deployment", "NetworkPolicy", "PodDisruptionBudget",
     }  # fmt: skip
     assert "--image=foreshard.dev/foreshard:0.1.0" in args(objects)
 
@@ -65,7 +65,17 @@ def one_namespace():
     assert objects["Role", "rel-jobs"]["metadata"]["namespace"] == "jobs"
 
 
+def replicas_of_nobody():
+    """A field that Helm applies and kubectl scale has changed is a conflict: an upgrade is refused."""
+    for values in ([], ["replicas=null"]):
+        assert "replicas" not in rendered(*values)["Deployment", "rel"]["spec"], values
+    for n in (0, 2):
+        assert rendered(f"replicas={n}")["Deployment", "rel"]["spec"]["replicas"] == n
+
+
 def several_replicas():
+    # Who scales by hand may have several.
+    assert ("PodDisruptionBudget", "rel") in rendered()
     assert ("PodDisruptionBudget", "rel") in rendered("replicas=2")
     assert "PodDisruptionBudget" not in kinds(rendered("replicas=2", "podDisruptionBudget.enabled=false"))
     assert "PodDisruptionBudget" not in kinds(rendered("replicas=1"))
@@ -108,7 +118,9 @@ def plain_install():
 def main():
     if not HELM.exists():
         sys.exit(f"{HELM.relative_to(ROOT)} is missing; e2e/cluster/build helm makes it")
-    for test in (by_default, image, one_namespace, several_replicas, monitors, switches, wrong_values, plain_install):
+    for test in (
+        by_default, image, one_namespace, replicas_of_nobody, several_replicas, monitors, switches, wrong_values, plain_install,
+    ):  # fmt: skip
         test()
         print(f"ok     chart: {test.__name__.replace('_', ' ')}")
 

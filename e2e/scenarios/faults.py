@@ -30,7 +30,6 @@ def operator_restart():
     apply("restart", "chargpt")
     wait("3 steps", 150, lambda: len(log("restart", "chargpt")) >= 3)
     before = {p["metadata"]["name"]: p["metadata"]["uid"] for p in items("pods", "restart", "chargpt")}
-    # Through the chart: Helm takes no field that kubectl has set.
     install("--set", "replicas=2")
     leader = holder()
     kubectl("delete", "pod", leader, "-n", SYSTEM, "--grace-period=0", "--force")

@@ -44,7 +44,7 @@ def chart(version, directory, without):
 
 @scenario(90)
 def upgrade():
-    """The chart is upgraded from an earlier version mid-run: definitions follow, and training goes on."""
+    """The chart is upgraded mid-run from an earlier version that was scaled: definitions follow, training goes on."""
     helm("uninstall", "foreshard", "-n", SYSTEM, "--wait")
     kubectl("delete", "crd", "trainingjobs.foreshard.dev")
     with tempfile.TemporaryDirectory() as directory:
@@ -54,7 +54,10 @@ def upgrade():
     wait("10 steps", 150, lambda: len(log("upgrade", "chargpt")) >= 10)
     before = uids("upgrade", "chargpt")
     assert "throughput" not in get("trainingjob", "chargpt", "upgrade")["status"]
+    # Helm refuses to take a field that somebody else has set.
+    kubectl("scale", "deployment", "foreshard", "-n", SYSTEM, "--replicas=2")
     install("--set", "log=debug")
+    assert get("deployment", "foreshard", SYSTEM)["spec"]["replicas"] == 2
     wait("the new field", 60, lambda: get("trainingjob", "chargpt", "upgrade")["status"].get("throughput"))
     done = len(log("upgrade", "chargpt"))
     wait("10 more steps", 60, lambda: len(log("upgrade", "chargpt")) >= done + 10)
@@ -63,6 +66,7 @@ def upgrade():
     assert found == list(range(len(found))), "steps were lost or repeated"
     print(f"{get('trainingjob', 'chargpt', 'upgrade')['status']['throughput']} after {len(found)} steps")
     install()
+    kubectl("scale", "deployment", "foreshard", "-n", SYSTEM, "--replicas=1")
 
 
 @scenario(80)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import subprocess
 import sys
 import tarfile
@@ -66,15 +67,37 @@ def completes():
     print(f"loss {found[0]:.4f} -> {found[199]:.4f}, worst difference to local mode {worst:.1e}")
 
 
-@anywhere(40)
+@anywhere(65)
 def two_jobs():
-    """Two jobs at once in two namespaces, each with devices of its own."""
+    """Two jobs at once in two namespaces, each with devices of its own; a third finds what the first has learned."""
     for name in ("one", "two"):
         namespace(name)
     for name in ("one", "two"):
         apply(name, "digits")
     last = [state(name, "digits", "Complete", 200)["status"]["loss"] for name in ("one", "two")]
     assert last[0] == last[1], f"the same job gives the same losses: {last}"
+    learns_from("one", "digits")
+
+
+def learns_from(name, first):
+    """A later job of the same bundle plans with what was measured. It takes as many devices as are free in its range, and is
+    cut as its manifest says."""
+    [profile] = items("modelprofiles", name)
+    [costs] = profile["spec"]["devices"]
+    assert profile["spec"]["job"] == first and costs["kind"] == "cpu", profile["spec"]
+    ranged = replaced(
+        ("name: digits\nspec", "name: ranged\nspec"),
+        ("  parallelism:\n    shards: 2\n", "  partition: {granularity: layer, objective: memory}\n"),
+        ("    cores: 1\n", "    cores: 1\n    devices: [{name: cpu, min: 1, max: 2}]\n"),
+    )
+    apply(name, "digits", ranged)
+    job = state(name, "ranged", "Complete", 150)
+    assert job["status"]["shards"] == 2, job["status"]
+    given = json.loads(get("configmap", f"ranged-{job['metadata']['uid'][:8]}", name)["data"]["profiles.json"])
+    assert given == {profile["spec"]["bundle"]: {"cpu": {k: v for k, v in costs.items() if k != "kind"}}}, given
+    before, after = (get("partitionplan", f"{j}-plan-1", name)["status"]["predicted"] for j in (first, "ranged"))
+    print(f"predicted {before['step']} by nominal figures, {after['step']} by measured ones")
+    print(f"ops by shard {[s['ops'] for s in before['shards']]}, in whole layers {[s['ops'] for s in after['shards']]}")
 
 
 @contextlib.contextmanager
