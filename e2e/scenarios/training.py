@@ -82,6 +82,9 @@ def two_jobs():
 def learns_from(name, first):
     """A later job of the same bundle plans with what was measured. It takes as many devices as are free in its range, and is
     cut as its manifest says."""
+    # What still runs takes room, and a job takes what is free.
+    done = lambda: all(p["status"]["phase"] == "Succeeded" for n in ("one", "two") for p in items("pods", n))  # noqa: E731
+    wait("all pods have ended", 60, done)
     [profile] = items("modelprofiles", name)
     [costs] = profile["spec"]["devices"]
     assert profile["spec"]["job"] == first and costs["kind"] == "cpu", profile["spec"]
