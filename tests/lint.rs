@@ -59,6 +59,7 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (JOB, "bundle: work", "bundle: elsewhere", false, "bundle must lie on a volume"),
     (JOB, "results: work", "results: maps", false, "results must name"),
     (JOB, "uri: work/x.txt", "uri: a, socket: b", false, "give either uri or socket"),
+    (JOB, "uri: work/x.txt", "socket: a", false, "who writes to socket is a feeder"),
     (JOB, "steps: 3\n  data: {uri: work/x.txt}", "epochs: 3\n  data: {socket: b}", false, "how much data there is"),
     (JOB, "cuts: [block1]", "cuts: [block1, block2]", false, "one cut fewer than shards"),
     (

@@ -6,6 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::feeder::Feeder;
 use super::placement::{Placement, Pods};
 use super::resources::Resources;
 use super::status::TrainingJobStatus;
@@ -46,6 +47,8 @@ use crate::units::Seconds;
         .message("results must name one of spec.volumes that is a persistentVolumeClaim: weights and checkpoints go there; it may be absent where there is only one"),
     validation = Rule::new("has(self.data.uri) != has(self.data.socket)")
         .message("data: give either uri or socket"),
+    validation = Rule::new("has(self.data.socket) == has(self.data.feeder) && (!has(self.data.socket) || !self.data.socket.startsWith('/') && !self.data.socket.contains('..'))")
+        .message("data: on a cluster, who writes to socket is a feeder, and the socket lies in the job's directory, as in feeder.sock; give both or neither"),
     validation = Rule::new("!has(self.epochs) || has(self.data.uri)")
         .message("epochs: how much data there is on data.socket is not known; give steps"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.cuts) || size(self.parallelism.cuts) == 0 || (has(self.parallelism.shards) && size(self.parallelism.cuts) + 1 == self.parallelism.shards)")
@@ -328,6 +331,9 @@ pub struct Data {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 107))]
     pub socket: Option<String>,
+    /// On a cluster: that program. `foreshard local run` leaves it to you to start one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feeder: Option<Feeder>,
     /// Batches read ahead of the training loop.
     #[serde(default = "read_ahead")]
     #[schemars(range(min = 1, max = 64))]

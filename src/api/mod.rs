@@ -1,5 +1,6 @@
 //! The custom resources: what a user writes and what the operator answers, and nothing that runs.
 
+mod feeder;
 mod job;
 pub mod lint;
 mod partition;
@@ -12,6 +13,7 @@ mod volume;
 
 use kube::CustomResourceExt;
 
+pub use feeder::Feeder;
 pub use job::{
     CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Granularity, Objective, Parallelism, Partition, Schedule,
     Shuffle, Split, TrainingJob, TrainingJobSpec, check, parse,

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::decide::{HeadSeen, PodSeen};
 use super::inventory::pinned;
-use super::render::{FETCH, GATE, JOB, TRAINER, WORKER};
+use super::render::{FEEDER, FETCH, GATE, JOB, TRAINER, WORKER};
 use crate::wire::report::JobReport;
 
 /// Reasons for which a container waits that do not pass by themselves in a moment.
@@ -46,6 +46,13 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         Some((BAD_INPUT, why)) => (Some(why), None),
         other => (None, other.map(|(_, why)| why)),
     };
+    // One that ends is started again; one that is started again and again has something to say.
+    let loops = |c: &ContainerStatus| {
+        let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref());
+        waiting.is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff"))
+    };
+    let unfed = statuses().find(|c| c.name == FEEDER && loops(c)).and_then(|c| failure(&c));
+    let unfed = unfed.map(|(_, why)| format!("container {FEEDER} ends again and again: {why}"));
     let refused = unscheduled
         .find(|c| c.reason.as_deref() == Some("Unschedulable"))
         .map(|c| c.message.clone().unwrap_or_default());
@@ -58,7 +65,7 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         gated: gates().any(|g| g.name == GATE),
         useless,
-        stuck: stuck.or(unfetched).or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
+        stuck: stuck.or(unfetched).or(unfed).or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
         unschedulable: refused.filter(|why| !is_everywhere(why)),
         head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
     })

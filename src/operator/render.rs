@@ -42,6 +42,8 @@ pub const TRAINER: &str = "trainer";
 const RUNTIME: &str = "runtime";
 /// Container that fetches archives before the others are started.
 pub const FETCH: &str = "fetch";
+/// Container in which a program of the user's makes the data.
+pub const FEEDER: &str = "feeder";
 /// It holds one piece of an archive at a time.
 const FETCH_MEMORY: &str = "256Mi";
 /// Where a container finds its certificate.
@@ -50,6 +52,9 @@ const CERTIFICATE: &str = "/etc/foreshard-tls";
 const DIRECTORY: &str = "/job";
 /// Thousandths of a core that the head is given of its node's first worker.
 const HEAD_CPU: u32 = 100;
+/// The same of a feeder, and its least memory.
+const FEEDER_CPU: u32 = 100;
+const FEEDER_MEMORY: &str = "256Mi";
 /// Least memory of a head: it holds the model's graphs and batches.
 const HEAD_MEMORY: &str = "256Mi";
 /// Seconds that heads and workers have to end: longer than steps in flight and a checkpoint take. A worker that is told to
@@ -178,6 +183,7 @@ impl Of<'_> {
         let mut inits: Vec<Value> = self.fetch().into_iter().collect();
         let containers = if has_head {
             runtime["restartPolicy"] = json!("Always");
+            inits.extend(self.feeder());
             inits.push(runtime);
             vec![self.trainer()]
         } else {
@@ -213,7 +219,9 @@ impl Of<'_> {
     /// One worker: it executes a shard.
     fn runtime(&self, seat: &Seat, beside_head: bool) -> Value {
         let head = format!("{}-0.{}.{}.svc:{HEAD_PORT}", self.name, self.own, self.namespace());
-        let cpu = seat.cores.saturating_mul(1000).saturating_sub(if beside_head { HEAD_CPU } else { 0 });
+        let feeder = if self.job.spec.data.feeder.is_some() { FEEDER_CPU } else { 0 };
+        let others = if beside_head { HEAD_CPU + feeder } else { 0 };
+        let cpu = seat.cores.saturating_mul(1000).saturating_sub(others);
         let mut container = self.container(RUNTIME, seat.worker, Name::Worker(seat.worker));
         container["args"] = json!([
             "worker",
@@ -308,6 +316,48 @@ impl Of<'_> {
         }))
     }
 
+    /// Makes the data, where a program of the user's does: it shares the job's directory with the head, which listens there,
+    /// and nothing by which it could be taken for a part of the job.
+    fn feeder(&self) -> Option<Value> {
+        let feeder = self.job.spec.data.feeder.as_ref()?;
+        let mut mounts = vec![
+            json!({"name": "directory", "mountPath": DIRECTORY}),
+            json!({"name": "feeder-tmp", "mountPath": "/tmp"}),
+        ];
+        mounts.extend(self.mounts(|_| false));
+        let env: Vec<Value> = feeder.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        let mut container = json!({
+            "name": FEEDER,
+            "image": feeder.image,
+            "imagePullPolicy": self.site.pull_policy,
+            "workingDir": DIRECTORY,
+            "restartPolicy": "Always",
+            // What it printed last tells why it ended.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "env": env,
+            "securityContext": confined(),
+            "resources": {"requests": {"cpu": format!("{FEEDER_CPU}m"), "memory": FEEDER_MEMORY}},
+            "volumeMounts": mounts,
+        });
+        for (field, words) in [("command", &feeder.command), ("args", &feeder.args)] {
+            if !words.is_empty() {
+                container[field] = json!(words);
+            }
+        }
+        Some(container)
+    }
+
+    /// The user's volumes, where they stand in the job's directory.
+    fn mounts(&self, is_writable: impl Fn(&Volume) -> bool) -> impl Iterator<Item = Value> {
+        self.job.spec.volumes.iter().map(move |v| {
+            let mut mount = json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)});
+            if !is_writable(v) {
+                mount["readOnly"] = json!(true);
+            }
+            mount
+        })
+    }
+
     /// `worker`: of its pod. `part`: what it is to the others, which see only a certificate.
     fn container(&self, name: &str, worker: u32, part: Name) -> Value {
         let mut mounts = vec![
@@ -316,14 +366,7 @@ impl Of<'_> {
             json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}),
             json!({"name": format!("tls-{part}"), "mountPath": CERTIFICATE, "readOnly": true}),
         ];
-        mounts.extend(self.job.spec.volumes.iter().map(|v| {
-            let writable = self.job.spec.results() == Some(&v.name);
-            let mut mount = json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)});
-            if !writable {
-                mount["readOnly"] = json!(true);
-            }
-            mount
-        }));
+        mounts.extend(self.mounts(|v| self.job.spec.results() == Some(&v.name)));
         json!({
             "name": name,
             "image": self.site.image,
@@ -347,6 +390,9 @@ impl Of<'_> {
             json!({"name": "tmp", "emptyDir": {}}),
             json!({"name": "config", "configMap": {"name": self.own}}),
         ];
+        if seat.worker == 0 && self.job.spec.data.feeder.is_some() {
+            volumes.push(json!({"name": "feeder-tmp", "emptyDir": {}}));
+        }
         let name = secret_name(self.job, seat.worker);
         volumes.extend(parts(seat.worker).map(|part| {
             let items = FILES.map(|f| json!({"key": format!("{part}.{f}"), "path": f}));

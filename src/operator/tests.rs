@@ -498,6 +498,48 @@ fn a_pod_has_one_secret_of_which_each_container_sees_only_its_own_part() {
     assert_eq!(names.len(), 2, "no pod has the secret of another");
 }
 
+#[test]
+fn a_feeder_stands_beside_the_head_and_sees_nothing_of_the_job_but_its_directory() {
+    let feeder = "data: {socket: f.sock, feeder: {image: 'u:1', command: [feed], args: [f.sock], env: {A: b}}}";
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job = parse(&JOB.replace("data: {uri: work/x.txt}", feeder)).unwrap();
+    let plan = world.decide().plan.unwrap();
+    let pods = render(&world.job, &plan, &site()).pods;
+    let of = |pod: &Value| -> Option<Value> {
+        pod["spec"]["initContainers"].as_array()?.iter().find(|c| c["name"] == "feeder").cloned()
+    };
+    let (first, second) = (&pods[0].1, &pods[1].1);
+    assert!(of(second).is_none() && is_restricted(first), "{first:#}");
+    let found = of(first).unwrap();
+    assert_eq!(
+        (&found["image"], &found["command"], &found["args"]),
+        (&json!("u:1"), &json!(["feed"]), &json!(["f.sock"]))
+    );
+    assert_eq!(found["env"], json!([{"name": "A", "value": "b"}]));
+    assert_eq!((&found["restartPolicy"], &found["workingDir"]), (&json!("Always"), &json!("/job")));
+    let mounts: Vec<(&str, bool)> = found["volumeMounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (m["mountPath"].as_str().unwrap(), m["readOnly"] == json!(true)))
+        .collect();
+    assert_eq!(mounts, [("/job", false), ("/tmp", false), ("/job/models", true), ("/job/work", true)]);
+    // It is given a part of what the first worker has.
+    let typed: Pod = serde_json::from_value(first.clone()).unwrap();
+    assert_eq!(taken(&typed).unwrap().cpu, 1000);
+
+    // One that cannot run is told.
+    let mut pod = first.clone();
+    let ended = json!({"exitCode": 1, "message": "no such file: work/rows"});
+    let waiting = json!({"reason": "CrashLoopBackOff"});
+    pod["status"] = json!({"phase": "Running", "initContainerStatuses": [{
+        "name": "feeder", "image": "u:1", "imageID": "", "ready": false, "restartCount": 4,
+        "state": {"waiting": waiting}, "lastState": {"terminated": ended},
+    }]});
+    let seen = observe::pod(&serde_json::from_value::<Pod>(pod).unwrap()).unwrap();
+    assert_eq!(seen.stuck.as_deref(), Some("container feeder ends again and again: no such file: work/rows"));
+}
+
 /// A job whose bundle is fetched.
 fn fetching(url: &str) -> TrainingJob {
     let archive = format!("archive: {{url: {url:?}, sha256: {}}}", "ab".repeat(32));
