@@ -162,7 +162,7 @@ open my $rows, "<:raw", "results/digits.arrow" or die "results/digits.arrow: $!"
 my $head;
 sleep 1 until $head = IO::Socket::UNIX->new(Peer => "feeder.sock");
 local $/;
-print $head <$rows>;
+print {$head} scalar <$rows>;
 close $head;
 sleep;
 """
