@@ -94,10 +94,14 @@ impl Segmentation {
         parameters: Parameters,
     ) -> Result<Self, SegmentError> {
         check(graph, assignment, n_shards)?;
-        let mut levels = levels(graph, assignment, parameters);
-        sink(graph, assignment, &mut levels, parameters);
+        // Ops are large and lie anywhere: this is asked for every operand.
+        let mut is_parameter = vec![false; graph.n_ops()];
+        graph.ops().for_each(|(id, op)| is_parameter[id.index()] = &*op.opcode == "parameter");
+        let mut levels = levels(graph, assignment, parameters, &is_parameter);
+        sink(graph, assignment, &mut levels, parameters, &is_parameter);
         let seen = vec![0; graph.n_ops()];
-        Builder { graph, assignment, levels, parameters, parts: BTreeMap::new(), seen }.build(results, n_shards)
+        let parts = BTreeMap::new();
+        Builder { graph, assignment, levels, parameters, is_parameter, parts, seen }.build(results, n_shards)
     }
 
     /// Segments of one shard, in order of level.
@@ -199,7 +203,7 @@ fn check(graph: &Graph, assignment: &Assignment, n_shards: usize) -> Result<(), 
 }
 
 /// Earliest level of every op; 0 for ops placed everywhere.
-fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec<u32> {
+fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters, is_parameter: &[bool]) -> Vec<u32> {
     let mut level = vec![0u32; graph.n_ops()];
     // What other shards wait for is sent before this shard goes on with its own part of a split op: parts run at the same
     // time.
@@ -213,7 +217,7 @@ fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec
             let Place::Shard(from) = assignment.place(o) else { continue };
             let later = from != shard || enters(op, o, from);
             // Copies of params are there from the beginning.
-            if later && parameters == Parameters::Mirrored && is_parameter(graph, o) {
+            if later && parameters == Parameters::Mirrored && is_parameter[o.index()] {
                 continue;
             }
             level[id.index()] = level[id.index()].max(level[o.index()] + u32::from(later));
@@ -224,7 +228,7 @@ fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters) -> Vec
 
 /// Moves ops to the level of their first reader where that keeps fewer bytes alive in between: a transposed
 /// weight that only the backward half reads need not be a residual of the forward half.
-fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: Parameters) {
+fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: Parameters, is_parameter: &[bool]) {
     let mut is_output = vec![false; graph.n_ops()];
     for &o in graph.outputs() {
         is_output[o.index()] = true;
@@ -243,7 +247,7 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
         let Place::Shard(shard) = assignment.place(id) else { continue };
         // Without a reader it stays.
         let target = graph.users(id).iter().map(|u| level[u.index()]).min().unwrap_or(0);
-        if target <= level[id.index()] || is_output[id.index()] || is_parameter(graph, id) {
+        if target <= level[id.index()] || is_output[id.index()] || is_parameter[id.index()] {
             continue;
         }
         if !graph.users(id).iter().all(|&u| assignment.place(u) == Place::Shard(shard)) {
@@ -257,7 +261,7 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
             .iter()
             .filter(|&&o| match assignment.place(o) {
                 Place::Everywhere => false,
-                Place::Shard(_) if is_parameter(graph, o) && parameters == Parameters::Mirrored => false,
+                Place::Shard(_) if is_parameter[o.index()] && parameters == Parameters::Mirrored => false,
                 Place::Shard(from) => from != shard || last_use(level, o, shard) < target,
             })
             .map(|&o| graph.op(o).shape.bytes())
@@ -290,6 +294,8 @@ struct Builder<'a> {
     assignment: &'a Assignment,
     levels: Vec<u32>,
     parameters: Parameters,
+    /// By op.
+    is_parameter: Vec<bool>,
     parts: BTreeMap<Key, Part>,
     /// By op: the last part that looked at it, counted from 1.
     seen: Vec<u32>,
@@ -319,7 +325,7 @@ impl Builder<'_> {
         let mut last: Option<(Key, usize)> = None;
         for (id, _) in self.graph.ops() {
             let Place::Shard(shard) = self.assignment.place(id) else { continue };
-            if is_parameter(self.graph, id) {
+            if self.is_parameter[id.index()] {
                 continue;
             }
             let key = (self.levels[id.index()], shard);
@@ -355,14 +361,15 @@ impl Builder<'_> {
     /// from 1.
     fn pull_inputs(&mut self, key: Key, number: u32) -> Result<(), SegmentError> {
         let Some(mut part) = self.parts.remove(&key) else { return Ok(()) };
-        let mut queue: Vec<OpId> = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied()).collect();
+        let operands = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied());
+        let mut queue: Vec<OpId> = operands.filter(|&v| !self.is_in(v, key)).collect();
         queue.extend(part.results.iter().map(|&p| self.graph.outputs()[p]));
         while let Some(v) = queue.pop() {
-            if std::mem::replace(&mut self.seen[v.index()], number) == number || self.is_in(v, key) {
+            if self.is_in(v, key) || std::mem::replace(&mut self.seen[v.index()], number) == number {
                 continue;
             }
             let op = self.graph.op(v);
-            if self.assignment.place(v) == Place::Everywhere && !is_parameter(self.graph, v) {
+            if self.assignment.place(v) == Place::Everywhere && !self.is_parameter[v.index()] {
                 part.clones.push(v);
                 queue.extend(op.operands.iter().copied());
             } else {
@@ -383,7 +390,7 @@ impl Builder<'_> {
     fn is_in(&self, v: OpId, (level, shard): Key) -> bool {
         self.assignment.place(v) == Place::Shard(shard)
             && self.levels[v.index()] == level
-            && !is_parameter(self.graph, v)
+            && !self.is_parameter[v.index()]
     }
 
     fn connect(mut self, keys: &[Key]) -> Result<Segmentation, SegmentError> {
@@ -394,7 +401,7 @@ impl Builder<'_> {
             for &v in &self.parts[&key].inputs {
                 let Place::Shard(from) = self.assignment.place(v) else { continue };
                 let is_there = from == key.1 || self.parameters == Parameters::Mirrored;
-                if is_there && is_parameter(self.graph, v) {
+                if is_there && self.is_parameter[v.index()] {
                     continue;
                 }
                 let source = (self.levels[v.index()], from);

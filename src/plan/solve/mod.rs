@@ -29,7 +29,7 @@ use search::Search;
 
 /// Ops that all tries of the search look at together: each try cuts the whole model. Small models are searched to the
 /// end, of large ones the time stays in proportion to their size.
-const SEARCHED: usize = 1_500_000;
+const SEARCHED: usize = 2_500_000;
 /// With fewer tries than this a model is large: few rules are tried, and of a plan in force only what they say.
 const FEW_TRIES: usize = 32;
 /// What moves more has to gain more: the plan in force stays unless another costs less than this share of it.
