@@ -5,10 +5,13 @@ mod support;
 use std::path::Path;
 
 use foreshard::device::{Arg, Device};
+use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::export::to_hlo;
+use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::region::copy_overlap;
-use foreshard::graph::split::candidates;
-use foreshard::graph::{ArrayShape, DType, Graph, Model, Region, Split};
+use foreshard::graph::split::{Cut, candidates, rewrite};
+use foreshard::graph::verify::verify;
+use foreshard::graph::{ArrayShape, DType, Graph, Model, Op, OpId, Region, Split};
 use foreshard::plan::{Place, Plan, ShardId};
 use foreshard::units::Bytes;
 
@@ -165,6 +168,100 @@ fn any_split_computes_the_same() {
             assert!(!splits.is_empty(), "{bundle}");
             computes_the_same(&model, &splits, tolerance);
         }
+    }
+}
+
+/// Channels of one convolution are what the next one sums up; pooling and rectifying in between go on in parts.
+#[test]
+fn convolutions_are_split_by_channels() {
+    let model = load("convnet_digits");
+    let splits = [split("conv1.w", 3, 2), split("conv1.b", 0, 2), split("conv2.w", 2, 2)];
+    let whole = model.split(&splits).unwrap();
+    for grad in &whole.grads {
+        assert_eq!(names(&grad.graph, ".whole"), Vec::<&str>::new(), "{}", grad.name);
+        let of = |graph: &Graph, dims: &[u64]| {
+            let has = |s: &ArrayShape| s.dims == dims;
+            graph.ops().filter(|(_, op)| op.shape.as_array().is_some_and(has)).count()
+        };
+        let rows = grad.microbatch;
+        let source = &model.variant(&grad.name).unwrap().graph;
+        assert!(of(source, &[rows, 8, 8, 16]) > 0 && of(&grad.graph, &[rows, 8, 8, 8]) > 0);
+        assert_eq!(of(&grad.graph, &[rows, 8, 8, 16]), 0, "activations of both parts at once");
+    }
+    computes_the_same(&model, &splits, 1e-4);
+    let found = candidates(&model, 2);
+    let mut expected = splits.to_vec();
+    expected.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+    assert!(found.contains(&expected), "{found:#?}");
+}
+
+/// Rows of a table are looked up, and gradients added to them, in parts of its columns.
+#[test]
+fn tables_are_split_by_columns_and_by_indices() {
+    let f32s = |dims: &[u64]| ArrayShape::new(DType::Float32, dims);
+    let s32s = |dims: &[u64]| ArrayShape::new(DType::Int32, dims);
+    let numbers = |field: u32, window: u64| {
+        // Windows are rows: one element of axis 0, which is looked up, and all of axis 1.
+        let mut numbers = Writer::default();
+        for (n, of) in [(1, vec![window]), (2, vec![0]), (3, vec![0])] {
+            numbers.numbers(n, of);
+        }
+        numbers.number(4, 1);
+        let mut attributes = Writer::default();
+        attributes.bytes(field, &numbers.0);
+        attributes
+    };
+    let mut graph = Graph::new("table");
+    let table = graph.push_parameter(parameter("table", f32s(&[12, 6]).into()));
+    let indices = graph.push_parameter(parameter("indices", s32s(&[4, 1]).into()));
+    let mut attributes = numbers(instruction::GATHER, 1);
+    attributes.numbers(instruction::GATHER_SLICE_SIZES, [1, 6]);
+    let rows = graph.push(op("rows", "gather", f32s(&[4, 6]).into(), vec![table, indices], attributes.0));
+    let twice = graph.push(op("twice", "add", f32s(&[4, 6]).into(), vec![rows, rows], Vec::new()));
+    let scalar = ArrayShape::scalar(DType::Float32);
+    let mut add = foreshard::graph::Computation { name: "add".to_owned(), ops: Vec::new(), root: OpId(2) };
+    for (i, name) in ["a", "b"].into_iter().enumerate() {
+        let mut number = Writer::default();
+        number.number(instruction::PARAMETER_NUMBER, i as u64);
+        add.ops.push(op(name, "parameter", scalar.clone().into(), Vec::new(), number.0));
+    }
+    add.ops.push(op("sum", "add", scalar.into(), vec![OpId(0), OpId(1)], Vec::new()));
+    let add = graph.push_computation(add);
+    let scatter = op(
+        "scatter",
+        "scatter",
+        f32s(&[12, 6]).into(),
+        vec![table, indices, twice],
+        numbers(instruction::SCATTER, 1).0,
+    );
+    let scattered = graph.push(Op { called: vec![add], ..scatter });
+    graph.set_outputs(vec![twice, scattered]);
+    verify(&graph).unwrap();
+    let table: Vec<u8> = (0..72).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let indices: Vec<u8> = [3u32, 0, 11, 3].iter().flat_map(|i| i.to_le_bytes()).collect();
+    let expected = execute(&graph, &[table.clone(), indices.clone()]);
+    let cut = |axis, bounds: &[u64]| Some(Cut { axis, bounds: bounds.into() });
+    let by_rows = [cut(0, &[0, 5, 12]), None];
+    for (inputs, joined) in [([cut(1, &[0, 2, 6]), None], 2), ([None, cut(0, &[0, 1, 4])], 2), (by_rows, 1)] {
+        let split = rewrite(&graph, &inputs, &[None, None]).unwrap();
+        verify(&split).unwrap();
+        // The results are joined; beside them only what cannot be in parts.
+        let n_joined = names(&split, ".whole").len();
+        assert_eq!(n_joined, joined, "{inputs:?}");
+        let part = |data: &[u8], dims: &[u64], cut: &Option<Cut>| -> Vec<Vec<u8>> {
+            let Some(cut) = cut else { return vec![data.to_vec()] };
+            let row: u64 = dims[1] * 4;
+            let of = |range: std::ops::Range<u64>| -> Vec<u8> {
+                let within = |i: &usize| {
+                    let (at, column) = (*i as u64 / row, *i as u64 % row / 4);
+                    range.contains(if cut.axis == 0 { &at } else { &column })
+                };
+                (0..data.len()).filter(within).map(|i| data[i]).collect()
+            };
+            cut.ranges().map(of).collect()
+        };
+        let given = [part(&table, &[12, 6], &inputs[0]), part(&indices, &[4, 1], &inputs[1])].concat();
+        assert_eq!(execute(&split, &given), expected, "{inputs:?}");
     }
 }
 

@@ -41,11 +41,16 @@ pub mod instruction {
     pub const DYNAMIC_SLICE_SIZES: u32 = 20;
     pub const PADDING: u32 = 21;
     pub const DOT: u32 = 30;
+    pub const GATHER: u32 = 33;
+    pub const GATHER_SLICE_SIZES: u32 = 34;
     pub const ID: u32 = 35;
     pub const OPERANDS: u32 = 36;
     pub const CONTROL_PREDECESSORS: u32 = 37;
     pub const CALLED: u32 = 38;
     pub const CUSTOM_CALL_TARGET: u32 = 28;
+    pub const SCATTER: u32 = 48;
+    pub const FEATURE_GROUPS: u32 = 50;
+    pub const BATCH_GROUPS: u32 = 58;
     pub const COMPARISON_DIRECTION: u32 = 63;
     pub const CUSTOM_CALL_HAS_SIDE_EFFECT: u32 = 65;
 }

@@ -10,7 +10,7 @@ use super::super::ir::{Graph, OpId};
 use super::super::model::{GradGraph, Model};
 use super::super::passes::is_elementwise;
 use super::super::proto::{all_numbers, find, instruction};
-use super::recipe::{Cut, Yield, recipe, reshaped};
+use super::recipe::{Cut, Yield, gathered_axis, recipe, reshaped};
 use super::{MAX_SPLITS, Split, fits};
 
 /// How far back a wish is followed: from a head to its projection it is five ops.
@@ -154,6 +154,20 @@ fn wished(model: &Model, graph: &Graph, id: OpId, cut: Cut, known: &mut BTreeMap
             // Columns of a weight, not rows of the batch: those come from everything before.
             if let Some(&axis) = at.checked_sub(of_left.len()).and_then(|at| of_right.get(at)) {
                 on(op.operands[1], Cut { axis, ..cut });
+            }
+        }
+        "convolution" => {
+            let numbers = find(&op.attributes, instruction::CONVOLUTION).and_then(|n| n.bytes("convolution").ok());
+            let [kernel_out, out_channel] =
+                [4, 10].map(|n| all_numbers(numbers.unwrap_or_default(), n).pop().unwrap_or(0) as usize);
+            if cut.axis == out_channel {
+                on(op.operands[1], Cut { axis: kernel_out, ..cut });
+            }
+        }
+        "gather" => {
+            let table = op.operands[0];
+            if let Some(axis) = gathered_axis(op, dims(table).len(), cut.axis) {
+                on(table, Cut { axis, ..cut });
             }
         }
         opcode if is_elementwise(opcode) => {

@@ -33,7 +33,7 @@ pub const MAX_PARTS: u32 = 64;
 /// Most splits of one model; a pattern names many params.
 pub const MAX_SPLITS: usize = 64;
 /// Counts when the pass changes what it yields: old plans index other ops.
-const PASS: &str = "split/1";
+const PASS: &str = "split/2";
 
 /// A split that someone asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

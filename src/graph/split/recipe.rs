@@ -61,8 +61,11 @@ pub fn recipe(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
         let operands = std::iter::once(Some(cut.clone())).chain(cuts[1..].iter().map(|_| None)).collect();
         Some(Recipe { operands, yields: Yield::Parts(cut.along(axis?)) })
     };
-    match &*op.opcode {
+    let found = match &*op.opcode {
         "dot" => dot(op, &shapes, cuts),
+        "convolution" => convolution(op, &shapes, cuts),
+        "gather" => gather(op, &shapes, cuts),
+        "scatter" => scatter(op, &shapes, cuts),
         "reduce" => reduce(graph, op, cuts),
         "transpose" => {
             let axis = cuts[0]?.axis as u64;
@@ -88,6 +91,14 @@ pub fn recipe(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
             let cut = cuts[0]?;
             alone((!is_padded(op, cut.axis)).then_some(cut.axis))
         }
+        "reverse" if !dimensions().contains(&(first.axis as u64)) => alone(Some(first.axis)),
+        // Pooling and its derivative, along axes that are not pooled.
+        "reduce-window" | "select-and-scatter" if !is_windowed(op, first.axis) => {
+            let (init, arrays) = shapes.split_last()?;
+            let operands = arrays.iter().map(|_| Some((*first).clone())).chain([None]).collect();
+            let yields = Yield::Parts((*first).clone());
+            init.dims.is_empty().then_some(Recipe { operands, yields })
+        }
         opcode if is_elementwise(opcode) => {
             // Scalars apply to every element (`clamp`, `select`).
             let needs = |shape: &&ArrayShape| (shape.dims == out.dims).then(|| (*first).clone());
@@ -96,7 +107,13 @@ pub fn recipe(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
             fit.then(|| Recipe { operands, yields: Yield::Parts((*first).clone()) })
         }
         _ => None,
-    }
+    };
+    // Axes come from attributes, which nobody has compared with shapes.
+    let is_of = |cut: &Cut, shape: &ArrayShape| shape.dims.get(cut.axis) == cut.bounds.last();
+    found.filter(|recipe| {
+        let operands = recipe.operands.iter().zip(&shapes).all(|(cut, s)| cut.as_ref().is_none_or(|c| is_of(c, s)));
+        operands && if let Yield::Parts(cut) = &recipe.yields { is_of(cut, out) } else { true }
+    })
 }
 
 /// A product in parts of one operand: along a batch axis both are cut, along one that is contracted too and the parts are
@@ -123,12 +140,102 @@ fn dot(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe>
         operands.swap(0, side);
         Some(Recipe { operands, yields })
     };
-    // Where the two do not go together, the smaller operand changes.
+    cheaper([by(0), by(1)], shapes, cuts)
+}
+
+/// Where two operands do not go together, the smaller one changes.
+fn cheaper(recipes: [Option<Recipe>; 2], shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
     let cost = |recipe: &Recipe| -> u64 {
         let changes = |i: &usize| cuts[*i].is_some() && cuts[*i] != recipe.operands[*i].as_ref();
         (0..2).filter(changes).map(|i| shapes[i].bytes().0).sum()
     };
-    [by(0), by(1)].into_iter().flatten().min_by_key(cost)
+    recipes.into_iter().flatten().min_by_key(cost)
+}
+
+/// A convolution in parts of its batch or of its output channels, with the other operand whole; or of its input channels,
+/// which are summed up. Its derivatives are convolutions too, with other names for the same axes.
+fn convolution(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
+    let groups = [instruction::FEATURE_GROUPS, instruction::BATCH_GROUPS];
+    if groups.iter().any(|&n| all_numbers(&op.attributes, n).iter().any(|&n| n > 1)) {
+        return None;
+    }
+    let numbers = find(&op.attributes, instruction::CONVOLUTION)?.bytes("convolution").ok()?;
+    let [kernel_in, kernel_out, batch, channel, out_batch, out_channel] =
+        [3, 4, 7, 8, 9, 10].map(|n| all_numbers(numbers, n).pop().unwrap_or(0) as usize);
+    let (free, summed, yielded) = ([batch, kernel_out], [channel, kernel_in], [out_batch, out_channel]);
+    let by = |side: usize| -> Option<Recipe> {
+        let (cut, other) = (cuts[side]?, 1 - side);
+        let (theirs, yields) = match cut.axis {
+            axis if axis == free[side] => (None, Yield::Parts(cut.along(yielded[side]))),
+            axis if axis == summed[side] => (Some(cut.along(summed[other])), Yield::Terms("add".to_owned())),
+            // Windows overlap.
+            _ => return None,
+        };
+        let mut operands = vec![Some(cut.clone()), theirs];
+        operands.swap(0, side);
+        Some(Recipe { operands, yields })
+    };
+    cheaper([by(0), by(1)], shapes, cuts)
+}
+
+/// Axes of a gather or scatter: of the whole tensor, those that windows span, in order; of what is gathered or scattered, the
+/// axes of the windows. `numbers`: the op's dimension numbers.
+fn windows(numbers: &[u8], rank: usize) -> (Vec<usize>, Vec<usize>) {
+    let [windows, inserted, indexed, batch] = [1, 2, 3, 5].map(|n| all_numbers(numbers, n));
+    let spans = |d: &usize| {
+        let d = *d as u64;
+        !inserted.contains(&d) && !batch.contains(&d)
+    };
+    // An indexed axis that windows span begins somewhere else in each.
+    let axes = (0..rank).filter(spans).map(|d| if indexed.contains(&(d as u64)) { usize::MAX } else { d }).collect();
+    (axes, windows.into_iter().map(|d| d as usize).collect())
+}
+
+/// Rows of a table, as of an embedding: in parts of its columns, or of the indices.
+fn gather(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
+    let numbers = find(&op.attributes, instruction::GATHER)?.bytes("gather").ok()?;
+    let sizes = all_numbers(&op.attributes, instruction::GATHER_SLICE_SIZES);
+    let (axes, yielded) = windows(numbers, shapes[0].dims.len());
+    let by_column = || -> Option<Recipe> {
+        let cut = cuts[0]?;
+        let at = axes.iter().position(|&a| a == cut.axis)?;
+        let whole = sizes.get(cut.axis) == shapes[0].dims.get(cut.axis);
+        let yields = Yield::Parts(cut.along(*yielded.get(at)?));
+        whole.then(|| Recipe { operands: vec![Some(cut.clone()), None], yields })
+    };
+    let by_index = || -> Option<Recipe> {
+        let cut = cuts[1]?;
+        let vector = all_numbers(numbers, 4).pop().unwrap_or(0) as usize;
+        if cut.axis == vector || all_numbers(numbers, 6).contains(&(cut.axis as u64)) {
+            return None;
+        }
+        let at = (0..cut.axis).filter(|&d| d != vector).count();
+        let rank = op.shape.as_array()?.dims.len();
+        let axis = (0..rank).filter(|d| !yielded.contains(d)).nth(at)?;
+        Some(Recipe { operands: vec![None, Some(cut.clone())], yields: Yield::Parts(cut.along(axis)) })
+    };
+    cheaper([by_column(), by_index()], shapes, cuts)
+}
+
+/// What is added to rows of a table, in parts of its columns.
+fn scatter(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
+    let [table, _, updates] = shapes else { return None };
+    let numbers = find(&op.attributes, instruction::SCATTER)?.bytes("scatter").ok()?;
+    let (axes, theirs) = windows(numbers, table.dims.len());
+    let of_table = cuts[0].map(|cut| (cut, axes.iter().position(|&a| a == cut.axis)));
+    let of_updates = cuts[2].map(|cut| (cut, theirs.iter().position(|&a| a == cut.axis)));
+    let (cut, at) = [of_table, of_updates].into_iter().flatten().find_map(|(cut, at)| Some((cut, at?)))?;
+    let (axis, their) = (*axes.get(at)?, *theirs.get(at)?);
+    let whole = table.dims.get(axis).is_some_and(|n| updates.dims.get(their) == Some(n));
+    let operands = vec![Some(cut.along(axis)), None, Some(cut.along(their))];
+    whole.then(|| Recipe { operands, yields: Yield::Parts(cut.along(axis)) })
+}
+
+/// The axis of a gathered tensor that this axis of the result spans; `None` for one of indices.
+pub fn gathered_axis(op: &Op, rank: usize, axis: usize) -> Option<usize> {
+    let numbers = find(&op.attributes, instruction::GATHER)?.bytes("gather").ok()?;
+    let (axes, yielded) = windows(numbers, rank);
+    axes.get(yielded.iter().position(|&y| y == axis)?).copied().filter(|&axis| axis < rank)
 }
 
 fn reduce(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
@@ -178,6 +285,19 @@ pub fn slice_ranges(op: &Op) -> Vec<(u64, u64, u64)> {
         }
     }
     ranges
+}
+
+/// Whether an op's windows span more than one element along an axis, or not all of it.
+fn is_windowed(op: &Op, axis: usize) -> bool {
+    const DIMENSION: u32 = 1;
+    let window = find(&op.attributes, instruction::WINDOW).and_then(|w| w.bytes("window").ok()).unwrap_or_default();
+    let mut dimensions = Fields::new(window, "window").flatten().filter(|(n, _, _)| *n == DIMENSION);
+    let Some(dimension) = dimensions.nth(axis).and_then(|(_, value, _)| value.bytes("window dimension").ok()) else {
+        return true;
+    };
+    let field = |n| all_numbers(dimension, n).pop().unwrap_or(0);
+    // Size, stride and dilations of one element; padding on both sides.
+    [1, 2, 5, 6].into_iter().any(|n| field(n) > 1) || [3, 4].into_iter().any(|n| field(n) != 0)
 }
 
 /// Whether a `pad` adds or removes anything along an axis.

@@ -8,7 +8,7 @@ use super::super::ir::{Graph, Lane, Op, OpId};
 use super::super::passes::{Limits, without_dead_ops};
 use super::super::proto::{Fields, Writer, all_numbers, instruction, without};
 use super::super::shape::ArrayShape;
-use super::recipe::{Cut, Recipe, Yield, recipe, slice_ranges};
+use super::recipe::{Cut, Recipe, Yield, gathered_axis, recipe, slice_ranges};
 
 /// Rewrites a graph whose parameters and results come in parts.
 ///
@@ -140,7 +140,7 @@ impl Rewrite<'_> {
             let (shape, attributes) = match &recipe.yields {
                 Yield::Parts(cut) => {
                     let size = cut.bounds[i + 1] - cut.bounds[i];
-                    (with_size(&shape, cut.axis, size), resized(source, cut.axis, size))
+                    (with_size(&shape, cut.axis, size), resized(self.from, source, cut.axis, size))
                 }
                 Yield::Terms(_) => (shape.clone(), source.attributes.clone()),
             };
@@ -269,7 +269,16 @@ fn with_size(shape: &ArrayShape, axis: usize, size: u64) -> ArrayShape {
 }
 
 /// An op's attributes, for a part of it along an axis of its result that has this size.
-fn resized(source: &Op, axis: usize, size: u64) -> std::sync::Arc<[u8]> {
+fn resized(graph: &Graph, source: &Op, axis: usize, size: u64) -> std::sync::Arc<[u8]> {
+    if &*source.opcode == "gather" {
+        let rank = graph.op(source.operands[0]).shape.as_array().map_or(0, |s| s.dims.len());
+        let Some(axis) = gathered_axis(source, rank, axis) else { return source.attributes.clone() };
+        let mut sizes = all_numbers(&source.attributes, instruction::GATHER_SLICE_SIZES);
+        sizes[axis] = size;
+        let mut attributes = Writer(without(&source.attributes, instruction::GATHER_SLICE_SIZES));
+        attributes.numbers(instruction::GATHER_SLICE_SIZES, sizes);
+        return attributes.0.into();
+    }
     if &*source.opcode != "slice" {
         return source.attributes.clone();
     }
