@@ -470,12 +470,20 @@ fn bundle(name: &str) -> Model {
 
 /// A GPT of six layers on devices of which none is like the others: the even cut lies inside a layer.
 fn uneven(n: usize, aim: Aim, previous: Option<&Plan>) -> (Model, Topology, Result<Plan, Infeasible>) {
+    scheduled(n, aim, Some(ScheduleKind::OneFOneB), previous)
+}
+
+fn scheduled(
+    n: usize,
+    aim: Aim,
+    schedule: Option<ScheduleKind>,
+    previous: Option<&Plan>,
+) -> (Model, Topology, Result<Plan, Infeasible>) {
     let model = bundle("char_gpt.bundle");
     let device = |i: usize| Device { speed: 1.0 - 0.1 * i as f64, ..nominal("cpu").unwrap() };
     let topology = Topology { devices: (0..n).map(device).collect(), local: LOOPBACK, remote: LOOPBACK };
-    let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
-    let problem =
-        Problem { model: &model, topology: &topology, n_shards: n as u32, n_replicas: 1, microbatch, schedule, aim };
+    let (n_shards, n_replicas, microbatch) = (n as u32, 1, None);
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
     let plan = solve(&problem, previous);
     (model, topology, plan)
 }
@@ -523,6 +531,23 @@ fn layers_stay_whole_where_that_is_asked_for() {
     let e = uneven(7, layer, None).2.unwrap_err();
     assert_eq!(e, Infeasible::TooFewLayers { n_shards: 7, n_layers: 6 });
     assert!(e.to_string().contains("take at most 6 shards, or spec.partition.granularity: sublayer"), "{e}");
+}
+
+/// Where a plan may cut and how its pipeline fills are asked for one by one.
+#[test]
+fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
+    for objective in [Objective::Throughput, Objective::Memory] {
+        let aim = Aim { granularity: Granularity::Layer, objective };
+        for schedule in ScheduleKind::ALL.map(Some).into_iter().chain([None]) {
+            let (model, topology, plan) = scheduled(3, aim, schedule, None);
+            let plan = plan.unwrap();
+            verify(&model, &topology, &plan).unwrap();
+            assert_eq!(torn(&model, &plan), [""; 0], "{schedule:?}");
+            assert!(schedule.is_none_or(|s| s == plan.schedule) && plan.aim == aim, "{schedule:?}: {}", plan.schedule);
+            let (.., again) = scheduled(3, aim, schedule, Some(&plan));
+            assert_eq!(again.unwrap(), plan, "what is in force stays: {schedule:?}");
+        }
+    }
 }
 
 #[test]
