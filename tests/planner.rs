@@ -706,6 +706,28 @@ fn the_planner_chooses_a_schedule_that_fills_sooner() {
     assert!(chosen.step_time.0 <= 1.01 * zero_bubble.min(interleaved.step_time.0).min(plain), "{}", chosen.step_time);
 }
 
+/// A plan was valued by the cut of another schedule, with the same places: as the one in force had been cut, or as was asked
+/// for now.
+#[test]
+fn a_plan_is_valued_by_its_own_schedule() {
+    let model = bundle("char_gpt.bundle");
+    let topology = parse_devices("2xcpu").unwrap();
+    let (microbatch, schedule, aim) = (Some(4), Some(ScheduleKind::ZeroBubble), Aim::default());
+    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim };
+    let zero_bubble = solve(&problem, None).unwrap();
+    let plain = Plan { schedule: ScheduleKind::OneFOneB, ..zero_bubble.clone() };
+    let prepared = Prepared::new(&model);
+    prepared.hold(&model, &topology, &zero_bubble);
+    for schedule in [Some(ScheduleKind::ZeroBubble), Some(ScheduleKind::OneFOneB), None] {
+        let problem = Problem { schedule, ..problem };
+        let [known, other] = [&zero_bubble, &plain].map(|plan| prepared.repriced(&problem, plan).unwrap());
+        assert_eq!(known.step_time, zero_bubble.step_time, "{schedule:?}");
+        assert_eq!((known.schedule, other.schedule), (ScheduleKind::ZeroBubble, ScheduleKind::OneFOneB));
+        assert!(other.step_time > known.step_time, "{schedule:?}: {} and {}", other.step_time, known.step_time);
+        assert_eq!(Some(other), repriced(&problem, &plain), "{schedule:?}");
+    }
+}
+
 #[test]
 fn takes_as_many_devices_as_gain_something_and_the_best_of_them() {
     let model = bundle("char_gpt.bundle");

@@ -68,9 +68,13 @@ impl Prepared {
         }
         problem.check_devices()?;
         if problem.schedule.is_none() {
-            // A plan in force keeps its schedule.
-            let schedule = previous.filter(|p| p.shards.len() == problem.n_shards as usize).map(|p| p.schedule);
-            return Problem { schedule, ..*problem }.with_each_schedule(|problem| self.solve(problem, previous));
+            // A plan in force keeps its schedule, as long as it fits.
+            let same = previous.filter(|p| p.shards.len() == problem.n_shards as usize).map(|p| p.schedule);
+            let kept = same.map(|same| self.solve(&Problem { schedule: Some(same), ..*problem }, previous));
+            return match kept {
+                Some(Ok(plan)) => Ok(plan),
+                _ => problem.with_each_schedule(|problem| self.solve(problem, previous)),
+            };
         }
         let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
         let usable = problem.microbatches()?;
@@ -138,6 +142,8 @@ impl Prepared {
     }
 
     fn reprice(&self, problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
+        // It keeps its schedule, whatever is asked for: that is part of the plan.
+        let problem = &Problem { schedule: Some(earlier.schedule), ..*problem };
         let (grads, owners) = (earlier.grads.clone(), earlier.owners.clone());
         let predict = |plan: &Plan| self.predict(problem, plan);
         let plan = finish(problem, earlier.microbatch, grads, owners, &order_of(earlier), predict)?;
