@@ -73,6 +73,11 @@ impl Cost {
         Self { first: step, step }
     }
 
+    /// Seconds of a step, or the largest share of a device's memory that is needed.
+    pub(super) fn first(self) -> f64 {
+        self.first
+    }
+
     /// Whether it is below this share of another.
     pub fn is_below(self, share: f64, of: Self) -> bool {
         self.first < share * of.first || self.first <= of.first && self.step < share * of.step

@@ -28,7 +28,9 @@ pub enum Wanted {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Offer {
     pub n_shards: u32,
-    /// By what the plan is for.
+    /// What the plan is for.
+    pub objective: Objective,
+    /// By what it is for.
     pub cost: Cost,
     pub step: Seconds,
     /// Of one step, in units of [`Device::price`](crate::topology::Device::price) times seconds.
@@ -43,6 +45,7 @@ impl Offer {
         let price: f64 = devices.map(|d| topology.devices[d.index()].price).sum();
         Self {
             n_shards: plan.shards.len() as u32,
+            objective,
             cost: objective.cost(topology, plan),
             step: plan.step_time,
             price: price * plan.step_time.0,
@@ -54,6 +57,7 @@ impl Offer {
 #[derive(Clone, Debug)]
 pub struct Counted<T> {
     pub found: T,
+    pub wanted: Wanted,
     pub chosen: Offer,
     /// All that were looked at, by their number of shards.
     pub offers: Vec<Offer>,
@@ -62,15 +66,17 @@ pub struct Counted<T> {
 impl<T> Counted<T> {
     /// Why it is this number, for the log; `None` where there was no choice.
     pub fn why(&self) -> Option<String> {
-        let others: Vec<String> = self
-            .offers
-            .iter()
-            .filter(|o| o.n_shards != self.chosen.n_shards)
-            .map(|o| format!("{} with {}", o.step, o.n_shards))
-            .collect();
-        let Offer { n_shards, step, .. } = self.chosen;
+        let n_shards = self.chosen.n_shards;
+        let for_room = self.wanted == Wanted::Best && self.chosen.objective == Objective::Memory;
+        let value = |o: &Offer| match for_room {
+            true => format!("{:.2} % of its memory", 100.0 * o.cost.first()),
+            false => o.step.to_string(),
+        };
+        let what = if for_room { "the fullest worker is predicted to need" } else { "a step is predicted to take" };
+        let others = self.offers.iter().filter(|o| o.n_shards != n_shards);
+        let others: Vec<String> = others.map(|o| format!("{} with {}", value(o), o.n_shards)).collect();
         let plural = if n_shards == 1 { "" } else { "s" };
-        let text = format!("{n_shards} shard{plural}: a step is predicted to take {step}, {}", others.join(", "));
+        let text = format!("{n_shards} shard{plural}: {what} {}, {}", value(&self.chosen), others.join(", "));
         (!others.is_empty()).then_some(text)
     }
 }
@@ -180,7 +186,7 @@ pub fn best<T>(
     let offers: Vec<Offer> = found.iter().map(|(offer, _)| *offer).collect();
     if let Some(i) = chosen(&found, wanted) {
         let (chosen, found) = found.swap_remove(i);
-        return Ok(Counted { found, chosen, offers });
+        return Ok(Counted { found, wanted, chosen, offers });
     }
     let fastest = offers.iter().min_by(|a, b| a.step.0.total_cmp(&b.step.0));
     Err(match (fastest, wanted) {
@@ -229,7 +235,8 @@ mod tests {
     use super::*;
 
     fn offer(n_shards: u32, step: f64) -> Offer {
-        Offer { n_shards, cost: Cost::of_step(step), step: Seconds(step), price: f64::from(n_shards) * step }
+        let objective = Objective::Throughput;
+        Offer { n_shards, objective, cost: Cost::of_step(step), step: Seconds(step), price: f64::from(n_shards) * step }
     }
 
     fn of(step: impl Fn(u32) -> f64) -> impl FnMut(u32) -> Result<((), Offer), Infeasible> {
