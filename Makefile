@@ -5,7 +5,7 @@
 # make e2e         runs jobs in pods of a real Kubernetes on this machine, built once; needs root (e2e/README.md)
 # make lint        checks format and clippy's advice
 # make bench       measures against JAX and PyTorch on the same cores
-# make fuzz        feeds damaged modules, bundles, manifests and frames to their readers, FUZZ_SECONDS for each
+# make fuzz        feeds damaged modules, bundles, manifests, problems and frames to their readers, FUZZ_SECONDS for each
 
 PYTHON ?= python3
 VENV := .venv
@@ -70,7 +70,7 @@ $(CARGO_FUZZ):
 	cargo install --quiet --locked --root .foreshard/tools --version 0.13.2 cargo-fuzz
 fuzz: $(CARGO_FUZZ)
 	cargo run --quiet --locked --manifest-path fuzz/Cargo.toml --example seeds -- fuzz/corpus
-	for target in import bundle manifest wire; do PATH="$(CURDIR)/.foreshard/tools/bin:$$PATH" \
+	for target in import bundle manifest problem wire; do PATH="$(CURDIR)/.foreshard/tools/bin:$$PATH" \
 	cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20 \
 	-malloc_limit_mb=1024 -rss_limit_mb=4096 -print_final_stats=1 || exit 1; done
 

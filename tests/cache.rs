@@ -301,7 +301,7 @@ fn a_shard_that_was_compiled_before_is_loaded() {
         n_shards: 2,
         n_replicas: 1,
         microbatch: None,
-        schedule: ScheduleKind::OneFOneB,
+        schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
     };
     let plan = solve(&problem, None).unwrap();

@@ -280,11 +280,13 @@ fn what_fuzzing_found_holds() {
     assert!(replay("bundles", "manifest.json", checks::manifest) > 4);
     let model = Model::import(&mut |file| std::fs::read(Path::new("tests/data/stack.bundle").join(file))).unwrap();
     let frames = messages::frames(&model);
+    assert_eq!(checks::stack().fingerprint, model.fingerprint);
     frames.iter().for_each(|frame| checks::wire(frame));
     checks::wire(&frames.concat());
     replay("tests/data/fuzz/import", "", checks::import);
     replay("tests/data/fuzz/bundle", "", checks::bundle);
     replay("tests/data/fuzz/manifest", "", checks::manifest);
+    replay("tests/data/fuzz/problem", "", checks::problem);
     replay("tests/data/fuzz/wire", "", checks::wire);
 }
 

@@ -72,6 +72,13 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (
         JOB,
         "  resources: {memory",
+        "  partition: {cheapest: {}}\n  resources: {memory",
+        false,
+        "on a cluster as many devices are taken as are free",
+    ),
+    (
+        JOB,
+        "  resources: {memory",
         "  partition: {granularity: layer, split: [{tensor: a, axis: 0, parts: 2}]}\n  resources: {memory",
         false,
         "keeps layers whole",
@@ -187,7 +194,11 @@ fn says_field_value_and_way_out() {
         ("shards: 2", "shard: 2", "spec.parallelism.shard: there is no such field; did you mean \"shards\"?"),
         ("shards: 2", "shards: two", "spec.parallelism.shards: \"two\", must be a whole number"),
         ("shards: 2", "shards: 0", "spec.parallelism.shards: 0, must be at least 1"),
-        ("shards: 2", "schedule: 1f1b, shards: 2", "\"1f1b\", must be one of 1F1B, GPipe; did you mean \"1F1B\"?"),
+        (
+            "shards: 2",
+            "schedule: 1f1b, shards: 2",
+            "\"1f1b\", must be one of 1F1B, GPipe, Interleaved, ZeroBubble, Auto; did you mean \"1F1B\"?",
+        ),
         ("steps: 3", "steps: 1.5", "spec.steps: 1.5, must be a whole number"),
         ("cuts: [block1]", "cuts: [7]", "spec.parallelism.cuts[0]: 7, must be text; quote it"),
         ("  data: {uri: work/x.txt}\n", "", "spec: data is missing: Where training data comes from"),

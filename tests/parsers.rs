@@ -7,6 +7,8 @@ mod checks;
 
 use foreshard::api;
 use foreshard::graph::proto::{Fields, Value as Field, Writer};
+use foreshard::plan::{Aim, Problem, ScheduleKind, solve};
+use foreshard::topology::parse_devices;
 use serde_json::{Value, json};
 
 const MANIFEST: &[u8] = include_bytes!("data/manifest.json");
@@ -152,4 +154,30 @@ fn every_field_of_a_bundle_may_be_wrong() {
     let all = variations(include_bytes!("data/stack.bundle/update.hlo.pb"));
     assert!(all.len() > 1000, "{}", all.len());
     all.iter().for_each(|varied| checks::bundle(varied));
+}
+
+/// Devices come from a config map, plans from files and other versions of this program.
+#[test]
+fn every_value_of_a_problem_may_be_wrong() {
+    const DEVICES: &str = "cpu:memory=4Gi:speed=0.5,cpu:flops=50G:bandwidth=10G:node=b";
+    DEVICES.char_indices().for_each(|(end, _)| checks::problem(&DEVICES.as_bytes()[..end]));
+    let topology = parse_devices(DEVICES).unwrap();
+    let (n_shards, n_replicas, microbatch, schedule) = (2, 1, None, Some(ScheduleKind::ZeroBubble));
+    let aim = Aim::default();
+    let problem =
+        Problem { model: checks::stack(), topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let previous = Some(solve(&problem, None).unwrap());
+    let asked = checks::Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous };
+    let mut document = serde_json::to_value(&asked).unwrap();
+    let all = damaged(&document);
+    assert!(all.len() > 1000, "{}", all.len());
+    all.iter().for_each(|damaged| checks::problem(damaged.to_string().as_bytes()));
+    // Figures that JSON can say and no device has.
+    for at in ["/topology/devices/0/speed", "/topology/devices/1/flops", "/topology/remote/bandwidth"] {
+        for figure in [-1.0, 0.0, 1e-308, 1e308] {
+            let before = std::mem::replace(document.pointer_mut(at).unwrap(), json!(figure));
+            checks::problem(document.to_string().as_bytes());
+            *document.pointer_mut(at).unwrap() = before;
+        }
+    }
 }

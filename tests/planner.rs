@@ -5,6 +5,7 @@ use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
 use foreshard::plan::block::Blocks;
 use foreshard::plan::coordinate::coordinates;
+use foreshard::plan::count::{self, Wanted};
 use foreshard::plan::explain::{Resource, explain};
 use foreshard::plan::predict::{Costs, predict};
 use foreshard::plan::schedule::TaskGraph;
@@ -12,10 +13,10 @@ use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
     Aim, BatchEstimate, Granularity, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, ScheduleKind,
-    ShardId, graph_picture, repriced, solve,
+    ShardId, graph_picture, pinned, repriced, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
-use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal};
+use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal, parse_devices};
 use foreshard::units::{Bytes, BytesPerSec, Seconds};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -197,6 +198,11 @@ fn devices() -> impl Strategy<Value = Topology> {
     })
 }
 
+/// Any schedule, or the planner's choice.
+fn schedules() -> impl Strategy<Value = Option<ScheduleKind>> {
+    prop_oneof![3 => prop::sample::select(&ScheduleKind::ALL[..]).prop_map(Some), 1 => Just(None)]
+}
+
 /// A plan can be cut, ordered and run within the memory there is.
 fn sound(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
     let n_shards = problem.n_shards as usize;
@@ -215,9 +221,7 @@ fn sound(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert_eq!(plan.owners.len(), problem.model.state.len());
     for (variant, assignment) in &plan.grads {
         let graph = &problem.model.variant(variant).unwrap().graph;
-        let results = plan.grad_results(problem.model, graph, assignment);
-        let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)
-            .map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let cut = plan.cut(problem.model, graph, assignment).map_err(|e| TestCaseError::fail(e.to_string()))?;
         let of = convex(graph, &cut, |id| assignment.place(id))?;
         for (i, _) in plan.shards.iter().enumerate() {
             let here = Place::Shard(ShardId(i as u32));
@@ -338,11 +342,10 @@ proptest! {
         n_shards in 1u32..5,
         n_replicas in 1u32..3,
         microbatch in prop_oneof![Just(None), prop::sample::select(&MICROBATCHES[..]).prop_map(Some)],
-        gpipe: bool,
+        schedule in schedules(),
         roomy: bool,
     ) {
         let model = model(&recipe);
-        let schedule = if gpipe { ScheduleKind::GPipe } else { ScheduleKind::OneFOneB };
         let objective = if roomy { Objective::Memory } else { Objective::Throughput };
         let aim = Aim { objective, ..Aim::default() };
         let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
@@ -399,7 +402,7 @@ proptest! {
         let mut topology = topology;
         topology.devices.iter_mut().for_each(|d| d.memory = Bytes(1 << 40));
         let model = model(&recipe);
-        let schedule = ScheduleKind::OneFOneB;
+        let schedule = Some(ScheduleKind::OneFOneB);
         let problem =
             Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: Some(microbatch), schedule, aim: Aim::default() };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
@@ -435,7 +438,7 @@ proptest! {
     #[test]
     fn what_is_explained_adds_up(recipe in recipe(), topology in devices(), n_shards in 1u32..4) {
         let model = model(&recipe);
-        let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
         let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas: 1, microbatch, schedule, aim: Aim::default() };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
         let said = explain(&model, &topology, &plan).unwrap();
@@ -467,12 +470,20 @@ fn bundle(name: &str) -> Model {
 
 /// A GPT of six layers on devices of which none is like the others: the even cut lies inside a layer.
 fn uneven(n: usize, aim: Aim, previous: Option<&Plan>) -> (Model, Topology, Result<Plan, Infeasible>) {
+    scheduled(n, aim, Some(ScheduleKind::OneFOneB), previous)
+}
+
+fn scheduled(
+    n: usize,
+    aim: Aim,
+    schedule: Option<ScheduleKind>,
+    previous: Option<&Plan>,
+) -> (Model, Topology, Result<Plan, Infeasible>) {
     let model = bundle("char_gpt.bundle");
     let device = |i: usize| Device { speed: 1.0 - 0.1 * i as f64, ..nominal("cpu").unwrap() };
     let topology = Topology { devices: (0..n).map(device).collect(), local: LOOPBACK, remote: LOOPBACK };
-    let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
-    let problem =
-        Problem { model: &model, topology: &topology, n_shards: n as u32, n_replicas: 1, microbatch, schedule, aim };
+    let (n_shards, n_replicas, microbatch) = (n as u32, 1, None);
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
     let plan = solve(&problem, previous);
     (model, topology, plan)
 }
@@ -522,6 +533,23 @@ fn layers_stay_whole_where_that_is_asked_for() {
     assert!(e.to_string().contains("take at most 6 shards, or spec.partition.granularity: sublayer"), "{e}");
 }
 
+/// Where a plan may cut and how its pipeline fills are asked for one by one.
+#[test]
+fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
+    for objective in [Objective::Throughput, Objective::Memory] {
+        let aim = Aim { granularity: Granularity::Layer, objective };
+        for schedule in ScheduleKind::ALL.map(Some).into_iter().chain([None]) {
+            let (model, topology, plan) = scheduled(3, aim, schedule, None);
+            let plan = plan.unwrap();
+            verify(&model, &topology, &plan).unwrap();
+            assert_eq!(torn(&model, &plan), [""; 0], "{schedule:?}");
+            assert!(schedule.is_none_or(|s| s == plan.schedule) && plan.aim == aim, "{schedule:?}: {}", plan.schedule);
+            let (.., again) = scheduled(3, aim, schedule, Some(&plan));
+            assert_eq!(again.unwrap(), plan, "what is in force stays: {schedule:?}");
+        }
+    }
+}
+
 #[test]
 fn room_to_spare_is_worth_time_where_that_is_asked_for() {
     for granularity in [Granularity::Sublayer, Granularity::Layer] {
@@ -543,7 +571,7 @@ fn room_to_spare_is_worth_time_where_that_is_asked_for() {
 fn the_verifier_finds_what_was_tampered_with() {
     let model = bundle("mlp_digits.bundle");
     let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
-    let (microbatch, schedule) = (Some(16), ScheduleKind::OneFOneB);
+    let (microbatch, schedule) = (Some(16), Some(ScheduleKind::OneFOneB));
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -578,7 +606,7 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
         let devices = nodes.map(|node| Device { node: node.to_owned(), ..nominal("cpu").unwrap() }).to_vec();
         let remote = Link { bandwidth: BytesPerSec(2e7), latency: Seconds(5e-4) };
         let topology = Topology { devices, local: LOOPBACK, remote };
-        let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
         let problem = Problem {
             model: &model,
             topology: &topology,
@@ -599,7 +627,7 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
 fn shards_exchange_only_numbers_to_update_their_params() {
     let model = bundle("char_gpt.bundle");
     let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
-    let (microbatch, schedule) = (Some(4), ScheduleKind::OneFOneB);
+    let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -624,13 +652,123 @@ fn shards_exchange_only_numbers_to_update_their_params() {
     assert!(n_ops(0).abs_diff(n_ops(1)) < n_ops(0).max(n_ops(1)) / 2, "{} and {} ops", n_ops(0), n_ops(1));
 }
 
+/// Figures that no device or link has, from a file or from another program.
+#[test]
+fn devices_and_links_that_cannot_be_are_a_reason() {
+    let model = bundle("mlp_digits.bundle");
+    let good = parse_devices("cpu,cpu:node=b").unwrap();
+    let check = |change: &dyn Fn(&mut Topology), says: &str| {
+        let mut topology = good.clone();
+        change(&mut topology);
+        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
+        let aim = Aim::default();
+        let problem =
+            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim };
+        let e = solve(&problem, None).unwrap_err().to_string();
+        assert!(e.starts_with(says), "{e}");
+        assert!(pinned(&problem, &["layer1".to_owned()]).is_err());
+    };
+    check(&|t| t.devices[1].speed = f64::NAN, "device cpu1: speed is NaN, expected a positive number");
+    check(&|t| t.devices[0].speed = 0.0, "device cpu0: speed is 0");
+    check(&|t| t.devices[0].flops.0 = -1.0, "device cpu0: flops is -1");
+    check(&|t| t.devices[0].bandwidth.0 = f64::INFINITY, "device cpu0: bandwidth is inf");
+    check(&|t| t.devices[0].overhead.0 = -1.0, "device cpu0: overhead is -1, expected a number, at least 0");
+    let slow = Measured { product: f64::NAN, ..Measured::NOMINAL };
+    check(&|t| t.devices[0].measured = Some(slow), "device cpu0: measured.product is NaN");
+    // One node cannot be reached from the other.
+    check(&|t| t.remote.bandwidth.0 = 0.0, "links between nodes: bandwidth is 0, expected a positive number");
+    check(&|t| t.remote.latency.0 = f64::INFINITY, "links between nodes: latency is inf");
+}
+
+/// What is left above the bound is mostly that a pipeline fills and drains.
+#[test]
+fn the_planner_chooses_a_schedule_that_fills_sooner() {
+    let model = bundle("char_gpt.bundle");
+    let topology = parse_devices("4xcpu").unwrap();
+    let plan = |schedule| {
+        let microbatch = Some(4);
+        let aim = Aim::default();
+        let problem =
+            Problem { model: &model, topology: &topology, n_shards: 4, n_replicas: 1, microbatch, schedule, aim };
+        let plan = solve(&problem, None).unwrap();
+        verify(&model, &topology, &plan).unwrap();
+        // In force, it stays, and so does its schedule where none is asked for.
+        let again = solve(&Problem { schedule: None, ..problem }, Some(&plan)).unwrap();
+        assert_eq!(again.schedule, plan.schedule);
+        assert!(again.step_time <= plan.step_time);
+        plan
+    };
+    let plain = plan(Some(ScheduleKind::OneFOneB)).step_time.0;
+    let zero_bubble = plan(Some(ScheduleKind::ZeroBubble)).step_time.0;
+    let interleaved = plan(Some(ScheduleKind::Interleaved));
+    assert!(zero_bubble < plain, "{zero_bubble} and {plain}");
+    let chosen = plan(None);
+    assert!(chosen.step_time.0 <= 1.01 * zero_bubble.min(interleaved.step_time.0).min(plain), "{}", chosen.step_time);
+}
+
+/// A plan was valued by the cut of another schedule, with the same places: as the one in force had been cut, or as was asked
+/// for now.
+#[test]
+fn a_plan_is_valued_by_its_own_schedule() {
+    let model = bundle("char_gpt.bundle");
+    let topology = parse_devices("2xcpu").unwrap();
+    let (microbatch, schedule, aim) = (Some(4), Some(ScheduleKind::ZeroBubble), Aim::default());
+    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim };
+    let zero_bubble = solve(&problem, None).unwrap();
+    let plain = Plan { schedule: ScheduleKind::OneFOneB, ..zero_bubble.clone() };
+    let prepared = Prepared::new(&model);
+    prepared.hold(&model, &topology, &zero_bubble);
+    for schedule in [Some(ScheduleKind::ZeroBubble), Some(ScheduleKind::OneFOneB), None] {
+        let problem = Problem { schedule, ..problem };
+        let [known, other] = [&zero_bubble, &plain].map(|plan| prepared.repriced(&problem, plan).unwrap());
+        assert_eq!(known.step_time, zero_bubble.step_time, "{schedule:?}");
+        assert_eq!((known.schedule, other.schedule), (ScheduleKind::ZeroBubble, ScheduleKind::OneFOneB));
+        assert!(other.step_time > known.step_time, "{schedule:?}: {} and {}", other.step_time, known.step_time);
+        assert_eq!(Some(other), repriced(&problem, &plain), "{schedule:?}");
+    }
+}
+
+#[test]
+fn takes_as_many_devices_as_gain_something_and_the_best_of_them() {
+    let model = bundle("char_gpt.bundle");
+    let prepared = Prepared::new(&model);
+    let topology = parse_devices("2xcpu:speed=0.1,cpu,cpu:speed=0.05,cpu:price=3").unwrap();
+    let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
+    let aim = Aim::default();
+    let problem = Problem { model: &model, topology: &topology, n_shards: 1, n_replicas: 1, microbatch, schedule, aim };
+    let choose = |range, wanted| count::choose(&prepared, &problem, range, wanted);
+    let devices = |plan: &Plan| {
+        let mut all: Vec<u32> = plan.shards.iter().flat_map(|s| &s.devices).map(|d| d.0).collect();
+        all.sort_unstable();
+        all
+    };
+    let two = choose(2..=2, Wanted::Best).unwrap();
+    assert_eq!((devices(&two.found), two.why()), (vec![2, 4], None));
+    verify(&model, &topology, &two.found).unwrap();
+    // Slow ones gain little beside what they cost in messages and in filling the pipeline.
+    let fastest = choose(1..=5, Wanted::Best).unwrap();
+    assert_eq!(fastest.offers.len(), 5);
+    let least = fastest.offers.iter().map(|o| o.step.0).fold(f64::INFINITY, f64::min);
+    assert!(fastest.chosen.step.0 <= least / 0.99 && fastest.chosen.n_shards >= 2, "{fastest:?}");
+    assert!(fastest.why().unwrap().contains(" with 1"), "{:?}", fastest.why());
+    // One device at the usual price is cheapest, where it is fast enough; the other fast one costs three times as much.
+    let cheapest = choose(1..=5, Wanted::Cheapest { floor: 0.0 }).unwrap();
+    assert_eq!(devices(&cheapest.found), [2]);
+    assert!((cheapest.chosen.price - cheapest.chosen.step.0).abs() < 1e-12);
+    let floor = 1.2 / cheapest.chosen.step.0;
+    let enough = choose(1..=5, Wanted::Cheapest { floor }).unwrap();
+    assert!(enough.chosen.step.0 * floor <= 1.0 && enough.chosen.price > cheapest.chosen.price, "{enough:?}");
+    let refused = choose(1..=5, Wanted::Cheapest { floor: 1e6 }).unwrap_err();
+    assert!(matches!(refused, Infeasible::Floor { .. }), "{refused}");
+}
+
 #[test]
 fn numbers_beyond_all_devices_are_a_reason_not_an_overflow() {
     let (forward, backward, gradients) = (Vec::new(), Vec::new(), Vec::new());
     let model = model(&Recipe { params: vec![1], forward, backward, gradients });
     let topology = Topology { devices: vec![nominal("cpu").unwrap()], local: LOOPBACK, remote: LOOPBACK };
     let many = u32::MAX;
-    let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+    let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
     let problem = Problem {
         model: &model,
         topology: &topology,

@@ -6,8 +6,11 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use foreshard_fuzz::checks::Asked;
 use foreshard_fuzz::graph::Model;
 use foreshard_fuzz::messages;
+use foreshard_fuzz::plan::{Aim, Problem, solve};
+use foreshard_fuzz::topology::parse_devices;
 
 /// Larger modules make a run slow and show nothing new.
 const LARGEST: u64 = 32 << 10;
@@ -46,6 +49,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     for frame in messages::frames(&model) {
         seed("wire", &frame)?;
     }
+    const DEVICES: &str = "cpu:memory=4Gi:speed=0.5,cpu:flops=50G:bandwidth=10G:node=b";
+    seed("problem", DEVICES.as_bytes())?;
+    let topology = parse_devices(DEVICES)?;
+    let (n_shards, n_replicas, microbatch, schedule) = (2, 1, None, None);
+    let aim = Aim::default();
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let previous = Some(solve(&problem, None)?);
+    let asked = Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous };
+    seed("problem", &serde_json::to_vec(&asked)?)?;
     println!("{n} seeds in {}", corpus.display());
     Ok(())
 }

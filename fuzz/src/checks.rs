@@ -1,16 +1,20 @@
 //! What must hold for any bytes. Shared by the fuzz targets and by `tests/fuzz.rs`, which replays what they found.
 
+use std::sync::OnceLock;
+
 use foreshard::cost;
 use foreshard::graph::export::to_hlo;
 use foreshard::graph::import::from_hlo;
 use foreshard::graph::passes::{Limits, normalise};
 use foreshard::graph::verify::verify;
 use foreshard::graph::{Manifest, Model};
+use foreshard::plan::check::check;
 use foreshard::plan::solve::even_topology;
-use foreshard::plan::{Aim, Problem, ScheduleKind, solve};
-use foreshard::topology::{LOOPBACK, nominal};
+use foreshard::plan::{Aim, Plan, Problem, ScheduleKind, solve};
+use foreshard::topology::{LOOPBACK, Topology, nominal, parse_devices};
 use foreshard::wire::control::{MAX_HELLO, Peer, ToParent, ToWorker};
 use foreshard::wire::frame::{Header, read_header, read_message, write_message};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Small enough that a loop which grows without bound is noticed soon.
@@ -62,7 +66,7 @@ pub fn bundle(module: &[u8]) {
 
 fn plan(model: &Model) {
     let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
-    for schedule in [ScheduleKind::OneFOneB, ScheduleKind::GPipe] {
+    for schedule in ScheduleKind::ALL.map(Some) {
         let problem = Problem {
             model,
             topology: &topology,
@@ -73,6 +77,71 @@ fn plan(model: &Model) {
             aim: Aim::default(),
         };
         let _ = solve(&problem, None);
+    }
+}
+
+/// A problem as it may come from outside: devices from a config map or another machine, a plan from a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    pub topology: Topology,
+    pub n_shards: u32,
+    pub n_replicas: u32,
+    pub microbatch: Option<u64>,
+    pub schedule: Option<ScheduleKind>,
+    pub aim: Aim,
+    /// In force.
+    pub previous: Option<Plan>,
+}
+
+/// The model that problems are asked of.
+pub fn stack() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    let import = || {
+        Model::import(&mut |file| {
+            Ok(match file {
+                "manifest.json" => include_bytes!("../../tests/data/stack.bundle/manifest.json").to_vec(),
+                "init.hlo.pb" => include_bytes!("../../tests/data/stack.bundle/init.hlo.pb").to_vec(),
+                "update.hlo.pb" => include_bytes!("../../tests/data/stack.bundle/update.hlo.pb").to_vec(),
+                _ => include_bytes!("../../tests/data/stack.bundle/grad/mb2.hlo.pb").to_vec(),
+            })
+        })
+    };
+    MODEL.get_or_init(|| import().expect("a good bundle"))
+}
+
+/// Devices and plans of any kind are refused with a reason, or there is a plan for them that fits the model.
+pub fn problem(text: &[u8]) {
+    let model = stack();
+    const MOST_DEVICES: usize = 16;
+    let devices = std::str::from_utf8(text).ok().and_then(|text| parse_devices(text).ok());
+    let asked = match devices {
+        Some(topology) => Asked {
+            n_shards: topology.devices.len() as u32,
+            topology,
+            n_replicas: 1,
+            microbatch: None,
+            schedule: None,
+            aim: Aim::default(),
+            previous: None,
+        },
+        None => match serde_json::from_slice(text) {
+            Ok(asked) => asked,
+            Err(_) => return,
+        },
+    };
+    let Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous } = &asked;
+    if topology.devices.len() > MOST_DEVICES {
+        return;
+    }
+    let (n_shards, n_replicas, microbatch, schedule, aim) = (*n_shards, *n_replicas, *microbatch, *schedule, *aim);
+    let problem = Problem { model, topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let previous = previous.as_ref().filter(|plan| check(plan, model).is_ok());
+    match solve(&problem, previous) {
+        Ok(plan) => {
+            check(&plan, model).expect("a plan that was made fits");
+            assert!(plan.step_time.0 > 0.0 && plan.bound.0 >= 0.0, "{} and {}", plan.step_time, plan.bound);
+        }
+        Err(e) => assert!(!e.to_string().is_empty()),
     }
 }
 

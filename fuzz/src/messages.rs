@@ -19,7 +19,7 @@ pub fn frames(model: &Model) -> Vec<Vec<u8>> {
     let address = SocketAddr::from(([127, 0, 0, 1], 4000));
     let seat = Seat { worker: 1, address };
     let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
-    let (microbatch, schedule) = (None, ScheduleKind::OneFOneB);
+    let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
     let problem =
         Problem { model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim: Aim::default() };
     let prepare = Prepare {

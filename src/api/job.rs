@@ -13,6 +13,7 @@ use super::status::TrainingJobStatus;
 use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::graph::{self, split::MAX_PARTS};
+use crate::plan::count::Wanted;
 use crate::plan::{self, Aim, ScheduleKind};
 use crate::transition::{self, Settings};
 use crate::units::Seconds;
@@ -57,6 +58,8 @@ use crate::units::Seconds;
         .message("partition.granularity: parallelism.cuts are made where layers begin; leave one of them out"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.granularity) || self.partition.granularity != 'layer' || !has(self.partition.split) || size(self.partition.split) == 0")
         .message("partition.split: granularity layer keeps layers whole, and a split goes inside; leave one of them out"),
+    validation = Rule::new("!has(self.partition) || !has(self.partition.cheapest)")
+        .message("partition.cheapest: on a cluster as many devices are taken as are free; leave it out"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
         .message("parallelism.shards times replicas lies in no range of resources.devices; leave shards out, and it is chosen by what is free"),
     validation = Rule::new("self.bundle == oldSelf.bundle && self.seed == oldSelf.seed")
@@ -374,8 +377,8 @@ pub enum Shuffle {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Parallelism {
-    /// Parts the graph is cut into. When absent: as many as there are free devices in the range of resources.devices, or
-    /// 1 without a range.
+    /// Parts the graph is cut into. When absent: 1 without a range of resources.devices; with one as many as devices are
+    /// free, or, on one machine with resources.cores, as many as make the plan best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub shards: Option<u32>,
@@ -419,6 +422,26 @@ pub struct Partition {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
     pub split: Vec<Split>,
+    /// On one machine with resources.cores, of a range of devices: so many that a step takes the least time of all devices
+    /// together, instead of so many that the plan is best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cheapest: Option<Cheapest>,
+}
+
+/// How slow a cheap plan may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cheapest {
+    /// Steps that the planner must predict for every second.
+    #[schemars(range(min = 0.0, max = 1e9))]
+    pub min_steps_per_second: f64,
+}
+
+impl Partition {
+    /// How many devices plans are chosen to take.
+    pub fn wanted(&self) -> Wanted {
+        self.cheapest.map_or(Wanted::Best, |c| Wanted::Cheapest { floor: c.min_steps_per_second })
+    }
 }
 
 /// How finely the planner may cut.
@@ -494,13 +517,23 @@ pub enum Schedule {
     OneFOneB,
     /// All forward, then all backward.
     GPipe,
+    /// 1F1B with several ranges of the model on each shard: fills sooner, sends more.
+    Interleaved,
+    /// 1F1B where gradients that other shards wait for come first, and those of params fill what would be waiting.
+    ZeroBubble,
+    /// The one that makes the first plan best; plans after it keep it.
+    Auto,
 }
 
-impl From<Schedule> for ScheduleKind {
-    fn from(s: Schedule) -> Self {
-        match s {
-            Schedule::OneFOneB => ScheduleKind::OneFOneB,
-            Schedule::GPipe => ScheduleKind::GPipe,
+impl Schedule {
+    /// `None` leaves it to the planner.
+    pub fn kind(self) -> Option<ScheduleKind> {
+        match self {
+            Self::OneFOneB => Some(ScheduleKind::OneFOneB),
+            Self::GPipe => Some(ScheduleKind::GPipe),
+            Self::Interleaved => Some(ScheduleKind::Interleaved),
+            Self::ZeroBubble => Some(ScheduleKind::ZeroBubble),
+            Self::Auto => None,
         }
     }
 }
@@ -562,6 +595,23 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
             "spec.partition.split goes inside layers, granularity layer keeps them whole; leave one of them out"
                 .to_owned(),
         );
+    }
+    if spec.partition.cheapest.is_some() {
+        let missing = match () {
+            () if spec.parallelism.shards.is_some() => {
+                Some("spec.parallelism.shards says how many; leave one of them out")
+            }
+            () if spec.resources.devices.is_empty() => {
+                Some("there is no range of devices; give spec.resources.devices")
+            }
+            () if spec.resources.cores.is_none() => {
+                Some("what a worker gets is not said, and all cores are shared out; give spec.resources.cores")
+            }
+            () => None,
+        };
+        if let Some(missing) = missing {
+            return Err(format!("spec.partition.cheapest takes as few devices as it can, but {missing}"));
+        }
     }
     for (i, Split { tensor, parts, .. }) in spec.partition.split.iter().enumerate() {
         if !(2..=MAX_PARTS).contains(parts) {
@@ -636,6 +686,11 @@ mod tests {
                 "shards: 2",
                 "shards: 2, cuts: [a]}\n  partition: {granularity: op",
                 vec!["spec.partition.granularity: op", "spec.parallelism.cuts", "leave one of them out"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {cheapest: {}}",
+                vec!["spec.partition.cheapest", "spec.parallelism.shards", "leave one of them out"],
             ),
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),

@@ -91,6 +91,11 @@ impl Resources {
         }
     }
 
+    /// Fewest shards that the first range allows.
+    pub fn least_shards(&self, replicas: u32) -> u32 {
+        self.devices.first().map_or(1, |d| d.min.div_ceil(replicas.max(1)))
+    }
+
     /// Shards where so many devices are free: as many as the first range allows; 1 without a range.
     pub fn shards(&self, free: usize, replicas: u32) -> u32 {
         let Some(Devices { min, max, .. }) = self.devices.first() else { return 1 };

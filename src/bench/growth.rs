@@ -69,7 +69,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
         n_shards: SHARDS as u32,
         n_replicas: 1,
         microbatch: None,
-        schedule: ScheduleKind::OneFOneB,
+        schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
     };
     let began = Instant::now();
@@ -88,8 +88,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
     };
     for (variant, assignment) in &plan.grads {
         let graph = &model.variant(variant).expect("planned").graph;
-        let results = plan.grad_results(&model, graph, assignment);
-        write(graph, &Segmentation::new(graph, assignment, &results, SHARDS, Parameters::Mirrored)?);
+        write(graph, &plan.cut(&model, graph, assignment)?);
     }
     let gradients = plan.owners[..model.n_params].iter().copied();
     let places: Vec<Place> = plan.owners.iter().copied().chain(gradients).chain([Place::Everywhere]).collect();
@@ -133,7 +132,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         n_shards: n_devices as u32,
         n_replicas: 1,
         microbatch: None,
-        schedule: ScheduleKind::OneFOneB,
+        schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
     };
     let began = Instant::now();

@@ -1,5 +1,6 @@
 //! `foreshard plan`
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,8 +10,9 @@ use super::bad_input;
 use crate::graph::{Model, Split};
 use crate::local::bundle;
 use crate::plan::check::check;
+use crate::plan::count::{self, Wanted};
 use crate::plan::moves::moved;
-use crate::plan::{Aim, Granularity, Objective, Plan, Problem, ScheduleKind, picture, pinned, solve, table};
+use crate::plan::{Aim, Granularity, Objective, Plan, Prepared, Problem, ScheduleKind, picture, pinned, solve, table};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -26,9 +28,14 @@ pub struct Args {
     /// Devices: `2xcpu`, or a list such as `cpu:flops=50G:bandwidth=10G:memory=4Gi:speed=0.5,2xgpu`.
     #[arg(long, default_value = "2xcpu")]
     devices: String,
-    /// Shards; one per device and replica when absent.
-    #[arg(long)]
-    shards: Option<u32>,
+    /// Shards, or a range such as `1..4` of which as many are taken as make the plan best; one per device and replica when
+    /// absent.
+    #[arg(long, value_name = "N|MIN..MAX", value_parser = range)]
+    shards: Option<RangeInclusive<u32>>,
+    /// Of a range of shards, take those that make a step cheapest, by the `price` of devices, and still make so many steps a
+    /// second.
+    #[arg(long, value_name = "STEPS_PER_SECOND", num_args = 0..=1, require_equals = true, default_missing_value = "0", requires = "shards")]
+    cheapest: Option<f64>,
     #[arg(long, default_value_t = 1)]
     replicas: u32,
     /// Rows of a microbatch; the fastest of the bundle's when absent.
@@ -65,10 +72,30 @@ pub struct Args {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ScheduleArg {
+    /// One forward, one backward: least memory.
     #[value(name = "1f1b", alias = "1F1B")]
     OneFOneB,
+    /// All forward, then all backward.
     #[value(name = "gpipe", alias = "GPipe")]
     GPipe,
+    /// 1F1B with several ranges of the model on each shard.
+    Interleaved,
+    /// 1F1B where gradients that other shards wait for come first.
+    ZeroBubble,
+    /// Whichever makes the plan best.
+    Auto,
+}
+
+impl ScheduleArg {
+    fn kind(self) -> Option<ScheduleKind> {
+        match self {
+            Self::OneFOneB => Some(ScheduleKind::OneFOneB),
+            Self::GPipe => Some(ScheduleKind::GPipe),
+            Self::Interleaved => Some(ScheduleKind::Interleaved),
+            Self::ZeroBubble => Some(ScheduleKind::ZeroBubble),
+            Self::Auto => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -87,19 +114,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let topology = parse_devices(&args.devices).map_err(|e| bad_input(anyhow::anyhow!("--devices: {e}")))?;
     let model = bundle::load(&args.bundle).and_then(|model| model.split(&args.split)).map_err(bad_input)?;
     let n_devices = topology.devices.len() as u32;
+    let shards = args.shards.clone().unwrap_or_else(|| {
+        let all = n_devices / args.replicas.max(1);
+        all..=all
+    });
     let problem = Problem {
         model: &model,
         topology: &topology,
         n_shards: match args.cut.len() as u32 {
-            0 => args.shards.unwrap_or(n_devices / args.replicas.max(1)),
+            0 => *shards.end(),
             n_cuts => n_cuts + 1,
         },
         n_replicas: args.replicas,
         microbatch: args.microbatch,
-        schedule: match args.schedule {
-            ScheduleArg::OneFOneB => ScheduleKind::OneFOneB,
-            ScheduleArg::GPipe => ScheduleKind::GPipe,
-        },
+        schedule: args.schedule.kind(),
         aim: Aim {
             granularity: match args.granularity {
                 GranularityArg::Layer => Granularity::Layer,
@@ -112,9 +140,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
     };
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
+    let wanted = args.cheapest.map_or(Wanted::Best, |floor| Wanted::Cheapest { floor });
+    let mut why = None;
     let plan = match &previous {
         Some(_) => solve(&problem, previous.as_ref()),
-        None => pinned(&problem, &args.cut),
+        None if !args.cut.is_empty() => pinned(&problem, &args.cut),
+        None => count::choose(&Prepared::new(&model), &problem, shards, wanted).map(|counted| {
+            why = counted.why();
+            counted.found
+        }),
     };
     let plan = plan.map_err(bad_input)?;
     let json = serde_json::to_string(&plan)?;
@@ -122,6 +156,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("{json}");
     } else {
         print!("{}", table::render(&plan, &model, &topology));
+        if let Some(why) = why {
+            println!("{why}");
+        }
         match &previous {
             Some(previous) if plan.revision == previous.revision => println!("the plan in force stays"),
             Some(previous) => println!("{} of state and gradients move", moved(&model, previous, &plan)),
@@ -136,6 +173,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A number, or the first and the last of a range.
+fn range(text: &str) -> Result<RangeInclusive<u32>, String> {
+    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("{text:?} is not a number of shards"));
+    let (least, most) = match text.split_once("..") {
+        Some((least, most)) => (number(least)?, number(most.trim_start_matches('='))?),
+        None => (number(text)?, number(text)?),
+    };
+    if least > most {
+        Err(format!("from {least} to {most}: the first is more than the last"))
+    } else {
+        Ok(least..=most)
+    }
 }
 
 /// A plan for this model from a file.

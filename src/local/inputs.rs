@@ -1,6 +1,7 @@
 //! Everything that is known before anything is started: the job, its model, the cores it may use, its first plan.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,9 +13,10 @@ use crate::api::{self, Granularity};
 use crate::device::inventory::Cpu;
 use crate::fetch;
 use crate::graph::{self, Model};
+use crate::plan::count::{self, Offer};
 use crate::plan::split::choose;
-use crate::plan::verify::verify;
-use crate::plan::{self, Infeasible, Plan, Prepared};
+use crate::plan::verify::{Fault, verify};
+use crate::plan::{self, Aim, Infeasible, Plan, Prepared};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
@@ -88,30 +90,48 @@ impl Inputs {
         };
         let given = options.remote.as_ref().map(|r| r.devices.clone());
         let machine = Machine::of(spec, given).map_err(|e| input(anyhow!(e)))?;
-        let n_shards = options.shards.unwrap_or_else(|| machine.shards(spec));
-        let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
-        let mut topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
-        for device in &mut topology.devices {
-            device.measured = known.get(&device.kind).copied();
+        let counts = options.shards.map_or_else(|| machine.shards(spec), |n| n..=n);
+        // The most is refused first, if any.
+        let mut topologies: BTreeMap<u32, Topology> = BTreeMap::new();
+        for n_shards in counts.clone().rev() {
+            let n_workers = n_shards.saturating_mul(spec.parallelism.replicas) as usize;
+            let mut topology = machine.topology(n_workers, &|_| 1.0).map_err(|e| input(anyhow!(e)))?;
+            for device in &mut topology.devices {
+                device.measured = known.get(&device.kind).copied();
+            }
+            topologies.insert(n_shards, topology);
         }
         let prepared = Prepared::new(&model);
         let may_split = splits.is_empty() && spec.parallelism.cuts.is_empty();
-        // The plan, and where the planner splits tensors the model and why.
-        let solve = |microbatch| -> Result<(Plan, Option<Model>, Option<String>), Infeasible> {
-            let ask = Ask { n_shards, microbatch };
-            let whole = || ask.solve(spec, &model, &prepared, &topology, None);
-            match spec.partition.granularity {
-                Granularity::Op if may_split => {}
-                Granularity::Auto if may_split => match whole() {
-                    Err(Infeasible::Memory { .. } | Infeasible::Indivisible { .. }) => {}
-                    found => return Ok((found?, None, None)),
-                },
-                _ => return Ok((whole()?, None, None)),
-            }
-            let chosen = choose(&ask.problem(spec, &model, &topology))?;
-            let why = chosen.why();
-            let plan = refute(chosen.model.as_ref().unwrap_or(&model), &topology, chosen.plan)?;
-            Ok((plan, chosen.model, why))
+        let aim = Aim::from(&spec.partition);
+        // The plan, and where the planner splits tensors the model; and why.
+        type Solved = (Plan, Option<Model>, Option<String>);
+        let best = |microbatch, splits: bool| -> Result<Solved, Infeasible> {
+            let counted = count::best(counts.clone(), spec.partition.wanted(), |n_shards| {
+                let (ask, topology) = (Ask { n_shards, microbatch }, &topologies[&n_shards]);
+                let found = if splits {
+                    let chosen = choose(&ask.problem(spec, &model, topology))?;
+                    holds(chosen.model.as_ref().unwrap_or(&model), topology, &chosen.plan)?;
+                    let why = chosen.why();
+                    (chosen.plan, chosen.model, why)
+                } else {
+                    (ask.solve(spec, &model, &prepared, topology, None)?, None, None)
+                };
+                let offer = Offer::of(aim.objective, topology, &found.0);
+                Ok((found, offer))
+            })?;
+            let why = counted.why();
+            let (plan, split, note) = counted.found;
+            let notes: Vec<String> = [why, note].into_iter().flatten().collect();
+            Ok((plan, split, (!notes.is_empty()).then(|| notes.join("; "))))
+        };
+        let solve = |microbatch| match spec.partition.granularity {
+            Granularity::Op if may_split => best(microbatch, true),
+            Granularity::Auto if may_split => match best(microbatch, false) {
+                Err(Infeasible::Memory { .. } | Infeasible::Indivisible { .. }) => best(microbatch, true),
+                found => found,
+            },
+            _ => best(microbatch, false),
         };
         // Other microbatches are other dropout masks: a job goes on with those it had.
         let before = checkpoint.as_ref().and_then(|c| c.index().microbatch);
@@ -191,11 +211,12 @@ impl Ask {
             n_shards: self.n_shards,
             n_replicas: spec.parallelism.replicas,
             microbatch: self.microbatch,
-            schedule: spec.parallelism.schedule.into(),
+            schedule: spec.parallelism.schedule.kind(),
             aim: (&spec.partition).into(),
         }
     }
 
+    /// A plan that holds: found by the planner, and verified without it.
     pub fn solve(
         &self,
         spec: &api::TrainingJobSpec,
@@ -206,12 +227,11 @@ impl Ask {
     ) -> Result<Plan, Infeasible> {
         let problem = self.problem(spec, model, topology);
         // Other shards than the job's were asked for by hand, and take other cuts.
-        let pinned = Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty();
-        let plan = match pinned {
-            true => prepared.pinned(&problem, &spec.parallelism.cuts),
-            false => prepared.solve(&problem, previous),
+        let plan = match Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
+            true => prepared.pinned(&problem, &spec.parallelism.cuts)?,
+            false => prepared.solve(&problem, previous)?,
         };
-        refute(model, topology, plan?)
+        holds(model, topology, &plan).map(|()| plan)
     }
 
     /// An earlier plan with what is to be expected of it on these devices; `None` when it does not fit them.
@@ -228,11 +248,9 @@ impl Ask {
 }
 
 /// No plan is run in which only its planner believes: the verifier shares no code with it.
-fn refute(model: &Model, topology: &Topology, plan: Plan) -> Result<Plan, Infeasible> {
-    match verify(model, topology, &plan) {
-        Ok(_) => Ok(plan),
-        Err(fault) => Err(Infeasible::Refuted { fault: fault.to_string() }),
-    }
+fn holds(model: &Model, topology: &Topology, plan: &Plan) -> Result<(), Infeasible> {
+    let why = |fault: Fault| format!("{:#}", anyhow!(fault));
+    verify(model, topology, plan).map(drop).map_err(|fault| Infeasible::Unsound { why: why(fault) })
 }
 
 /// This machine, shared out among workers, or the devices that were given to the job.
@@ -254,12 +272,17 @@ impl Machine {
         Ok(Self { cpu: Cpu::probe(), cores: spec.resources.cores, memory, given })
     }
 
-    /// Shards of a job here: the number it says, or as many as its range of devices allows.
-    pub fn shards(&self, spec: &api::TrainingJobSpec) -> u32 {
+    /// Shards that a job may have here: the number it says, or as many as its range of devices allows. Devices that were
+    /// given are all used; and so is the machine where workers share it evenly: what a worker gains by another core is not
+    /// known before it is measured.
+    pub fn shards(&self, spec: &api::TrainingJobSpec) -> RangeInclusive<u32> {
         let parallelism = &spec.parallelism;
         let each = self.cores.unwrap_or(1).max(1) as usize;
         let free = self.given.as_ref().map_or(self.cpu.cores.len() / each, |given| given.devices.len());
-        parallelism.shards.unwrap_or_else(|| spec.resources.shards(free, parallelism.replicas))
+        let most = parallelism.shards.unwrap_or_else(|| spec.resources.shards(free, parallelism.replicas));
+        let fixed = parallelism.shards.is_some() || self.given.is_some() || self.cores.is_none();
+        let least = if fixed { most } else { spec.resources.least_shards(parallelism.replicas).clamp(1, most) };
+        least..=most
     }
 
     /// Cores of each of `n` workers: disjoint as long as there are enough, else shared in turn.

@@ -67,6 +67,17 @@ impl Objective {
 }
 
 impl Cost {
+    /// That of a plan which only has to be fast.
+    #[cfg(test)]
+    pub(super) fn of_step(step: f64) -> Self {
+        Self { first: step, step }
+    }
+
+    /// Seconds of a step, or the largest share of a device's memory that is needed.
+    pub(super) fn first(self) -> f64 {
+        self.first
+    }
+
     /// Whether it is below this share of another.
     pub fn is_below(self, share: f64, of: Self) -> bool {
         self.first < share * of.first || self.first <= of.first && self.step < share * of.step

@@ -1,7 +1,9 @@
 //! Whether a plan from outside fits a model: everything that later stages take for granted.
 
+use std::collections::BTreeSet;
+
 use super::schedule::{ScheduleError, TaskGraph};
-use super::segment::{Parameters, SegmentError, Segmentation};
+use super::segment::SegmentError;
 use super::{Place, Plan};
 use crate::graph::Model;
 use crate::units::Seconds;
@@ -40,7 +42,12 @@ pub fn check(plan: &Plan, model: &Model) -> Result<(), Misfit> {
         let found = format!("{n_shards}, {}, {}", plan.n_replicas, plan.n_microbatches);
         return Err(wrong("shards, n_replicas, n_microbatches", found, "at least 1 each".to_owned()));
     }
+    let mut taken = BTreeSet::new();
     for (i, shard) in plan.shards.iter().enumerate() {
+        if let Some(twice) = shard.devices.iter().find(|d| !taken.insert(**d)) {
+            let found = format!("device {} again", twice.0);
+            return Err(wrong(&format!("shards[{i}].devices"), found, "each device once".to_owned()));
+        }
         if shard.devices.len() != plan.n_replicas as usize {
             let expected = format!("{}, one for each replica", plan.n_replicas);
             return Err(wrong(&format!("shards[{i}].devices"), shard.devices.len().to_string(), expected));
@@ -88,8 +95,7 @@ pub fn check(plan: &Plan, model: &Model) -> Result<(), Misfit> {
             }
         }
         let failed = |source| Misfit::Segment { variant: name.clone(), source };
-        let results = plan.grad_results(model, graph, assignment);
-        let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored).map_err(failed)?;
+        let cut = plan.cut(model, graph, assignment).map_err(failed)?;
         let orders = plan.orders.get(name).cloned().unwrap_or_default();
         let unit = vec![Seconds(1.0); cut.segments.len()];
         let tasks = TaskGraph::new(graph, &cut, n_shards, &unit, |_, _| Seconds(0.0));

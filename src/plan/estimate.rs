@@ -119,8 +119,7 @@ impl Priced {
         for (name, assignment) in &plan.grads {
             let Some(grad) = model.variant(name) else { continue };
             let graph = &grad.graph;
-            let results = plan.grad_results(model, graph, assignment);
-            let cut = Segmentation::new(graph, assignment, &results, n_shards, Parameters::Mirrored)?;
+            let cut = plan.cut(model, graph, assignment)?;
             let costs = &known.grads[name];
             let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, message| {
                 let id = |s: ShardId| plan.shards[s.index()].devices[0];

@@ -7,6 +7,7 @@ pub mod block;
 pub mod bound;
 pub mod check;
 pub mod coordinate;
+pub mod count;
 pub mod estimate;
 pub mod explain;
 pub mod graph_picture;
@@ -43,6 +44,7 @@ pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
+use segment::{SegmentError, Segmentation};
 pub use solve::{Prepared, repriced, solve};
 
 /// Position of a shard in its plan.
@@ -134,7 +136,19 @@ pub struct Plan {
     pub bytes_cut: Bytes,
 }
 
+/// What moves more or is less plain has to gain more: a plan stays unless another costs less than this share of it.
+const GAIN: f64 = 0.99;
+
 impl Plan {
+    /// A grad graph of this plan, cut into what its shards run.
+    ///
+    /// # Errors
+    /// [`SegmentError`] for a graph that the plan was not made for.
+    pub fn cut(&self, model: &Model, graph: &Graph, assignment: &Assignment) -> Result<Segmentation, SegmentError> {
+        let results = self.grad_results(model, graph, assignment);
+        Segmentation::of_gradients(graph, assignment, &results, self.shards.len(), self.schedule.sets_apart())
+    }
+
     /// Where each output of a grad graph ends up: loss and metrics where they are computed, gradients on the owners of
     /// their params.
     pub fn grad_results(&self, model: &Model, graph: &Graph, assignment: &Assignment) -> Vec<Place> {

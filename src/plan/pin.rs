@@ -33,6 +33,9 @@ impl Prepared {
             return Err(Infeasible::CutCount { n_cuts: names.len(), n_shards });
         }
         problem.check_devices()?;
+        if problem.schedule.is_none() {
+            return problem.with_each_schedule(|problem| self.pinned(problem, names));
+        }
         let mut best: Option<Plan> = None;
         let mut refusal = None;
         for (microbatch, variants) in problem.microbatches()? {

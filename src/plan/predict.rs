@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::estimate::{segment_terms, update_cut};
 use super::memory::{self, Memory, Residuals};
 use super::schedule::TaskGraph;
-use super::segment::{Dependency, Parameters, Segment, SegmentError, Segmentation};
+use super::segment::{Dependency, Segment, SegmentError, Segmentation};
 use super::{Place, Plan, ShardId, ShardPlan, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
@@ -84,7 +84,7 @@ impl Cuts {
         Ok(Self { variants, update, mirrored })
     }
 
-    /// Simulates one step of the plan that these are the cuts of.
+    /// Simulates one step of the plan that these are the cuts of, by the fastest orders that devices have the memory for.
     pub(super) fn predict(&self, model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Prediction {
         let n_shards = plan.shards.len();
         let devices = devices(topology, plan);
@@ -96,10 +96,36 @@ impl Cuts {
             sent: vec![Bytes(0); n_shards],
             step_time: Seconds(0.0),
         };
+        memory::add_state(model, plan, &mut out.memory);
+        for &(_, reader, bytes) in &self.mirrored {
+            out.memory[reader.index()].copies += bytes;
+        }
+        let alone = out.memory.clone();
         for (variant, cut, flow) in &self.variants {
             let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { continue };
             let durations = cut.durations(&grad.graph, &devices, costs);
-            let schedule = cut.tasks(flow, topology, plan, &durations).schedule(plan.schedule, m);
+            let residuals = |orders: &[Vec<Task>]| -> Vec<Bytes> {
+                let of_shard = |(i, order): (usize, &Vec<Task>)| flow.residuals.peak(ShardId(i as u32), order);
+                orders.iter().enumerate().map(of_shard).collect()
+            };
+            let mut schedules = cut.tasks(flow, topology, plan, &durations).schedules(plan.schedule, m);
+            let mut schedule = schedules.pop().expect("there is always one");
+            let mut kept = residuals(&schedule.orders);
+            while let Some(tighter) = schedules.pop() {
+                let mut memory = alone.clone();
+                for (i, memory) in memory.iter_mut().enumerate() {
+                    memory.add_variant(kept[i], cut.temporaries[i]);
+                }
+                memory::add_update(&self.update.temporaries, &mut memory);
+                memory.iter_mut().zip(&devices).for_each(|(memory, devices)| memory.add_heap(devices));
+                let fits =
+                    |(memory, devices): (&Memory, &Vec<&Device>)| devices.iter().all(|d| memory.total() <= d.memory);
+                if memory.iter().zip(&devices).all(fits) {
+                    break;
+                }
+                schedule = tighter;
+                kept = residuals(&schedule.orders);
+            }
             for (busy, of_run) in out.busy.iter_mut().zip(cut.busy(&durations, n_shards)) {
                 *busy = busy.max(of_run * f64::from(m));
             }
@@ -107,14 +133,12 @@ impl Cuts {
                 *sent = (*sent).max(of_run * u64::from(m));
             }
             out.step_time = out.step_time.max(schedule.makespan);
-            for (i, (memory, order)) in out.memory.iter_mut().zip(&schedule.orders).enumerate() {
-                memory.add_variant(flow.residuals.peak(ShardId(i as u32), order), cut.temporaries[i]);
+            for (i, memory) in out.memory.iter_mut().enumerate() {
+                memory.add_variant(kept[i], cut.temporaries[i]);
             }
             out.orders.insert(variant.clone(), schedule.orders);
         }
-        memory::add_state(model, plan, &mut out.memory);
-        for &(param, reader, bytes) in &self.mirrored {
-            out.memory[reader.index()].copies += bytes;
+        for &(param, _, bytes) in &self.mirrored {
             if let Place::Shard(owner) = plan.owners[param] {
                 out.sent[owner.index()] += bytes;
             }
@@ -197,8 +221,7 @@ impl Cut {
         let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { return Ok(None) };
         let Some(assignment) = plan.grads.get(variant) else { return Ok(None) };
         let (graph, devices) = (&grad.graph, devices(topology, plan));
-        let results = plan.grad_results(model, graph, assignment);
-        let cut = Segmentation::new(graph, assignment, &results, plan.shards.len(), Parameters::Mirrored)?;
+        let cut = plan.cut(model, graph, assignment)?;
         Ok(Some((graph, Self::new(graph, cut, &devices, costs, plan.n_microbatches > 1))))
     }
 

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::aim::Cost;
-use super::{Aim, Plan, ScheduleKind};
+use super::{Aim, GAIN, Plan, ScheduleKind};
 use crate::graph::{GradGraph, Model, Split};
-use crate::topology::Topology;
-use crate::units::Bytes;
+use crate::topology::{Measured, Topology};
+use crate::units::{Bytes, Seconds};
 
 /// Every microbatch of a step is scheduled by itself.
 const MAX_MICROBATCHES: u64 = 1 << 16;
@@ -21,7 +21,8 @@ pub struct Problem<'a> {
     pub n_replicas: u32,
     /// Rows of a microbatch; the fastest one that fits when absent.
     pub microbatch: Option<u64>,
-    pub schedule: ScheduleKind,
+    /// The one whose plan is best when absent.
+    pub schedule: Option<ScheduleKind>,
     pub aim: Aim,
 }
 
@@ -36,6 +37,12 @@ pub enum Infeasible {
         u64::from(*n_shards) * u64::from(*n_replicas)
     )]
     TooFewDevices { n_shards: u32, n_replicas: u32, n_devices: usize },
+    #[error("device {device}: {field} is {found}, expected {expected}; measure it again or leave the device out")]
+    Device { device: String, field: String, found: String, expected: String },
+    #[error(
+        "links {which}: {field} is {found}, expected {expected}; give all devices one node or links that can be used"
+    )]
+    Link { which: String, field: String, found: String, expected: String },
     #[error("the model can be cut into at most {n_parts} parts, {n_shards} shards were asked for")]
     TooFewOps { n_shards: u32, n_parts: usize },
     #[error(
@@ -51,6 +58,15 @@ pub enum Infeasible {
         "{found} microbatches per step and replica, the limit is {MAX_MICROBATCHES}; export the bundle with larger microbatches"
     )]
     TooManyMicrobatches { found: u64 },
+    #[error(
+        "no plan makes {floor} steps a second: the fastest, with {n_shards} shards, makes {:.3}; ask for fewer or name more devices",
+        1.0 / step.0
+    )]
+    Floor { floor: f64, n_shards: u32, step: Seconds },
+    #[error(
+        "the plan that was found does not hold: {why}; this is an error of Foreshard, please report it with the bundle's manifest and the devices"
+    )]
+    Unsound { why: String },
     #[error("{n_cuts} cuts make {} shards, {n_shards} were asked for", n_cuts + 1)]
     CutCount { n_cuts: usize, n_shards: u32 },
     #[error("no block {name:?} to cut at; the model has {known:?}{hint}")]
@@ -87,10 +103,6 @@ pub enum Infeasible {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
     },
-    #[error(
-        "the plan that was found does not hold ({fault}): a fault of the planner; please report it with the bundle and the devices"
-    )]
-    Refuted { fault: String },
 }
 
 fn or_split(split: &[Split]) -> String {
@@ -110,8 +122,61 @@ fn way_out(enough: Option<Bytes>, shards: Option<u32>) -> String {
     }
 }
 
+/// Figures of devices and links: times made of these are numbers.
+const LEAST: f64 = 1e-30;
+const MOST: f64 = 1e30;
+
+/// Whether a figure can be true; if not, what it is and what was expected.
+fn figure(value: f64, positive: bool) -> Result<(), (String, String)> {
+    let good = if positive { (LEAST..=MOST).contains(&value) } else { (0.0..=MOST).contains(&value) };
+    let expected = if positive { "a positive number, 1e-30 to 1e30" } else { "a number, at least 0 and at most 1e30" };
+    if good { Ok(()) } else { Err((value.to_string(), expected.to_owned())) }
+}
+
+fn check_figures(topology: &Topology) -> Result<(), Infeasible> {
+    for d in &topology.devices {
+        let Measured { product, memory, other, launch } = d.measured.unwrap_or_default();
+        let figures = [
+            ("flops", d.flops.0, true),
+            ("bandwidth", d.bandwidth.0, true),
+            ("overhead", d.overhead.0, false),
+            ("speed", d.speed, true),
+            ("price", d.price, false),
+            ("measured.product", product, false),
+            ("measured.memory", memory, false),
+            ("measured.other", other, false),
+            ("measured.launch", launch, false),
+        ];
+        for (field, value, positive) in figures {
+            figure(value, positive).map_err(|(found, expected)| Infeasible::Device {
+                device: d.name.clone(),
+                field: field.to_owned(),
+                found,
+                expected,
+            })?;
+        }
+    }
+    // Links that join nothing may be anything.
+    let mut nodes: Vec<&str> = topology.devices.iter().map(|d| d.node.as_str()).collect();
+    nodes.sort_unstable();
+    let together = nodes.windows(2).any(|w| w[0] == w[1]);
+    nodes.dedup();
+    let links = [("within a node", topology.local, together), ("between nodes", topology.remote, nodes.len() > 1)];
+    for (which, link, _) in links.into_iter().filter(|(_, _, used)| *used) {
+        for (field, value, positive) in [("bandwidth", link.bandwidth.0, true), ("latency", link.latency.0, false)] {
+            figure(value, positive).map_err(|(found, expected)| Infeasible::Link {
+                which: which.to_owned(),
+                field: field.to_owned(),
+                found,
+                expected,
+            })?;
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Problem<'a> {
-    /// Whether there is a device for every shard of every replica.
+    /// Whether there is a device for every shard of every replica, and what is known of devices and links can be true.
     pub fn check_devices(&self) -> Result<(), Infeasible> {
         let &Self { n_shards, n_replicas, .. } = self;
         if n_shards == 0 || n_replicas == 0 {
@@ -120,13 +185,45 @@ impl<'a> Problem<'a> {
         let n_devices = self.topology.devices.len();
         match (n_shards as usize).saturating_mul(n_replicas as usize) > n_devices {
             true => Err(Infeasible::TooFewDevices { n_shards, n_replicas, n_devices }),
-            false => Ok(()),
+            false => check_figures(self.topology),
         }
     }
 
     /// What a plan for it costs.
     pub fn cost(&self, plan: &Plan) -> Cost {
         self.aim.objective.cost(self.topology, plan)
+    }
+
+    /// Whether a plan is enough better than one that is plainer, or nearer to the plan in force.
+    pub(super) fn prefers(&self, plan: &Plan, than: &Plan) -> bool {
+        self.cost(plan).is_below(GAIN, self.cost(than))
+    }
+
+    /// The schedule of its plans; where none is asked for, the plain one.
+    pub fn kind(&self) -> ScheduleKind {
+        self.schedule.unwrap_or_default()
+    }
+
+    /// The best plan by `solve`, which takes problems with a schedule: of the schedules that may be used, the one with the
+    /// best plan. One that is hardly better is not worth more messages or memory.
+    pub(super) fn with_each_schedule<F>(&self, solve: F) -> Result<Plan, Infeasible>
+    where
+        F: Fn(&Self) -> Result<Plan, Infeasible>,
+    {
+        let of = |schedule| solve(&Self { schedule: Some(schedule), ..*self });
+        let mut best = of(self.kind());
+        // One shard has no pipeline.
+        if self.schedule.is_some() || self.n_shards < 2 {
+            return best;
+        }
+        for schedule in ScheduleKind::ALL.into_iter().filter(|s| *s != self.kind()) {
+            match (&best, of(schedule)) {
+                (Ok(known), Ok(found)) if !self.prefers(&found, known) => {}
+                (_, Ok(found)) => best = Ok(found),
+                (_, Err(_)) => {}
+            }
+        }
+        best
     }
 
     /// Microbatch sizes the plan may use, with their variants: those that give every replica whole microbatches.

@@ -23,6 +23,24 @@ pub enum ScheduleKind {
     #[default]
     #[serde(rename = "1F1B")]
     OneFOneB,
+    /// 1F1B with several ranges of the model on each shard: the pipeline fills sooner, and more is sent.
+    Interleaved,
+    /// 1F1B where gradients that other shards wait for come first; those of params fill what would be waiting.
+    ZeroBubble,
+}
+
+impl ScheduleKind {
+    pub const ALL: [Self; 4] = [Self::OneFOneB, Self::ZeroBubble, Self::Interleaved, Self::GPipe];
+
+    /// Whether products that no other shard waits for are segments of their own.
+    pub fn sets_apart(self) -> bool {
+        self == Self::ZeroBubble
+    }
+
+    /// Level of a segment in the pipeline, and whether it can wait.
+    fn level(self, level: u32) -> (u32, bool) {
+        if self.sets_apart() { (level / 2, level % 2 == 1) } else { (level, false) }
+    }
 }
 
 impl std::fmt::Display for ScheduleKind {
@@ -30,6 +48,8 @@ impl std::fmt::Display for ScheduleKind {
         f.write_str(match self {
             ScheduleKind::GPipe => "GPipe",
             ScheduleKind::OneFOneB => "1F1B",
+            ScheduleKind::Interleaved => "interleaved",
+            ScheduleKind::ZeroBubble => "zero-bubble",
         })
     }
 }
@@ -170,32 +190,95 @@ impl TaskGraph {
         of
     }
 
-    /// Finds orders for `n_microbatches` by list scheduling.
+    /// The fastest orders for `n_microbatches`, whatever memory they take.
+    pub fn schedule(&self, kind: ScheduleKind, n_microbatches: u32) -> Schedule {
+        self.schedules(kind, n_microbatches).pop().expect("there is always one")
+    }
+
+    /// Orders for `n_microbatches`, found by list scheduling: those with the fewest microbatches in flight, then such with more
+    /// as far as each shortens the schedule by more than 0.5 %.
     ///
-    /// GPipe takes the lowest level first, 1F1B the highest, with at most as many microbatches in flight on a shard
-    /// as there are shards between it and the turning point of the pipeline, and itself. One more is allowed
-    /// everywhere when that hides transfers (it shortens the schedule by more than 0.5 %).
+    /// GPipe takes the lowest level first, all others the highest. In flight on a shard are first as many microbatches as
+    /// there are shards between it and the turning point of the pipeline, and itself; one more hides transfers. What can
+    /// wait is taken when nothing else is ready; while it waits its microbatch is in flight, so all shards get as many of
+    /// them as the first one, and up to twice as many. An interleaved pipeline may also take turns ([`Self::in_turns`]).
     ///
     /// # Complexity
     /// O(tasks · (segments per shard + log tasks)).
     /// # Source
-    /// GPipe (Huang et al., NeurIPS 2019); 1F1B: PipeDream-flush (Narayanan et al., ICML 2021).
-    pub fn schedule(&self, kind: ScheduleKind, n_microbatches: u32) -> Schedule {
-        match kind {
-            ScheduleKind::GPipe => Simulation::new(self, kind, n_microbatches, vec![u32::MAX; self.n_shards]).run(),
-            ScheduleKind::OneFOneB => {
-                let limits: Vec<u32> = self.of_shard().iter().map(|of| self.depth(of)).collect();
-                let tight = Simulation::new(self, kind, n_microbatches, limits.clone()).run();
-                let slack = limits.iter().map(|l| l + 1).collect();
-                let loose = Simulation::new(self, kind, n_microbatches, slack).run();
-                if loose.makespan.0 < 0.995 * tight.makespan.0 { loose } else { tight }
+    /// GPipe (Huang et al., NeurIPS 2019); 1F1B: PipeDream-flush (Narayanan et al., ICML 2021); interleaved: Narayanan et
+    /// al., SC 2021; zero-bubble: Qi et al., ICLR 2024, with the memory of its ZB-H1 and then that of its ZB-H2.
+    pub fn schedules(&self, kind: ScheduleKind, n_microbatches: u32) -> Vec<Schedule> {
+        let depths: Vec<u32> = self.of_shard().iter().map(|of| self.depth(kind, of)).collect();
+        let all = |limit: u32| vec![limit; depths.len()];
+        let most = depths.iter().copied().max().unwrap_or(1);
+        let slack = || depths.iter().map(|depth| depth + 1).collect();
+        let limits = match kind {
+            ScheduleKind::GPipe => vec![all(u32::MAX)],
+            ScheduleKind::OneFOneB | ScheduleKind::Interleaved => vec![depths.clone(), slack()],
+            ScheduleKind::ZeroBubble => vec![depths.clone(), all(most), all(most + 1), all(2 * most - 1)],
+        };
+        let in_turns = (kind == ScheduleKind::Interleaved).then(|| self.in_turns(n_microbatches)).flatten();
+        let mut found: Vec<Schedule> = Vec::with_capacity(limits.len() + 1);
+        let simulated = limits.into_iter().map(|limits| Simulation::new(self, kind, n_microbatches, limits).run());
+        for schedule in in_turns.into_iter().chain(simulated) {
+            if found.last().is_none_or(|last| schedule.makespan.0 < 0.995 * last.makespan.0) {
+                found.push(schedule);
             }
         }
+        found
+    }
+
+    /// Orders in which each shard takes its ranges in turn, as many microbatches of one as there are shards, then those of
+    /// the next; once the pipeline is full, one forward and one backward. `None` for graphs that are no such pipeline, or
+    /// where turns do not work out.
+    ///
+    /// # Source
+    /// Narayanan et al., SC 2021, as in Megatron-LM.
+    fn in_turns(&self, n_microbatches: u32) -> Option<Schedule> {
+        let (n, m) = (self.n_shards, n_microbatches);
+        let top = self.nodes.iter().map(|node| node.level).max()?;
+        let turn = top / 2;
+        let mut of_shard = self.of_shard();
+        of_shard.iter_mut().for_each(|of| of.sort_by_key(|&s| self.nodes[s].level));
+        let rounds = of_shard.first().map(|of| of.len() / 2).filter(|&rounds| rounds > 0)?;
+        let mut orders = Vec::with_capacity(n);
+        for (shard, of) in of_shard.iter().enumerate() {
+            let level = |i: &usize| self.nodes[*i].level;
+            let forward: Vec<usize> = of.iter().copied().filter(|s| level(s) <= turn).collect();
+            // The last range of the last shard goes forward and back at once.
+            let merged = forward.last().is_some_and(|s| level(s) == turn && top % 2 == 0);
+            let backward: Vec<usize> = of.iter().copied().filter(|s| level(s) > turn).collect();
+            if forward.len() != rounds || backward.len() + usize::from(merged) != rounds {
+                return None;
+            }
+            let task = |segment: usize, microbatch: u32| Task { segment: segment as u32, microbatch };
+            let (mut onward, mut back) = (Vec::new(), Vec::new());
+            let per_turn = (n as u32).max(1);
+            for first in (0..m).step_by(per_turn as usize) {
+                let group = first..(first + per_turn).min(m);
+                onward.extend(forward.iter().flat_map(|&s| group.clone().map(move |mb| Some(task(s, mb)))));
+                let turning = merged.then_some(None);
+                let ranges = turning.into_iter().chain(backward.iter().copied().map(Some));
+                back.extend(ranges.flat_map(|s| group.clone().map(move |mb| s.map(|s| task(s, mb)))));
+            }
+            let warm = (2 * (n - shard - 1) + (rounds - 1) * n).min(onward.len());
+            let mut order: Vec<Option<Task>> = onward[..warm].to_vec();
+            for (onward, back) in onward[warm..].iter().zip(&back) {
+                order.extend([*onward, *back]);
+            }
+            order.extend_from_slice(&back[back.len() - warm..]);
+            orders.push(order.into_iter().flatten().collect::<Vec<Task>>());
+        }
+        let lanes = self.replay(&orders, m).ok()?;
+        let makespan = lanes.iter().filter_map(|l| l.last()).map(|slot| slot.end).fold(Seconds(0.0), Seconds::max);
+        let in_flight = orders.iter().zip(&of_shard).map(|(order, of)| in_flight(order, of.len(), m)).collect();
+        Some(Schedule { orders, makespan, in_flight })
     }
 
     /// Microbatches a shard must have in flight to be busy in a pipeline of equal stages.
-    fn depth(&self, segments: &[usize]) -> u32 {
-        let levels = segments.iter().map(|&s| self.nodes[s].level);
+    fn depth(&self, kind: ScheduleKind, segments: &[usize]) -> u32 {
+        let levels = segments.iter().map(|&s| kind.level(self.nodes[s].level).0);
         let (Some(first), Some(last)) = (levels.clone().min(), levels.max()) else { return 1 };
         (last - first).div_ceil(2) + 1
     }
@@ -307,6 +390,20 @@ impl TaskGraph {
     }
 }
 
+/// Most microbatches begun and not finished at one time, of a shard with so many segments.
+fn in_flight(order: &[Task], n_segments: usize, n_microbatches: u32) -> u32 {
+    let mut left = vec![n_segments; n_microbatches as usize];
+    let (mut now, mut most) = (0, 0);
+    for task in order {
+        let left = &mut left[task.microbatch as usize];
+        now += u32::from(*left == n_segments);
+        most = most.max(now);
+        *left -= 1;
+        now -= u32::from(*left == 0);
+    }
+    most
+}
+
 /// Time with a total order, for the event queue.
 #[derive(Clone, Copy, PartialEq)]
 struct Instant(f64);
@@ -406,11 +503,10 @@ impl<'a> Simulation<'a> {
                         || self.begun[shard] - self.finished[shard] < self.limits[shard])
             })
             .min_by_key(|t| {
-                let level = self.tasks.nodes[t.segment as usize].level as i64;
-                match self.kind {
-                    ScheduleKind::GPipe => (level, t.microbatch, t.segment),
-                    ScheduleKind::OneFOneB => (-level, t.microbatch, t.segment),
-                }
+                let (level, waits) = self.kind.level(self.tasks.nodes[t.segment as usize].level);
+                let level = i64::from(level);
+                let level = if self.kind == ScheduleKind::GPipe { level } else { -level };
+                (waits, level, t.microbatch, t.segment)
             })
     }
 
@@ -483,6 +579,62 @@ mod tests {
                 let end = lanes.iter().flatten().map(|s| s.end.0).fold(0.0, f64::max);
                 assert_eq!(end, schedule.makespan.0);
             }
+        }
+    }
+
+    /// A pipeline of `n` shards that the model goes through in so many rounds; forward, gradients of inputs and gradients of
+    /// params take one unit each on a shard.
+    fn finer(n: usize, rounds: usize, apart: bool) -> TaskGraph {
+        let (stages, unit) = (n * rounds, 1.0 / rounds as f64);
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut push = |stage: usize, level: usize, late: bool, duration: f64, needs: &[usize]| {
+            let level = if apart { 2 * level + usize::from(late) } else { level } as u32;
+            let needs = needs.iter().map(|&need| (need, Seconds(0.0))).collect();
+            nodes.push(Node { shard: ShardId((stage % n) as u32), level, duration: Seconds(duration * unit), needs });
+            nodes.len() - 1
+        };
+        let mut before: Vec<usize> = Vec::new();
+        let mut forward = vec![0; stages];
+        for (stage, at) in forward.iter_mut().enumerate().take(stages - 1) {
+            *at = push(stage, stage, false, 1.0, &before);
+            before = vec![*at];
+        }
+        for level in stages - 1..2 * stages - 1 {
+            let stage = 2 * (stages - 1) - level;
+            let mut needs = before.clone();
+            let turns = stage == stages - 1;
+            if !turns {
+                needs.push(forward[stage]);
+            }
+            let own = if turns { 2.0 } else { 1.0 };
+            let at = push(stage, level, false, if apart { own } else { own + 1.0 }, &needs);
+            if apart {
+                push(stage, level, true, 1.0, &[at]);
+            }
+            before = vec![at];
+        }
+        TaskGraph { n_shards: n, nodes }
+    }
+
+    #[test]
+    fn fills_the_pipeline_sooner_in_rounds_and_with_what_can_wait() {
+        for (n, m) in [(2usize, 8u32), (4, 8), (4, 16), (8, 16)] {
+            let makespan = |kind: ScheduleKind, rounds| {
+                let tasks = finer(n, rounds, kind.sets_apart());
+                let schedule = tasks.schedule(kind, m);
+                tasks.replay(&schedule.orders, m).unwrap();
+                schedule.makespan.0
+            };
+            let (work, bubble) = (3.0 * f64::from(m), n as f64 - 1.0);
+            // What Narayanan et al. and Qi et al. give for them: (n - 1) times 3, 3 / rounds, 1.
+            assert_eq!(makespan(ScheduleKind::OneFOneB, 1), work + 3.0 * bubble, "{n} {m}");
+            for rounds in [2, 4] {
+                let interleaved = makespan(ScheduleKind::Interleaved, rounds);
+                let expected = work + 3.0 * bubble / rounds as f64;
+                assert!((interleaved - expected).abs() < 1e-9, "{n} {m} {rounds}: {interleaved}");
+            }
+            let zero_bubble = makespan(ScheduleKind::ZeroBubble, 1);
+            assert!((zero_bubble - work - bubble).abs() < 1e-9, "{n} {m}: {zero_bubble}");
         }
     }
 

@@ -5,6 +5,9 @@
 //! this part. Ops with the same (shard, level) form a segment. A path that leaves a segment for another shard comes back at a
 //! higher level, so segments are convex and their graph is acyclic by construction; a pipeline's forward and
 //! backward halves appear without being told apart by hand.
+//!
+//! A zero-bubble schedule wants more: what other shards wait for goes first, what only sums up gradients of params fills
+//! gaps. Levels are doubled for it: an even one for the former, the odd one behind it for the latter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,12 +96,40 @@ impl Segmentation {
         n_shards: usize,
         parameters: Parameters,
     ) -> Result<Self, SegmentError> {
+        Self::cut(graph, assignment, results, n_shards, parameters, false)
+    }
+
+    /// Cuts a graph of gradients; with `apart`, matrix products that no other shard waits for are segments of their own.
+    ///
+    /// # Source
+    /// Backward work in two halves, gradients of inputs before those of params: Zero Bubble (Qi et al., ICLR 2024).
+    pub fn of_gradients(
+        graph: &Graph,
+        assignment: &Assignment,
+        results: &[Place],
+        n_shards: usize,
+        apart: bool,
+    ) -> Result<Self, SegmentError> {
+        Self::cut(graph, assignment, results, n_shards, Parameters::Mirrored, apart)
+    }
+
+    fn cut(
+        graph: &Graph,
+        assignment: &Assignment,
+        results: &[Place],
+        n_shards: usize,
+        parameters: Parameters,
+        apart: bool,
+    ) -> Result<Self, SegmentError> {
         check(graph, assignment, n_shards)?;
         // Ops are large and lie anywhere: this is asked for every operand.
         let mut is_parameter = vec![false; graph.n_ops()];
         graph.ops().for_each(|(id, op)| is_parameter[id.index()] = &*op.opcode == "parameter");
         let mut levels = levels(graph, assignment, parameters, &is_parameter);
         sink(graph, assignment, &mut levels, parameters, &is_parameter);
+        if apart {
+            set_apart(graph, assignment, results, &mut levels, &is_parameter);
+        }
         let seen = vec![0; graph.n_ops()];
         let parts = BTreeMap::new();
         Builder { graph, assignment, levels, parameters, is_parameter, parts, seen }.build(results, n_shards)
@@ -270,6 +301,53 @@ fn sink(graph: &Graph, assignment: &Assignment, level: &mut [u32], parameters: P
             level[id.index()] = target;
         }
     }
+}
+
+/// Doubles levels. Where a segment has products that nothing sent to another shard needs, all that is not needed for it goes to the
+/// odd level.
+fn set_apart(graph: &Graph, assignment: &Assignment, results: &[Place], level: &mut [u32], is_parameter: &[bool]) {
+    let home = |id: OpId| match assignment.place(id) {
+        Place::Shard(s) if !is_parameter[id.index()] => Some((level[id.index()], s)),
+        _ => None,
+    };
+    let mut waited = vec![false; graph.n_ops()];
+    for (&op, &place) in graph.outputs().iter().zip(results) {
+        // A result wanted elsewhere is sent.
+        waited[op.index()] |= home(op).is_some_and(|(_, s)| place != Place::Shard(s));
+    }
+    for (id, op) in graph.ops().rev() {
+        let Some(here) = home(id) else { continue };
+        let sent = |u: &OpId| matches!(assignment.place(*u), Place::Shard(s) if s != here.1);
+        waited[id.index()] |= graph.users(id).iter().any(sent);
+        if waited[id.index()] {
+            let beside = op.operands.iter().filter(|o| home(**o) == Some(here));
+            beside.for_each(|o| waited[o.index()] = true);
+        }
+    }
+    // By segment: has something that is waited for, has a product that is not, and may be taken apart.
+    let mut kinds: BTreeMap<Key, [bool; 3]> = BTreeMap::new();
+    for (id, op) in graph.ops() {
+        let Some(here) = home(id) else { continue };
+        // Elements stay with their tuple.
+        if &*op.opcode == "get-tuple-element" && home(op.operands[0]) == Some(here) {
+            waited[id.index()] |= waited[op.operands[0].index()];
+        }
+        let [first, late, parts] = kinds.entry(here).or_insert([false, false, true]);
+        match waited[id.index()] {
+            true => *first = true,
+            false => {
+                *late |= matches!(&*op.opcode, "dot" | "convolution");
+                // Only arrays pass between segments.
+                let arrays = |o: &OpId| !waited[o.index()] || graph.op(*o).shape.as_array().is_some();
+                *parts &= op.operands.iter().filter(|o| home(**o) == Some(here)).all(arrays);
+            }
+        }
+    }
+    let late: Vec<bool> = graph
+        .ops()
+        .map(|(id, _)| !waited[id.index()] && home(id).is_some_and(|here| kinds[&here] == [true; 3]))
+        .collect();
+    level.iter_mut().zip(late).for_each(|(level, late)| *level = 2 * *level + u32::from(late));
 }
 
 /// Level and shard of a segment.

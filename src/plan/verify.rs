@@ -65,8 +65,7 @@ pub fn verify(model: &Model, topology: &Topology, plan: &Plan) -> Result<Verifie
         let grad = model.variant(variant).ok_or_else(|| wrong("grads", variant, "a variant of the model"))?;
         let graph = &grad.graph;
         let results = plan.grad_results(model, graph, assignment);
-        let cut = Segmentation::new(graph, assignment, &results, n, Parameters::Mirrored)
-            .map_err(|source| Fault::Cut { graph: variant.clone(), source })?;
+        let cut = plan.cut(model, graph, assignment).map_err(|source| Fault::Cut { graph: variant.clone(), source })?;
         check_cut(variant, graph, &cut, &|op| assignment.place(op), &results)?;
         let costs = cost::of_graph(graph);
         let sums = plan.n_microbatches > 1;

@@ -85,8 +85,7 @@ impl Wiring {
                     found: assignment.0.len(),
                 });
             }
-            let results = plan.grad_results(model, &grad.graph, assignment);
-            let segmentation = Segmentation::new(&grad.graph, assignment, &results, n_shards, Parameters::Mirrored)?;
+            let segmentation = plan.cut(model, &grad.graph, assignment)?;
             for (op, reader) in segmentation.mirrors(&grad.graph, assignment) {
                 let param = grad.graph.parameters().iter().position(|&p| p == op).expect("mirrors are parameters");
                 mirrored.insert((param, reader));

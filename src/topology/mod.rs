@@ -50,6 +50,17 @@ pub struct Device {
     /// How far the figures above are off, where that has been measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// Of a second, in any unit that all devices share: money, or watts.
+    #[serde(default = "usual", skip_serializing_if = "is_usual")]
+    pub price: f64,
+}
+
+fn usual() -> f64 {
+    1.0
+}
+
+fn is_usual(price: &f64) -> bool {
+    *price == usual()
 }
 
 /// What a device does at speed 1, before anything is measured.
@@ -65,9 +76,9 @@ impl Device {
         Rates { flops: self.flops, bandwidth: self.bandwidth, overhead: self.overhead }
     }
 
-    /// Whether two devices differ in name and node at most: what one takes the other takes too.
+    /// Whether two devices differ in name, node and price at most: what one takes the other takes too.
     pub fn alike(&self, other: &Self) -> bool {
-        let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _ } = self;
+        let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _, price: _ } = self;
         *kind == other.kind
             && (*flops, *bandwidth, *overhead) == (other.flops, other.bandwidth, other.overhead)
             && (*memory, *speed, *measured) == (other.memory, other.speed, other.measured)
@@ -143,6 +154,7 @@ pub fn nominal(kind: &str) -> Option<Device> {
         memory: Bytes(memory),
         speed: 1.0,
         measured: None,
+        price: usual(),
     })
 }
 
@@ -184,7 +196,7 @@ pub const NETWORK: Link = Link { bandwidth: BytesPerSec(2.5e9), latency: Seconds
 
 /// Reads devices such as `2xcpu` or `cpu:flops=50G:memory=4Gi,cpu:speed=0.5`.
 pub fn parse_devices(text: &str) -> Result<Topology, String> {
-    const FIELDS: &str = "flops, bandwidth, memory, speed, node";
+    const FIELDS: &str = "flops, bandwidth, memory, speed, price, node";
     const MAX_DEVICES: usize = 65_536;
     let mut devices: Vec<Device> = Vec::new();
     for item in text.split(',') {
@@ -206,6 +218,7 @@ pub fn parse_devices(text: &str) -> Result<Topology, String> {
                 "bandwidth" => device.bandwidth = BytesPerSec(quantity(key, value)?),
                 "memory" => device.memory = Bytes(quantity(key, value)? as u64),
                 "speed" => device.speed = quantity(key, value)?,
+                "price" => device.price = quantity(key, value)?,
                 "node" => device.node = value.to_owned(),
                 _ => return Err(format!("{key:?} is not a field of a device; fields are {FIELDS}")),
             }

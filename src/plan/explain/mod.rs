@@ -133,7 +133,7 @@ pub struct Short {
 /// # Errors
 /// [`Unexplained`].
 /// # Complexity
-/// That of at most twelve calls of [`solve`](super::solve()).
+/// That of at most fourteen calls of [`solve`](super::solve()).
 pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explanation, Unexplained> {
     explained(&Prepared::new(model), model, topology, plan)
 }
@@ -156,7 +156,7 @@ pub fn explained(
         n_shards,
         n_replicas: plan.n_replicas,
         microbatch: None,
-        schedule: plan.schedule,
+        schedule: Some(plan.schedule),
         aim: plan.aim,
     };
     let shares = Shares::of(model, topology, plan, known)?;
@@ -253,18 +253,15 @@ fn with_devices_like(topology: &Topology, like: usize, n_shards: usize, n_replic
 fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, prepared: &Prepared) -> Option<Alternative> {
     let sizes = problem.microbatches().unwrap_or_default().into_iter().map(|(size, _)| size);
     let sizes = sizes.filter(|&size| size != plan.microbatch).map(Choice::Microbatch);
-    let other = match plan.schedule {
-        ScheduleKind::GPipe => ScheduleKind::OneFOneB,
-        ScheduleKind::OneFOneB => ScheduleKind::GPipe,
-    };
+    let others = ScheduleKind::ALL.into_iter().filter(|s| *s != plan.schedule).map(Choice::Schedule);
     let fewer = (problem.n_shards > 1).then(|| Choice::Shards(problem.n_shards - 1));
-    let choices = sizes.chain([Choice::OtherCuts, Choice::Schedule(other)]).chain(fewer);
+    let choices = sizes.chain([Choice::OtherCuts]).chain(others).chain(fewer);
     let found = choices.filter_map(|choice| {
         let mut asked = Problem { microbatch: Some(plan.microbatch), ..*problem };
         match choice {
             Choice::OtherCuts => {}
             Choice::Microbatch(size) => asked.microbatch = Some(size),
-            Choice::Schedule(schedule) => asked.schedule = schedule,
+            Choice::Schedule(schedule) => asked.schedule = Some(schedule),
             Choice::Shards(n) => asked.n_shards = n,
         }
         let found = prepared.solve(&asked, None).ok()?;

@@ -57,7 +57,7 @@ mod tests {
         let model = whole.split(&[&columns[..], &rows[..]].concat()).unwrap();
         let topology = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
         let plan = |model: &Model| {
-            let (microbatch, schedule) = (Some(16), ScheduleKind::OneFOneB);
+            let (microbatch, schedule) = (Some(16), Some(ScheduleKind::OneFOneB));
             let problem = Problem {
                 model,
                 topology: &topology,

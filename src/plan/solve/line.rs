@@ -10,7 +10,7 @@ use crate::graph::{GradGraph, Graph, Model};
 use crate::plan::coordinate::Coordinates;
 use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
-use crate::plan::{Assignment, Granularity, Place, Plan, ShardId};
+use crate::plan::{Assignment, Granularity, Place, Plan, ScheduleKind, ShardId};
 use crate::profile::Terms;
 use crate::topology::{Device, DeviceId, Rates, kinds};
 use crate::units::{Bytes, Seconds};
@@ -110,7 +110,7 @@ impl<'a> Line<'a> {
         coordinates.iter().map(of).collect()
     }
 
-    /// Where an earlier plan cuts this line; `None` for one that does not.
+    /// Where an earlier plan of this schedule cuts this line; `None` for one that does not.
     pub(super) fn start_of(&self, model: &Model, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
         let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
         let mut sorted = order.clone();
@@ -124,6 +124,16 @@ impl<'a> Line<'a> {
         // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
         let line = &coordinates[*main];
         let assignment = plan.grads.get(&variants[*main].name)?;
+        let border = |&at: &u32| match self.layers {
+            // What a layer begins with may be computed everywhere.
+            Some(_) => self.begins.partition_point(|&begin| begin <= at).saturating_sub(1),
+            None => self.begins.partition_point(|&begin| begin < at),
+        };
+        if plan.schedule == ScheduleKind::Interleaved {
+            let borders = self.rounds(plan.shards.len(), &assignment.0)?.iter().map(border).collect();
+            let start = Start { borders, order, rule: None, wide: false };
+            return start.is_valid(self.begins.len()).then_some(start);
+        }
         let mut first = vec![u32::MAX; plan.shards.len()];
         for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
             if let (Some(at), true, Place::Shard(s)) = (at, *forward && !in_lane(op), place) {
@@ -131,17 +141,36 @@ impl<'a> Line<'a> {
                 *first = (*first).min(*at);
             }
         }
-        let border = |&at: &u32| match self.layers {
-            // What a layer begins with may be computed everywhere.
-            Some(_) => self.begins.partition_point(|&begin| begin <= at).saturating_sub(1),
-            None => self.begins.partition_point(|&begin| begin < at),
-        };
         let borders: Vec<usize> = first[1..].iter().map(border).collect();
         let start = Start { borders, order, rule: None, wide };
         start.is_valid(self.begins.len()).then_some(start)
     }
 
-    /// The plan whose shards begin at `cuts`, by variant; with `wide`, lanes are not cut but shared out.
+    /// Coordinates at which the forward half goes from shard to shard, in turn; `None` where it goes otherwise.
+    fn rounds(&self, n_shards: usize, places: &[Place]) -> Option<Vec<u32>> {
+        let line = &self.outline.coordinates[self.outline.main];
+        let mut shards: Vec<Option<ShardId>> = vec![None; line.n as usize];
+        for ((at, forward), place) in line.of.iter().zip(&line.forward).zip(places) {
+            if let (Some(at), true, Place::Shard(s)) = (at, *forward, place) {
+                shards[*at as usize].get_or_insert(*s);
+            }
+        }
+        let mut begins = Vec::new();
+        let mut last = None;
+        for (at, &shard) in shards.iter().enumerate().filter(|(_, s)| s.is_some()) {
+            if shard != last {
+                if shard != Some(ShardId((begins.len() % n_shards) as u32)) {
+                    return None;
+                }
+                begins.push(at as u32);
+                last = shard;
+            }
+        }
+        (begins.len() > 1 && begins.len() % n_shards == 0).then(|| begins.split_off(1))
+    }
+
+    /// The plan whose shards begin at `cuts`, by variant, in as many rounds as there are; with `wide`, lanes are not cut but
+    /// shared out.
     pub(crate) fn plan(
         &self,
         problem: &Problem<'_>,
@@ -156,9 +185,9 @@ impl<'a> Line<'a> {
         let main = *main;
         // Owners by the main variant; the others use the same owners.
         let model = problem.model;
-        let shard_of = |cuts: &[u32], at: u32| ShardId(cuts.partition_point(|&c| c <= at) as u32);
-        let main_graph = &variants[main].graph;
         let n = problem.n_shards as usize;
+        let shard_of = |cuts: &[u32], at: u32| ShardId((cuts.partition_point(|&c| c <= at) % n) as u32);
+        let main_graph = &variants[main].graph;
         let param_owner = |p: usize| match lanes::of_state(model, p).filter(|_| wide) {
             Some(lane) => lanes::shard(lane, n),
             None => shard_of(&cuts[main], coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),

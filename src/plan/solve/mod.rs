@@ -32,19 +32,12 @@ use search::Search;
 const SEARCHED: usize = 2_500_000;
 /// With fewer tries than this a model is large: few rules are tried, and of a plan in force only what they say.
 const FEW_TRIES: usize = 32;
-/// What moves more has to gain more: the plan in force stays unless another costs less than this share of it.
-const GAIN: f64 = 0.99;
-
-/// Whether a plan is enough better than one that is nearer to the plan in force.
-fn better(problem: &Problem<'_>, a: &Plan, b: &Plan) -> bool {
-    problem.cost(a).is_below(GAIN, problem.cost(b))
-}
 
 /// Finds a plan.
 ///
 /// `previous` is kept when it solves the same problem nearly as well: the same problem asked twice gives the same
-/// assignment. A plan near to it comes before one that is hardly better and moves more; the devices keep their order and
-/// microbatches their size.
+/// assignment. A plan near to it comes before one that is hardly better and moves more; the devices keep their order, the
+/// pipeline its schedule and microbatches their size.
 ///
 /// Who asks again and again for one model keeps it [`Prepared`].
 ///
@@ -74,13 +67,22 @@ impl Prepared {
             return solve(problem, previous);
         }
         problem.check_devices()?;
+        if problem.schedule.is_none() {
+            // A plan in force keeps its schedule, as long as it fits.
+            let same = previous.filter(|p| p.shards.len() == problem.n_shards as usize).map(|p| p.schedule);
+            let kept = same.map(|same| self.solve(&Problem { schedule: Some(same), ..*problem }, previous));
+            return match kept {
+                Some(Ok(plan)) => Ok(plan),
+                _ => problem.with_each_schedule(|problem| self.solve(problem, previous)),
+            };
+        }
         let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
         let usable = problem.microbatches()?;
         let fits = |previous: &&Plan| {
             previous.model == problem.model.fingerprint
                 && previous.shards.len() == n_shards as usize
                 && previous.n_replicas == problem.n_replicas
-                && previous.schedule == problem.schedule
+                && problem.kind() == previous.schedule
                 && previous.aim == problem.aim
                 && problem.microbatch.is_none_or(|m| m == previous.microbatch)
                 && previous.shards.iter().flat_map(|s| &s.devices).all(|d| d.index() < n_devices)
@@ -117,9 +119,11 @@ impl Prepared {
             }
         }
         let plan = match (best, kept) {
-            (Some(plan), Some(kept)) if better(problem, &plan, &kept) => Plan { revision: kept.revision + 1, ..plan },
+            (Some(plan), Some(kept)) if problem.prefers(&plan, &kept) => {
+                Plan { revision: kept.revision.saturating_add(1), ..plan }
+            }
             (_, Some(kept)) => kept,
-            (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision + 1), ..plan },
+            (Some(plan), None) => Plan { revision: previous.map_or(0, |p| p.revision.saturating_add(1)), ..plan },
             (None, None) => {
                 let refusal = refusal.unwrap_or(Infeasible::TooFewOps { n_shards, n_parts: 0 });
                 return Err(refuse::refuse(problem, self, refusal));
@@ -138,6 +142,8 @@ impl Prepared {
     }
 
     fn reprice(&self, problem: &Problem<'_>, earlier: &Plan) -> Option<Plan> {
+        // It keeps its schedule, whatever is asked for: that is part of the plan.
+        let problem = &Problem { schedule: Some(earlier.schedule), ..*problem };
         let (grads, owners) = (earlier.grads.clone(), earlier.owners.clone());
         let predict = |plan: &Plan| self.predict(problem, plan);
         let plan = finish(problem, earlier.microbatch, grads, owners, &order_of(earlier), predict)?;
@@ -173,7 +179,7 @@ fn finish(
         n_microbatches: u32::try_from(per_replica).ok()?,
         grads,
         owners,
-        schedule: problem.schedule,
+        schedule: problem.kind(),
         aim: problem.aim,
         orders: BTreeMap::new(),
         step_time: Seconds(0.0),

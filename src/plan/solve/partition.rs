@@ -39,10 +39,11 @@ pub(super) struct Cut {
 impl Line<'_> {
     /// The best borders by a rule; `None` when no range fits its device.
     ///
-    /// `order[s]`: position within a replica of the device that runs shard s. `m`: microbatches of a step.
+    /// `order[s]`: position within a replica of the device that runs stage s; with several rounds every device comes up
+    /// again. `m`: microbatches of a step.
     pub(super) fn partition(&self, problem: &Problem<'_>, order: &[usize], rule: Rule, m: f64) -> Option<Cut> {
         let n = self.begins.len();
-        let n_shards = problem.n_shards as usize;
+        let n_shards = order.len();
         let work: Vec<&[Seconds]> = order.iter().map(|&d| &self.work[self.kind[d]][..]).collect();
         let memory: Vec<Bytes> = order.iter().map(|&d| problem.topology.devices[d].memory).collect();
         // Time of what crosses each border, by the link there.
@@ -122,9 +123,9 @@ impl Line<'_> {
 
     /// Memory of a stage, about: temporaries and others' params are not known before it is cut.
     fn needs(&self, problem: &Problem<'_>, s: usize, from: usize, to: usize) -> Bytes {
-        let in_flight = match problem.schedule {
-            ScheduleKind::OneFOneB => u64::from(problem.n_shards) - s as u64,
+        let in_flight = match problem.kind() {
             ScheduleKind::GPipe => u64::MAX,
+            _ => u64::from(problem.n_shards).saturating_sub(s as u64).max(1),
         };
         self.state[to] - self.state[from] + (self.residuals[to] - self.residuals[from]) * in_flight.min(8)
     }

@@ -11,7 +11,7 @@ use crate::plan::estimate::Priced;
 use crate::plan::predict::{Costs, Cuts, Prediction, predict};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::plan::segment::SegmentError;
-use crate::plan::{Assignment, Place, Plan};
+use crate::plan::{Assignment, Place, Plan, ScheduleKind};
 use crate::topology::{DeviceId, Topology};
 
 /// A model as the planner knows it, whatever the devices: what each op costs, where it stands along the line, and how the
@@ -37,12 +37,14 @@ struct InForce {
     owners: Vec<Place>,
     devices: Vec<Vec<DeviceId>>,
     n_microbatches: u32,
+    /// It decides how graphs are cut.
+    schedule: ScheduleKind,
     cuts: Cuts,
 }
 
 impl InForce {
     fn is_of(&self, plan: &Plan) -> bool {
-        self.n_microbatches == plan.n_microbatches
+        (self.n_microbatches, self.schedule) == (plan.n_microbatches, plan.schedule)
             && self.devices.iter().eq(plan.shards.iter().map(|s| &s.devices))
             && self.owners == plan.owners
             && self.grads == plan.grads
@@ -79,6 +81,7 @@ impl Prepared {
             owners: plan.owners.clone(),
             devices: plan.shards.iter().map(|s| s.devices.clone()).collect(),
             n_microbatches: plan.n_microbatches,
+            schedule: plan.schedule,
             cuts,
         }));
     }

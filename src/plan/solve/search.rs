@@ -3,16 +3,18 @@
 use super::line::Line;
 use super::orders::{alike, device_orders};
 use super::partition::Rule;
-use super::{FEW_TRIES, SEARCHED, better};
+use super::{FEW_TRIES, SEARCHED};
 use crate::graph::GradGraph;
 use crate::plan::aim::Cost;
 use crate::plan::problem::{Infeasible, Problem};
-use crate::plan::{Objective, Plan};
+use crate::plan::{Objective, Plan, ScheduleKind};
 
 /// Shards of a pipeline that is cut with regard to how it fills: in longer ones that is all that would count.
 const SHORT: u32 = 32;
 /// Share of the tries that planning again takes.
 const AGAIN: usize = 10;
+/// Ranges of the model on each shard that are tried for an interleaved schedule.
+const ROUNDS: [usize; 3] = [2, 3, 4];
 /// Parts that a border jumps over at first.
 const WIDE: usize = 16;
 
@@ -20,7 +22,8 @@ const WIDE: usize = 16;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Start {
     pub borders: Vec<usize>,
-    /// Position within a replica of the device that runs each shard.
+    /// Position within a replica of the device that runs each shard. Where there are more ranges than shards, they come up
+    /// again in turn.
     pub order: Vec<usize>,
     /// That it is best by; `None` for one from an earlier plan.
     pub rule: Option<Rule>,
@@ -33,6 +36,11 @@ impl Start {
     pub fn is_valid(&self, n_parts: usize) -> bool {
         let ends = || [0].into_iter().chain(self.borders.iter().copied()).chain([n_parts]);
         ends().zip(ends().skip(1)).all(|(a, b)| a < b || a == b && self.wide)
+    }
+
+    /// Ranges on each shard.
+    fn rounds(&self) -> usize {
+        (self.borders.len() + 1) / self.order.len().max(1)
     }
 }
 
@@ -53,10 +61,11 @@ impl Search<'_> {
         let orders = device_orders(self.problem);
         let devices = &self.problem.topology.devices;
         let mixed = devices.iter().any(|d| d.node != devices[0].node);
-        for order in &orders {
-            found.cut(order, Rule::Sum);
+        let rounds = self.rounds();
+        for (order, &rounds) in orders.iter().flat_map(|order| rounds.iter().map(move |r| (order, r))) {
+            found.cut(order, Rule::Sum, rounds);
             if mixed {
-                found.cut(order, Rule::Near);
+                found.cut(order, Rule::Near, rounds);
             }
         }
         // The order that does best by these is kept for the others, where there are many or the model is large.
@@ -66,25 +75,26 @@ impl Search<'_> {
             _ => orders,
         };
         let swapped = chosen.first().and_then(|order| self.line.swapped(self.problem, order, self.n_microbatches()));
-        for order in chosen.iter().chain(&swapped) {
-            if self.problem.n_shards <= SHORT {
-                found.cut(order, Rule::Fill);
+        for (order, &rounds) in chosen.iter().chain(&swapped).flat_map(|order| rounds.iter().map(move |r| (order, r))) {
+            if self.problem.n_shards <= SHORT && rounds == 1 {
+                found.cut(order, Rule::Fill, rounds);
             }
             if small {
-                found.cut(order, Rule::Overlap);
+                found.cut(order, Rule::Overlap, rounds);
             }
         }
         if let (true, Some(order)) = (self.line.has_lanes(), chosen.first()) {
             self.across(order).into_iter().for_each(|start| found.evaluate(start));
         }
         if found.plans.is_empty() || self.is_for_memory() {
-            chosen.iter().for_each(|order| found.cut(order, Rule::Memory));
+            chosen.iter().for_each(|order| found.cut(order, Rule::Memory, 1));
         }
         // What looks best at first may be the top of a lower hill: the best by each rule is climbed from.
         let mut starts: Vec<(Plan, Start)> = Vec::new();
         found.plans.sort_by(|a, b| self.cost(&a.0).total_cmp(&self.cost(&b.0)));
         for (plan, start) in found.plans {
-            let known = starts.iter().any(|(_, s)| (s.rule, s.wide) == (start.rule, start.wide));
+            let kind = |s: &Start| (s.rule, s.wide, s.rounds());
+            let known = starts.iter().any(|(_, s)| kind(s) == kind(&start));
             if starts.is_empty() || small && !known {
                 starts.push((plan, start));
             }
@@ -104,23 +114,26 @@ impl Search<'_> {
     pub fn again(&self, kept: &Plan, start: Start) -> Plan {
         let mut found = Found { search: self, tried: vec![start.clone()], plans: Vec::new(), refusal: None };
         let small = self.tries() >= FEW_TRIES;
-        found.cut(&start.order, Rule::Sum);
+        let rounds = start.rounds();
+        found.cut(&start.order, Rule::Sum, rounds);
         if self.is_for_memory() {
-            found.cut(&start.order, Rule::Memory);
+            found.cut(&start.order, Rule::Memory, rounds);
         }
         if small && self.problem.n_shards <= SHORT {
-            found.cut(&start.order, Rule::Fill);
-            found.cut(&start.order, Rule::Overlap);
+            if rounds == 1 {
+                found.cut(&start.order, Rule::Fill, rounds);
+            }
+            found.cut(&start.order, Rule::Overlap, rounds);
         }
         // Where they are too few to move each border once, what the rules say is taken as it is.
         let tries = Some((self.tries() / AGAIN).saturating_sub(found.tried.len()));
         let tries = tries.filter(|&tries| small && tries + 1 >= self.problem.n_shards as usize).unwrap_or(0);
         // Where a rule finds something clearly better, what is near to the plan in force has little to hope for.
-        let far = found.best().cloned().filter(|(far, _)| better(self.problem, far, kept));
+        let far = found.best().cloned().filter(|(far, _)| self.problem.prefers(far, kept));
         let of_near = if far.is_some() { tries / 4 } else { tries };
         let near = self.climb(kept.clone(), start, 1, of_near);
         match far.map(|(plan, start)| self.climb(plan, start, WIDE, tries - of_near)) {
-            Some(far) if better(self.problem, &far, &near) => far,
+            Some(far) if self.problem.prefers(&far, &near) => far,
             _ => near,
         }
     }
@@ -152,6 +165,18 @@ impl Search<'_> {
         SEARCHED / n_ops.max(1)
     }
 
+    /// Numbers of ranges on each shard that are tried.
+    fn rounds(&self) -> Vec<usize> {
+        let n_shards = self.problem.n_shards as usize;
+        if self.problem.kind() != ScheduleKind::Interleaved || n_shards < 2 {
+            return vec![1];
+        }
+        let n_parts = self.line.begins.len();
+        let found: Vec<usize> = ROUNDS.into_iter().filter(|rounds| rounds * n_shards <= n_parts).collect();
+        // Too few parts for turns: one range on each is what is left of them.
+        if found.is_empty() { vec![1] } else { found }
+    }
+
     fn n_microbatches(&self) -> f64 {
         let of_replica = self.problem.model.manifest.batch_size / self.microbatch.max(1);
         (of_replica / u64::from(self.problem.n_replicas.max(1))) as f64
@@ -173,7 +198,7 @@ impl Search<'_> {
     /// Moves borders, and swaps neighbours that differ, while the simulated plan gets better.
     fn climb(&self, mut best: Plan, mut at: Start, widest: usize, mut tries: usize) -> Plan {
         let n_parts = self.line.begins.len();
-        let mut stride = (n_parts / (4 * self.problem.n_shards as usize)).clamp(1, widest);
+        let mut stride = (n_parts / (4 * (at.borders.len() + 1))).clamp(1, widest);
         let mut better = |tried: Start, best: &mut Plan, at: &mut Start| -> Option<bool> {
             if !tried.is_valid(n_parts) {
                 return Some(false);
@@ -210,7 +235,7 @@ impl Search<'_> {
                 }
             }
             if !moved && stride == 1 {
-                for i in 0..n {
+                for i in 0..at.order.len() - 1 {
                     let (a, b) = (&devices[at.order[i]], &devices[at.order[i + 1]]);
                     if alike(a, b) && a.node == b.node {
                         continue;
@@ -245,13 +270,14 @@ impl Found<'_> {
         self.plans.iter().min_by(|a, b| self.search.cost(&a.0).total_cmp(&self.search.cost(&b.0)))
     }
 
-    /// Takes the cut that is best by a rule.
-    fn cut(&mut self, order: &[usize], rule: Rule) {
+    /// Takes the cut that is best by a rule, with so many ranges on each shard.
+    fn cut(&mut self, order: &[usize], rule: Rule, rounds: usize) {
         let Search { line, problem, .. } = self.search;
-        let Some(cut) = line.partition(problem, order, rule, self.search.n_microbatches()) else { return };
+        let stages = order.repeat(rounds);
+        let Some(cut) = line.partition(problem, &stages, rule, self.search.n_microbatches()) else { return };
         let start = Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule), wide: false };
         self.evaluate(start.clone());
-        if line.has_lanes() {
+        if line.has_lanes() && rounds == 1 {
             self.evaluate(Start { wide: true, ..start });
         }
     }
