@@ -106,10 +106,16 @@ impl Ceiling {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
+
+    /// Both tests look at the memory of the whole process.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     #[test]
     fn free_memory_is_given_back_before_the_ceiling_is_passed() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // 256 MiB, for other tests grow meanwhile: in pieces below the size that is mapped by itself, some of which stay.
         let full: Vec<Vec<u8>> = (0..16384).map(|_| vec![1; 16 << 10]).collect();
         let mut ceiling = Ceiling::new(0);
@@ -122,6 +128,7 @@ mod tests {
 
     #[test]
     fn what_other_work_leaves_behind_raises_the_ceiling() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ceiling = Ceiling::new(1 << 40);
         ceiling.settle();
         assert_eq!(ceiling.at, 1 << 40);

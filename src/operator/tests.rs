@@ -264,7 +264,7 @@ fn the_heads_last_words_end_the_job() {
         steps: 30,
         first_loss: Some(4.2),
         loss: Some(2.5),
-        results: "/job/work/a/run-1".into(),
+        results: "/job/results/a/run-1".into(),
         ..JobReport::default()
     };
     let end = |code: i32, restarts: u32, words: Result<JobReport, String>| {
@@ -277,7 +277,7 @@ fn the_heads_last_words_end_the_job() {
     let done = end(0, 0, Ok(report.clone()));
     assert!(done.is_true(condition::COMPLETE));
     let said = &done.condition(condition::COMPLETE).unwrap().message;
-    assert_eq!(said, "30 steps, loss 4.2000 -> 2.5000, weights in /job/work/a/run-1");
+    assert_eq!(said, "30 steps, loss 4.2000 -> 2.5000, weights in /job/results/a/run-1");
 
     let refused = JobReport { state: JobState::Refused, message: "no such file".into(), ..report.clone() };
     let failed = end(2, 0, Ok(refused));
@@ -373,7 +373,7 @@ fn a_recommended_plan_is_told_once_and_taken_over_when_somebody_agrees() {
     let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
     world.settle();
     let recommended = |share: u32| Some(Recommended { revision: 3, why: format!("it saves {share}%") });
-    let results = "/job/work/a/run-2".to_owned();
+    let results = "/job/results/a/run-2".to_owned();
     let report = JobReport { state: JobState::Training, results, loss: Some(4.0), ..JobReport::default() };
     world.report = Some(JobReport { recommended: recommended(20), ..report.clone() });
     let d = world.turn();

@@ -3,11 +3,13 @@
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Instant;
 
+use anyhow::anyhow;
 use serde_json::json;
 
 use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Answer, Asked, Request};
 use crate::local::inputs::Ask;
+use crate::plan::verify::verify;
 use crate::plan::{Infeasible, Plan, check};
 use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
@@ -156,7 +158,8 @@ impl Training<'_> {
         if let Some(device) = plan.shards.iter().flat_map(|s| &s.devices).find(|d| d.index() >= n) {
             return Err(format!("the plan puts {n} workers on devices 0 to {}, and names {device:?}", n - 1));
         }
-        Ok(())
+        let verified = verify(&self.inputs.model, &self.topology(plan), plan).map(drop);
+        verified.map_err(|fault| format!("the plan does not hold: {:#}", anyhow!(fault)))
     }
 
     /// Looks for a plan on a thread of its own.
