@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --profile dev --bench calibration -- BUNDLE RUN_DIR@DEVICES [RUN_DIR@DEVICES ...]`
 //!
-//! Calibrates on the first half of the first run, then compares with the second half of every run. DEVICES as in
-//! `foreshard plan --devices`, one per worker. Runs of variants of one shape only.
+//! Calibrates on the first half of the first run, then compares with the second half of every run. Where a run changed its
+//! plan, what was predicted of each new plan before it ran is compared with what it took. DEVICES as in `foreshard plan
+//! --devices`, one per worker. Runs of variants of one shape only.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,9 +16,11 @@ use foreshard::topology::{DeviceId, Measured, parse_devices};
 use foreshard::units::Seconds;
 use serde_json::Value;
 
-/// A run as its directory tells it.
+/// A run under one plan, as its directory tells it.
+#[derive(Clone)]
 struct Run {
     name: String,
+    revision: u64,
     variant: String,
     priced: Priced,
     /// By step and rank.
@@ -29,26 +32,32 @@ struct Run {
     planned: f64,
 }
 
-fn read(model: &Model, argument: &str) -> Run {
+/// By plan, in the order in which they ran.
+fn read(model: &Model, argument: &str) -> Vec<Run> {
     let (directory, devices) = argument.split_once('@').expect("RUN_DIR@DEVICES");
     let text = |name: &str| std::fs::read_to_string(Path::new(directory).join(name)).expect("a run directory");
-    let plan: Plan = serde_json::from_str(&text("plan.json")).expect("a plan");
     let topology = parse_devices(devices).expect("devices");
-    let mut lines: Vec<Value> = text("log.jsonl").lines().map(|l| serde_json::from_str(l).expect("a log")).collect();
-    lines.retain(|l| l["revision"] == plan.revision);
+    let lines: Vec<Value> = text("log.jsonl").lines().map(|l| serde_json::from_str(l).expect("a log")).collect();
+    let revision = |l: &Value| l["revision"].as_u64().expect("a log");
     let floats = |v: &Value| v.as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32).collect();
     let workers = |l: &Value| l["workers"].as_array().unwrap().iter().map(|w| floats(&w["segments_s"])).collect();
     let duration = |v: &Value| v.as_f64().map(Seconds);
     let beside = |w: &Value| (duration(&w["other_s"]).unwrap_or_default(), duration(&w["turn_s"]));
-    Run {
-        name: directory.to_owned(),
-        variant: plan.grads.keys().next().expect("a variant").clone(),
-        priced: Priced::new(model, &topology, &plan).expect("a plan of this bundle"),
-        steps: lines.iter().map(workers).collect(),
-        beside: lines.iter().map(|l| l["workers"].as_array().unwrap().iter().map(beside).collect()).collect(),
-        seconds: lines.iter().map(|l| l["interval_s"].as_f64().expect("a log of this release")).collect(),
-        planned: plan.step_time.0,
-    }
+    let run = |lines: &[Value]| {
+        let plan = text(&format!("plans/plan-{}.json", revision(&lines[0])));
+        let plan: Plan = serde_json::from_str(&plan).expect("a plan");
+        Run {
+            name: directory.to_owned(),
+            revision: plan.revision,
+            variant: plan.grads.keys().next().expect("a variant").clone(),
+            priced: Priced::new(model, &topology, &plan).expect("a plan of this bundle"),
+            steps: lines.iter().map(workers).collect(),
+            beside: lines.iter().map(|l| l["workers"].as_array().unwrap().iter().map(beside).collect()).collect(),
+            seconds: lines.iter().map(|l| l["interval_s"].as_f64().expect("a log of this release")).collect(),
+            planned: plan.step_time.0,
+        }
+    };
+    lines.chunk_by(|a, b| revision(a) == revision(b)).map(run).collect()
 }
 
 impl Run {
@@ -56,8 +65,10 @@ impl Run {
         (0..self.priced.seats().count()).map(|rank| self.priced.segments(&self.variant, rank)).collect()
     }
 
-    fn learn(&self, calibration: &mut Calibration, steps: std::ops::Range<usize>) {
+    /// By step and rank, the speeds seen.
+    fn learn(&self, calibration: &mut Calibration, steps: std::ops::Range<usize>) -> Vec<Vec<f64>> {
         let segments = self.segments();
+        let mut speeds = Vec::with_capacity(steps.len());
         for at in steps {
             let (step, beside, seconds) = (&self.steps[at], &self.beside[at], &self.seconds[at]);
             let reports: Vec<Report<'_>> = self
@@ -75,11 +86,29 @@ impl Run {
                     turn,
                 })
                 .collect();
-            calibration.observe(&reports).expect("a log of this plan");
-            let speed = |device| calibration.speed(device);
-            let estimate = self.priced.estimate(&self.variant, calibration, &speed, None).expect("known");
-            calibration.observe_step(1, estimate.explained, estimate.messages, Seconds(*seconds));
+            let seen = calibration.observe(&reports).expect("a log of this plan");
+            self.priced.learn(calibration, &self.variant, self.revision, &seen, Seconds(*seconds));
+            speeds.push(seen.iter().map(|o| o.speed.unwrap_or_else(|| calibration.speed(o.device))).collect());
         }
+        speeds
+    }
+
+    /// What was expected of this plan before it ran, at the speeds that its workers then had, and what it took: means over
+    /// its first steps, without those that compiled, moved or warmed up.
+    fn foretold(&self, calibration: &mut Calibration) -> Option<(Seconds, Seconds)> {
+        const WARMING: usize = 3;
+        const STEPS: usize = 60;
+        let before = calibration.clone();
+        let speeds = self.learn(calibration, 0..self.steps.len());
+        let steps = WARMING..speeds.len().min(STEPS);
+        let n = steps.len() as f64;
+        let expected = |speeds: &Vec<f64>| {
+            let speed = |device: DeviceId| speeds[device.index()];
+            self.priced.estimate(&self.variant, &before, &speed, None).expect("known").step
+        };
+        let measured: f64 = self.seconds.get(steps.clone())?.iter().sum();
+        let expected: Seconds = speeds.get(steps)?.iter().map(expected).sum();
+        (n > 0.0).then(|| (expected / n, Seconds(measured / n)))
     }
 
     /// As in the loop: every step of the second half is predicted by what was learned up to then.
@@ -147,6 +176,26 @@ impl Run {
     }
 }
 
+/// Plans of a run, each predicted before it ran.
+fn moves(run: &[Run]) {
+    let mut calibration = Calibration::default();
+    let mut errors = Vec::new();
+    for (i, plan) in run.iter().enumerate() {
+        let foretold = plan.foretold(&mut calibration);
+        let Some((expected, measured)) = foretold.filter(|_| i > 0) else { continue };
+        let (off, late) = (expected / measured - 1.0, calibration.lateness());
+        let (name, revision) = (&plan.name, plan.revision);
+        println!(
+            "{name}: plan {revision} expected {expected}, took {measured}, off by {:+.0} %; messages are late by {late} after it",
+            off * 100.0
+        );
+        errors.push(off.abs());
+    }
+    if !errors.is_empty() {
+        println!("plans that had not run: median error {:.0} %", median(errors) * 100.0);
+    }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -184,7 +233,9 @@ fn main() {
     let Some((bundle, runs)) = arguments.split_first() else { return };
     let mut fetch = |file: &str| std::fs::read(Path::new(bundle).join(file));
     let model = Model::import(&mut fetch).expect("a bundle");
-    let runs: Vec<Run> = runs.iter().map(|r| read(&model, r)).collect();
+    let plans: Vec<Vec<Run>> = runs.iter().map(|r| read(&model, r)).collect();
+    // Each by the plan that it ended with.
+    let runs: Vec<Run> = plans.iter().filter_map(|plans| plans.last().cloned()).collect();
     let mut calibration = Calibration::default();
     let Some(first) = runs.first() else { return };
     let began = Instant::now();
@@ -198,6 +249,9 @@ fn main() {
     }
     for run in &runs {
         run.online(calibration.clone());
+    }
+    for run in &plans {
+        moves(run);
     }
     first.learn(&mut calibration, first.steps.len() / 2..first.steps.len());
     for w in calibration.summary() {

@@ -29,6 +29,7 @@ fn moment(step: u64, time: f64, step_time: f64, proposal: Option<Proposal>) -> S
         mase: 0.8,
         known: (0.4, 0.6),
         doubt: 0.001,
+        held: Default::default(),
         lower: vec![0.4; 30],
         mean: vec![0.5; 30],
         upper: vec![0.6; 30],

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Seconds;
 
-pub use outlook::{Band, Extreme, Forecast};
+pub use outlook::{Band, Extreme, Forecast, Held};
 pub use robust::Robust;
 pub use series::{Gap, Series, SeriesError};
 
@@ -218,6 +218,7 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
         mase: chosen.backtest.mase(&values),
         known: (robust::quantile(&values, 0.02), robust::quantile(&values, 0.98)),
         doubt: doubt(&chosen, recent),
+        held: held(&chosen, recent),
         method: chosen.method,
         lower,
         mean: chosen.mean,
@@ -347,6 +348,21 @@ pub fn choose(history: History<'_>, methods: &[Box<dyn Fit>], horizon: usize) ->
 fn doubt(choice: &Choice, values: &[f64]) -> f64 {
     let level = robust::median(&choice.mean).abs();
     robust::noise(values) / choice.memory.sqrt() + DOUBT * level / (values.len() as f64).sqrt()
+}
+
+/// How long the values have been nearer to the latest ones than to what is expected next.
+///
+/// None where that may be noise, or where a season tells how long such times last.
+fn held(choice: &Choice, values: &[f64]) -> Held {
+    const LATEST: usize = 3;
+    const BEYOND_NOISE: f64 = 2.0;
+    let level = robust::median(&values[values.len().saturating_sub(LATEST)..]);
+    let expected = choice.mean[0];
+    let near = |v: &&f64| (*v - level).abs() < (*v - expected).abs();
+    let n = values.iter().rev().take_while(near).count();
+    let noise = robust::noise(values) / (n as f64).sqrt();
+    let told = choice.method.has_season() || (level - expected).abs() < BEYOND_NOISE * noise;
+    Held { level, intervals: if told { 0 } else { n } }
 }
 
 /// By how much, relative to it, a level may be off of which one value is known; it fades with the root of their number.

@@ -29,9 +29,18 @@ pub struct Forecast {
     pub known: (f64, f64),
     /// By how much the level may be off for noise and for lack of values, should it stay as it is: a standard error.
     pub doubt: f64,
+    #[serde(default)]
+    pub held: Held,
     pub lower: Vec<f64>,
     pub mean: Vec<f64>,
     pub upper: Vec<f64>,
+}
+
+/// A level that the forecast does not expect to last, and for how many intervals it has lasted until the forecast was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    pub level: f64,
+    pub intervals: usize,
 }
 
 /// One forecast value, or several summed up.
@@ -121,12 +130,19 @@ impl Forecast {
     /// What is expected in so many intervals from `now`, when the quantity is at `level`.
     ///
     /// The latest measurements are finer and younger than the values a forecast is made of. By what they are away from it
-    /// now, it will be off for a while: by half as much from each interval to the next.
+    /// now, it will be off for a while: for as long again as that level has [held](Held) already, then by half as much from
+    /// each interval to the next.
+    ///
+    /// # Source
+    /// As long again: the ski rental problem (Karlin, Manasse, Rudolph and Sleator, "Competitive snoopy caching", 1988).
     pub fn expect(&self, now: Seconds, level: f64, ahead: usize) -> f64 {
         const KEPT: f64 = 0.5;
         let past = ((now - self.start) / self.interval).max(0.0) as usize;
         let mean = |i: usize| self.mean.get(i.min(self.horizon().saturating_sub(1))).copied().unwrap_or(level);
-        mean(past + ahead) + (level - mean(past)) * KEPT.powi(ahead.min(64) as i32)
+        let away = level - mean(past);
+        let same = (level - self.held.level).abs() < away.abs();
+        let until = if same { past.max(self.held.intervals) } else { past };
+        mean(past + ahead) + away * KEPT.powi((past + ahead).saturating_sub(until).min(64) as i32)
     }
 
     /// Forgets steps beyond `horizon`.
@@ -148,9 +164,8 @@ impl Forecast {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_the_present_is_away_from_a_forecast_fades() {
-        let forecast = Forecast {
+    fn flat() -> Forecast {
+        Forecast {
             method: Method::Naive,
             start: Seconds(100.0),
             interval: Seconds(10.0),
@@ -159,15 +174,32 @@ mod tests {
             mase: 1.0,
             known: (1.0, 2.0),
             doubt: 0.0,
+            held: Held::default(),
             lower: vec![0.0; 3],
-            mean: vec![1.0, 2.0, 3.0],
+            mean: vec![1.0; 3],
             upper: vec![4.0; 3],
-        };
+        }
+    }
+
+    #[test]
+    fn what_the_present_is_away_from_a_forecast_fades() {
+        let forecast = Forecast { mean: vec![1.0, 2.0, 3.0], ..flat() };
         let expect = |now: f64, level: f64| [0, 1, 2].map(|ahead| forecast.expect(Seconds(now), level, ahead));
         assert_eq!(expect(95.0, 1.0), [1.0, 2.0, 3.0]);
         assert_eq!(expect(105.0, 1.5), [1.5, 2.25, 3.125]);
         // Later, it is the second value that is to be compared with; beyond the last one it stays.
         assert_eq!(expect(111.0, 1.5), [1.5, 2.75, 2.875]);
         assert_eq!(expect(1000.0, 3.0), [3.0; 3]);
+    }
+
+    #[test]
+    fn a_level_that_has_held_is_expected_to_last_as_long_again() {
+        let held = Held { level: 1.5, intervals: 2 };
+        let forecast = Forecast { held, lower: vec![0.0; 4], mean: vec![1.0; 4], upper: vec![4.0; 4], ..flat() };
+        let expect = |now: f64, level: f64| [0, 1, 2, 3].map(|ahead| forecast.expect(Seconds(now), level, ahead));
+        assert_eq!(expect(100.0, 1.5), [1.5, 1.5, 1.5, 1.25]);
+        // One interval later there is one less to come; another level has not held.
+        assert_eq!(expect(110.0, 1.5), [1.5, 1.5, 1.25, 1.125]);
+        assert_eq!(expect(100.0, 1.2), [1.2, 1.1, 1.05, 1.025]);
     }
 }

@@ -13,7 +13,7 @@ use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_par
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
 use crate::graph::{DType, Graph, Model, OpId};
-use crate::profile::{BatchProfile, Calibration, Terms, Timed};
+use crate::profile::{BatchProfile, Calibration, Observed, Terms, Timed};
 use crate::topology::{Class, DeviceId, Rates, Topology};
 use crate::units::{Bytes, Seconds};
 
@@ -232,6 +232,25 @@ impl Priced {
         let [explained, later] = explained;
         let (step, messages) = (explained * calibration.stretch(), (later - explained) / LATE);
         Some(BatchEstimate { variant: variant.to_owned(), step, explained, messages, late, workers })
+    }
+
+    /// Learns from a step that took so long how late messages are and what a step takes beside what is explained.
+    ///
+    /// `seen`: what its reports have taught. The step is explained with the speeds that its workers had in this very step:
+    /// with those of late, a core that becomes slow would look like late messages.
+    pub fn learn(
+        &self,
+        calibration: &mut Calibration,
+        variant: &str,
+        revision: u64,
+        seen: &[Observed],
+        measured: Seconds,
+    ) {
+        let own = |device| seen.iter().find(|o| o.device == device)?.speed;
+        let speed = |device| own(device).unwrap_or_else(|| calibration.speed(device));
+        if let Some(BatchEstimate { explained, messages, .. }) = self.estimate(variant, calibration, &speed, None) {
+            calibration.observe_step(revision, explained, messages, measured);
+        }
     }
 }
 

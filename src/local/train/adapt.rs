@@ -170,7 +170,6 @@ impl Adapt {
     /// A report that does not fit the plan: speeds have not been learned from it.
     pub fn observe(&mut self, report: &StepReport, seconds: f64, now: Seconds) -> Result<(), CalibrationError> {
         let (duration, variant) = (Seconds(seconds), report.variant.as_str());
-        let estimate = self.estimate(variant, None);
         variant.clone_into(&mut self.variant);
         let segments: Vec<_> = (0..report.workers.len()).map(|rank| self.priced.segments(variant, rank)).collect();
         let kinds: Vec<(DeviceId, String)> = self.priced.seats().map(|(d, k)| (d, k.to_owned())).collect();
@@ -203,10 +202,8 @@ impl Adapt {
         if let Some(answer) = report.answer {
             self.calibration.observe_answer(Seconds(answer.seconds), answer.waited);
         }
-        if let Some(estimate) = &estimate {
-            let (explained, messages) = (estimate.explained, estimate.messages);
-            self.calibration.observe_step(report.revision, explained, messages, duration);
-        }
+        let seen = learned.as_deref().unwrap_or_default();
+        self.priced.learn(&mut self.calibration, variant, report.revision, seen, duration);
         self.step_times.push(duration, seconds);
         for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {
             tracker.push(duration, worker.busy_s);

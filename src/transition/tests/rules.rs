@@ -258,6 +258,7 @@ fn foreseen(n: usize, slow: f64) -> Forecast {
         mase: 0.5,
         known: (slow, 1.0),
         doubt: 0.01,
+        held: Default::default(),
         lower: mean.iter().map(|m| m - 0.1).collect(),
         upper: mean.iter().map(|m| m + 0.1).collect(),
         mean,
