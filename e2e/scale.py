@@ -23,6 +23,8 @@ SYSTEM = "foreshard-system"
 WORKERS, NODES, CORES = 2, 20, 256
 # One kubectl makes 50 objects a second at most: so many at once ask for more than the operator can do.
 CREATORS = 8
+# Jobs whose objects are made at once by the client that does nothing else: as many as the operator looks at.
+BARE = 8
 
 
 def job(i):
@@ -102,9 +104,8 @@ def count(kind, namespace):
     return len(one["items"]) + one["metadata"].get("remainingItemCount", 0)
 
 
-def measure(n, programs):
-    operator = programs["operator"]
-    namespace = f"scale-{n}"
+def prepare(namespace):
+    """A namespace whose pods find their volume."""
     kubectl("create", "namespace", namespace)
     apply([{
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "work", "namespace": namespace},
@@ -119,6 +120,52 @@ def measure(n, programs):
             "claimRef": {"namespace": namespace, "name": "work"}, "storageClassName": "",
         },
     }])  # fmt: skip
+    account = ["get", "serviceaccount", "default", "-n", namespace]
+    wait("pods may be made", 30, lambda: kubectl(*account, check=False).returncode == 0)
+
+
+# What the operator makes for a job, in its order: what stands in one list waits for nothing in it.
+MADE = ["partitionplans"], ["secrets", "configmaps", "services", "networkpolicies"], ["pods"]
+
+
+def made(namespace):
+    """By kind and job: what stands in a namespace, as it could be made again."""
+    found = {}
+    for kind in (kind for step in MADE for kind in step):
+        for o in json.loads(kubectl("get", kind, "-n", namespace, "-l", "foreshard.dev/job", "-o", "json"))["items"]:
+            metadata = {key: o["metadata"][key] for key in ("name", "labels", "annotations") if key in o["metadata"]}
+            again = {key: value for key, value in o.items() if key != "status"} | {"metadata": metadata}
+            if kind == "services":
+                del again["spec"]["clusterIPs"]
+            if kind == "pods":
+                # The scheduler puts it where it belongs, as it does with those of the operator.
+                again["spec"].pop("nodeName", None)
+            found.setdefault((kind, metadata["labels"]["foreshard.dev/job"]), []).append(again)
+    return found
+
+
+def bare(n, what, found, steps, programs):
+    """Seconds in which a client that does nothing else makes the same, what a request takes, and what others compute for it."""
+    namespace = f"bare-{what}-{n}"
+    prepare(namespace)
+
+    def of(i, step):
+        objects = [o for kind in step for o in found[kind, f"j{i}"]]
+        return [o | {"metadata": o["metadata"] | {"namespace": namespace}} for o in objects]
+
+    lines = "".join(json.dumps([of(i, step) for step in steps]) + "\n" for i in range(n))
+    began = computed(programs)
+    seconds, took = json.loads(cluster("in", ROOT / "e2e/bare.py", str(BARE), input=lines, capture_output=True).stdout)
+    ended = computed(programs)
+    kubectl("delete", "namespace", namespace, "--wait=false")
+    wait("pods are gone", 600, lambda: count("pods", namespace) == 0)
+    return seconds, took, {name: ended[name] - began[name] for name in ended}
+
+
+def measure(n, programs):
+    operator = programs["operator"]
+    namespace = f"scale-{n}"
+    prepare(namespace)
     before, start, began = metrics(), time.monotonic(), computed(programs)
     creating = [create(namespace, range(first, n, CREATORS)) for first in range(CREATORS)]
     applied = None
@@ -130,9 +177,9 @@ def measure(n, programs):
         return count("pods", namespace) >= n * WORKERS
 
     wait("all pods are there", 900, all_pods)
-    made = time.monotonic() - start
+    made_in = time.monotonic() - start
     assert [process.wait() for process in creating] == [0] * CREATORS
-    applied = applied or made
+    applied = applied or made_in
     split = {name: seconds - began[name] for name, seconds in computed(programs).items()}
 
     def running():
@@ -155,20 +202,31 @@ def measure(n, programs):
     now, most = memory(operator)
     print(f"{n} jobs of {WORKERS} workers on {NODES} nodes")
     print(f"  jobs created in                  {applied:.1f} s: {n / applied:.0f} jobs/s, by {CREATORS} kubectl at once")
-    print(f"  all pods created after           {made:.1f} s: {n * WORKERS / made:.0f} pods/s; all run after {ran}")
+    print(f"  all pods created after           {made_in:.1f} s: {n * WORKERS / made_in:.0f} pods/s; all run after {ran}")
     latency = f"mean {mean * 1e3:.1f} ms, half within {quantile(before, after, 0.5)} s"
     print(f"  look at a job                    {latency}, 99 of 100 within {quantile(before, after, 0.99)} s")
     print(f"  looks per job                    {looks / n:.1f}, writes per job {writes / n:.1f}, per look {writes / looks:.2f}")
     told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(split.items(), key=lambda item: -item[1]))
-    print(f"  computed until all pods were     {sum(split.values()):.0f} of {made * os.cpu_count():.0f} s: {told}")
+    print(f"  computed until all pods were     {sum(split.values()):.0f} of {made_in * os.cpu_count():.0f} s: {told}")
     print(f"  of it for one job                {sum(split.values()) / n * 1e3:.0f} ms, by the operator {split['operator'] / n * 1e3:.1f} ms")
     print(f"  errors                           {after['errors_total'] - before['errors_total']:.0f}")
     print(f"  writes in {later} s at rest          {end['writes_total'] - rest['writes_total']:.0f}")
     print(f"  looks in {later} s at rest           {end['reconciles_total'] - rest['reconciles_total']:.0f}")
     print(f"  the operator computed at rest    {calm:.1f} s in {later} s: {1e3 * calm / max(end['reconciles_total'] - rest['reconciles_total'], 1):.1f} ms a look")
     print(f"  memory of the operator           {now:.0f} MiB, at most {most:.0f} MiB", flush=True)
+    found = made(namespace)
     kubectl("delete", "trainingjobs", "--all", "-n", namespace, "--wait=false")
     wait("pods are collected", 600, lambda: count("pods", namespace) == 0)
+    for what, steps in (("pods", [["pods"]]), ("all", MADE)):
+        seconds, took, others = bare(n, what, found, steps, programs)
+        told = "the same pods" if what == "pods" else "all the same objects"
+        pace = f"{seconds:.1f} s: {n * WORKERS / seconds:.0f} pods/s"
+        print(f"  {told + ', bare':33}{pace}; the operator has {seconds / made_in:.2f} of it")
+        print(f"    a request took                 {', '.join(f'{kind} {ms} ms' for kind, ms in took.items())}")
+        cost = {name: others[name] for name in ("API server", "etcd", "controllers", "scheduler", "KWOK")}
+        told = ", ".join(f"{name} {s:.1f}" for name, s in cost.items())
+        share = sum(cost.values()) / sum(split[name] for name in cost)
+        print(f"    computed for it                {sum(cost.values()):.1f} s, {share:.2f} of what they did for the operator: {told}", flush=True)
 
 
 def main():

@@ -321,6 +321,71 @@ fn a_resumed_job_keeps_the_size_of_its_microbatches() {
     assert_eq!(run("asked", ", microbatch: 64", "6", &[&first]), 64);
 }
 
+/// `spec.checkpoint.source`: a job takes over what another has done, bit for bit, and leaves it as it was.
+#[test]
+fn a_job_begins_where_the_checkpoint_of_another_stands() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, bundle: &str, steps: u64, source: Option<&Path>| {
+        let (manifest, dir) =
+            (directory.path().join(format!("{}.yaml", name.replace('/', "-"))), directory.path().join(name));
+        let source = source.map_or_else(String::new, |path| format!(", source: {}", path.display()));
+        let yaml = format!(
+            "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: second}}\nspec:\n  \
+             bundle: bundles/{bundle}.bundle\n  \
+             data: {{uri: examples/data/digits.csv, columns: {{x: ['pixel*'], y: [label]}}}}\n  \
+             steps: {steps}\n  parallelism: {{shards: 2, microbatch: 16}}\n  \
+             checkpoint: {{everySteps: 20, keepLast: 1{source}}}\n  adaptation: {{mode: Off}}\n"
+        );
+        fs::write(&manifest, yaml).unwrap();
+        let mut command = support::foreshard();
+        command.args(["local", "run", "--quiet"]).arg(&manifest).arg("--run-dir").arg(&dir);
+        let out = command.output().unwrap();
+        let log = fs::read_to_string(dir.join("log.jsonl")).unwrap_or_default();
+        let lines = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        let losses: Vec<(u64, f64)> =
+            lines.map(|l| (l["step"].as_u64().unwrap(), l["loss"].as_f64().unwrap())).collect();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned(), losses)
+    };
+    // As a head leaves it: the directory of a job, with its runs in it.
+    let job = directory.path().join("job");
+    let undisturbed = run("whole", "mlp_digits", 90, None).2;
+    let first = run("job/run-1", "mlp_digits", 50, None).2;
+    assert_eq!((undisturbed.len(), &undisturbed[..50]), (90, &first[..]));
+    fs::create_dir(job.join("run-2")).unwrap();
+    let before = contents(&job);
+    for source in [&job, &job.join("run-1"), &job.join("run-1/checkpoints/step-00000050")] {
+        let (code, stderr, losses) = run("second", "mlp_digits", 90, Some(source));
+        assert_eq!(code, Some(0), "{stderr}");
+        assert_eq!(losses, undisturbed[50..], "{}", source.display());
+        fs::remove_dir_all(directory.path().join("second")).unwrap();
+    }
+    assert_eq!(contents(&job), before, "a source is only read");
+    let refused = |name: &str, bundle: &str, steps: u64, source: &Path, says: &[&str]| {
+        let (code, stderr, _) = run(name, bundle, steps, Some(source));
+        assert_eq!(code, Some(2), "{stderr}");
+        let all = ["spec.checkpoint.source"].iter().chain(says);
+        all.for_each(|part| assert!(stderr.contains(part), "{part:?} is not in {stderr:?}"));
+        assert!(!directory.path().join(name).exists(), "nothing has begun");
+    };
+    refused("short", "mlp_digits", 50, &job, &["at step 50, the job ends after 50"]);
+    refused("none", "mlp_digits", 90, &job.join("run-2"), &["no checkpoint in", "run-2"]);
+    refused("gone", "mlp_digits", 90, &job.join("run-3"), &["cannot read", "run-3"]);
+    refused("other", "char_gpt", 90, &job, &["is of model \"mlp_digits\"", "foreshard checkpoint export"]);
+    let shard = job.join("run-1/checkpoints/step-00000050/shard-0.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    refused("broken", "mlp_digits", 90, &job, &["no usable checkpoint", "its content has changed"]);
+}
+
+/// All files below a directory, with what is in them.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let of =
+        |path: PathBuf| if path.is_dir() { contents(&path) } else { [(path.clone(), fs::read(path).unwrap())].into() };
+    entries.flat_map(of).collect()
+}
+
 /// Numbers that depend on a seed alone. Source: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 struct Dice(u64);
 

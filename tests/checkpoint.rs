@@ -10,7 +10,8 @@ use foreshard::graph::manifest::{ParamSpec, SlotSpec};
 use foreshard::graph::{ArrayShape, DType, Graph, Manifest, Model, Part, StateTensor};
 use foreshard::plan::{Place, ShardId};
 use foreshard::runtime::checkpoint::{
-    Checkpoint, CheckpointError, Depth, Draft, Fault, Keep, Milestone, ShardEntry, list, prune, states_of, write_shard,
+    Checkpoint, CheckpointError, Depth, Draft, Fault, Keep, Milestone, ShardEntry, list, prune, runs, states_of,
+    write_shard,
 };
 use foreshard::wire::Position;
 use proptest::prelude::*;
@@ -455,6 +456,24 @@ fn a_directory_has_one_writer_at_a_time() {
     first.commit(&model, &milestone(1), &entries).unwrap();
     write(directory.path(), &model, &split(&model, 1), 2);
     assert_eq!(names(directory.path()), ["step-00000001", "step-00000002"]);
+}
+
+/// A head leaves a run for each of its starts; the last one that got as far as a checkpoint is where the job stands.
+#[test]
+fn the_newest_checkpoint_of_a_job_is_that_of_its_last_run_which_has_one() {
+    let model = small();
+    let directory = tempfile::tempdir().unwrap();
+    assert!(matches!(open(directory.path()), Err(CheckpointError::Nothing { .. })));
+    for (run, steps) in [("run-2", vec![30, 40]), ("run-10", vec![20]), ("run-11", vec![]), ("run-x", vec![90])] {
+        let checkpoints = directory.path().join(run).join("checkpoints");
+        fs::create_dir_all(&checkpoints).unwrap();
+        steps.iter().for_each(|&step| drop(write(&checkpoints, &model, &split(&model, 1), step)));
+    }
+    let numbers: Vec<u64> = runs(directory.path()).unwrap().into_iter().map(|(n, _)| n).collect();
+    assert_eq!(numbers, [2, 10, 11]);
+    let steps: Vec<u64> = list(directory.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [30, 40, 20]);
+    assert_eq!(open(directory.path()).unwrap().0.index().step, 20);
 }
 
 #[test]

@@ -28,6 +28,7 @@ spec:
       sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
       sizeLimit: 1Gi
   results: work
+  checkpoint: {source: work/b-1}
 ";
 const PLAN: &str = "\
 apiVersion: foreshard.dev/v1alpha1
@@ -82,6 +83,16 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
         "  partition: {granularity: layer, split: [{tensor: a, axis: 0, parts: 2}]}\n  resources: {memory",
         false,
         "keeps layers whole",
+    ),
+    (JOB, "source: work/b-1", "source: elsewhere/b-1", false, "checkpoint.source must lie on a volume"),
+    (JOB, "source: work/b-1", "source: work/b-2", true, "checkpoint.source cannot change once a job exists"),
+    (JOB, "  results: work", "  weights: work/w\n  results: work", false, "checkpoint.source brings params"),
+    (
+        JOB,
+        "  results: work",
+        "  adaptation: {interval: 60, horizon: 30}\n  results: work",
+        false,
+        "adaptation.interval must be at most adaptation.horizon",
     ),
     (JOB, "bundle: work/m", "bundle: work/n", true, "bundle and seed cannot change"),
     (JOB, "min: 1, max: 2", "min: 3, max: 4", false, "lies in no range of resources.devices"),

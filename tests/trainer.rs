@@ -55,6 +55,7 @@ fn data(uri: &str) -> Data {
         columns: Default::default(),
         shuffle: Shuffle::Epoch,
         socket: None,
+        credentials: None,
         feeder: None,
         read_ahead: 2,
     }

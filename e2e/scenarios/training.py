@@ -212,6 +212,32 @@ def suspend():
     print(f"worst difference to an uninterrupted run in local mode {worst:.1e}")
 
 
+@scenario(75)
+def continues():
+    """A job begins where the checkpoint of another stands, which stays as it is; one of another model is refused."""
+    namespace("continues")
+    apply("continues", "digits")
+    job = state("continues", "digits", "Complete", 150)
+    source = Path(job["status"]["results"]).relative_to("/job").parent
+
+    def beginning_there(every):
+        return f"    everySteps: {every}\n", f"    everySteps: {every}\n    source: {source}\n"
+
+    apply("continues", "chargpt", replaced(beginning_there(20)))
+    failed = condition(state("continues", "chargpt", "Failed", 90), "Failed")
+    print(failed["message"])
+    assert failed["reason"] == "InvalidInput" and "spec.checkpoint.source" in failed["message"], failed
+    assert "is of model" in failed["message"], failed
+
+    later = replaced(("name: digits\nspec", "name: later\nspec"), beginning_there(50))
+    apply("continues", "digits", lambda m: steps(300)(later(m)))
+    state("continues", "later", "Complete", 150)
+    found = losses(log("continues", "later"))
+    assert sorted(found) == list(range(200, 300)), sorted(found)[:5]
+    worst = same(losses(log("continues", "digits")) | found, local("digits", 300))
+    print(f"went on at step {min(found)}, worst difference to one run of 300 steps in local mode {worst:.1e}")
+
+
 @anywhere(25)
 def delete():
     """Deleted mid-run, nothing is left but the results."""

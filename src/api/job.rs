@@ -62,6 +62,12 @@ use crate::units::Seconds;
         .message("partition.cheapest: on a cluster as many devices are taken as are free; leave it out"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
         .message("parallelism.shards times replicas lies in no range of resources.devices; leave shards out, and it is chosen by what is free"),
+    validation = Rule::new("!has(self.checkpoint) || !has(self.checkpoint.source) || (has(self.volumes) && self.volumes.exists(v, self.checkpoint.source == v.name || self.checkpoint.source.startsWith(v.name + '/')))")
+        .message("checkpoint.source must lie on a volume: begin it with the name of one of spec.volumes, as in results/digits-6714b691"),
+    validation = Rule::new("!has(self.weights) || !has(self.checkpoint) || !has(self.checkpoint.source)")
+        .message("weights: checkpoint.source brings params and all other state; leave one of them out"),
+    validation = Rule::new("(has(self.checkpoint) && has(self.checkpoint.source) ? self.checkpoint.source : '') == (has(oldSelf.checkpoint) && has(oldSelf.checkpoint.source) ? oldSelf.checkpoint.source : '')")
+        .message("checkpoint.source cannot change once a job exists; make another job"),
     validation = Rule::new("self.bundle == oldSelf.bundle && self.seed == oldSelf.seed")
         .message("bundle and seed cannot change once a job exists; make another job"),
     validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)")
@@ -159,8 +165,16 @@ impl TrainingJobSpec {
 /// When the plan changes while the job trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.interval <= self.horizon",
+    "message": "adaptation.interval must be at most adaptation.horizon: what was foreseen is past by then"
+}]))]
 pub struct Adaptation {
     pub mode: Mode,
+    /// How often, in seconds, the running plan is weighed against others: forecasts are made and decisions are taken no more
+    /// often. At most the horizon.
+    #[schemars(range(min = 0.1, max = 3600.0))]
+    pub interval: f64,
     /// What is observed or foreseen has to leave what was expected by this share of it.
     #[schemars(range(min = 0.01, max = 10.0))]
     pub threshold: f64,
@@ -210,9 +224,11 @@ pub struct Budget {
 
 impl Default for Adaptation {
     fn default() -> Self {
-        let Settings { threshold, horizon, min_gain, dwell, cooldown, hysteresis, forecast, .. } = Settings::default();
+        let Settings { interval, threshold, horizon, min_gain, dwell, cooldown, hysteresis, forecast, .. } =
+            Settings::default();
         Self {
             mode: Mode::default(),
+            interval: interval.0,
             threshold,
             horizon: horizon.0,
             min_gain,
@@ -240,6 +256,7 @@ impl From<Adaptation> for Settings {
                 Mode::Recommend => transition::Mode::Recommend,
                 Mode::Off => transition::Mode::Off,
             },
+            interval: Seconds(a.interval),
             threshold: a.threshold,
             horizon: Seconds(a.horizon),
             min_gain: a.min_gain,
@@ -256,6 +273,12 @@ impl From<Adaptation> for Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Checkpoint {
+    /// Where a job begins that has no checkpoint of its own yet: with the state, and at the step and the place in the data, of
+    /// this checkpoint of another job with the same model. A checkpoint, or the directory of a run or of all runs of a job,
+    /// for the newest one there. It is only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub source: Option<String>,
     /// Steps between two checkpoints; 0 for none.
     #[serde(default = "every_steps")]
     pub every_steps: u64,
@@ -279,7 +302,7 @@ fn keep_last() -> u32 {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: every_steps(), keep_last: keep_last(), keep_every: None }
+        Self { source: None, every_steps: every_steps(), keep_last: keep_last(), keep_every: None }
     }
 }
 
@@ -320,6 +343,12 @@ pub struct Data {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub uri: Option<String>,
+    /// On a cluster: a secret of the job's namespace whose entries are environment variables of the container that fetches
+    /// data, the head or the feeder: what an object store wants to see, such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+    /// AWS_ENDPOINT. `foreshard local run` takes them from its own environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub credentials: Option<String>,
     /// Told from the file's extension when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
@@ -579,6 +608,10 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
     if let Some((field, _)) = positive.iter().find(|(_, n)| *n == 0) {
         return Err(format!("{field}: 0, must be at least 1"));
     }
+    if spec.weights.is_some() && spec.checkpoint.source.is_some() {
+        let both = "spec.weights: spec.checkpoint.source brings params and all other state; leave one of them out";
+        return Err(both.to_owned());
+    }
     let (n_cuts, n_shards) = (spec.parallelism.cuts.len(), spec.parallelism.shards.unwrap_or(1));
     if n_cuts > 0 && n_cuts + 1 != n_shards as usize {
         return Err(format!("spec.parallelism.cuts: {n_cuts} cuts make {} shards, shards is {n_shards}", n_cuts + 1));
@@ -691,6 +724,16 @@ mod tests {
                 "steps: 3",
                 "steps: 3\n  partition: {cheapest: {}}",
                 vec!["spec.partition.cheapest", "spec.parallelism.shards", "leave one of them out"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  weights: w\n  checkpoint: {source: runs/a-1}",
+                vec!["spec.weights", "spec.checkpoint.source", "leave one of them out"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  adaptation: {interval: 60, horizon: 30}",
+                vec!["spec.adaptation.interval: 60", "adaptation.horizon, 30"],
             ),
             ("steps: 3", "steps: -3", vec!["spec.steps", "-3"]),
             ("v1alpha1", "v2", vec!["apiVersion", "v2"]),

@@ -99,6 +99,10 @@ pub struct Pods {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub scheduler_name: Option<String>,
+    /// Environment variables of head and workers, such as NCCL_SOCKET_IFNAME.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub env: BTreeMap<String, String>,
     /// Secrets with which nodes fetch images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
@@ -126,9 +130,21 @@ impl Pods {
                 }
             }
         }
+        for name in self.env.keys() {
+            if OURS.contains(&name.as_str()) || name.starts_with("FORESHARD_") {
+                return Err(format!("spec.pods.env: {name} is set by the operator; leave it out"));
+            }
+            let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !is_word || name.bytes().next().is_none_or(|b| b.is_ascii_digit()) {
+                return Err(format!("spec.pods.env: {name:?} is no name of a variable; write one like NCCL_DEBUG"));
+            }
+        }
         Ok(())
     }
 }
+
+/// Variables that every container of ours has: without the flags, the same ops would give other bits.
+const OURS: [&str; 2] = ["POD_IP", "XLA_FLAGS"];
 
 /// Names and values of labels.
 fn word(text: &str) -> bool {

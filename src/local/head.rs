@@ -2,14 +2,15 @@
 //!
 //! # Expected Flow
 //! It listens, waits for a worker on every device it was given, trains like `foreshard local run`, and leaves its report
-//! as its last words. Started again, it goes on from the newest checkpoint of its earlier runs.
+//! as its last words. Started again, it goes on from the newest checkpoint of its earlier runs; before there is one, it
+//! begins as the manifest says.
 //!
 //! # Assumptions
 //! Workers are started, and started anew, by somebody else. The directory of results is the same for all of them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use anyhow::{Context, anyhow};
 
 use super::board::Board;
 use super::run::{Ending, Options, Problem, Remote, input, run};
-use crate::runtime::checkpoint::{Checkpoint, Depth};
+use crate::runtime::checkpoint::{Checkpoint, Depth, runs};
 use crate::runtime::session::Listen;
 use crate::telemetry::Health;
 use crate::tls::Identity;
@@ -130,31 +131,4 @@ fn steps(options: &Options) -> Result<Option<u64>, Problem> {
     let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
     let spec = crate::api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?.spec;
     Ok(spec.epochs.is_none().then_some(spec.steps))
-}
-
-/// Earlier runs of the job, by number.
-fn runs(results: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
-    let mut runs = Vec::new();
-    for entry in std::fs::read_dir(results).with_context(|| format!("cannot read {}", results.display()))? {
-        let path = entry?.path();
-        let number = path.file_name().and_then(|n| n.to_str()?.strip_prefix("run-")?.parse().ok());
-        runs.extend(number.map(|n: u64| (n, path)));
-    }
-    runs.sort();
-    Ok(runs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_earlier_runs_by_number() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["run-2", "run-10", "run-x", "other"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let numbers: Vec<u64> = runs(dir.path()).unwrap().into_iter().map(|(n, _)| n).collect();
-        assert_eq!(numbers, [2, 10]);
-    }
 }

@@ -43,6 +43,8 @@ pub struct Inputs {
     pub steps: u64,
     /// Where training goes on from; from the seed when absent.
     pub checkpoint: Option<Checkpoint>,
+    /// Who says so.
+    source: &'static str,
     /// Credentials and endpoints of object stores.
     pub storage: Vec<(String, String)>,
 }
@@ -77,13 +79,17 @@ impl Inputs {
         if let Some(path) = weights.as_deref().filter(|p| !p.is_file()) {
             return Err(input(anyhow!("spec.weights: {} does not exist", path.display())));
         }
-        let checkpoint = match &options.resume {
+        let (source, path) = match (&options.resume, &spec.checkpoint.source) {
+            (Some(path), _) => ("--resume", Some(path.clone())),
+            (None, path) => ("spec.checkpoint.source", path.as_ref().map(PathBuf::from)),
+        };
+        let checkpoint = match &path {
             Some(path) => {
-                let found = Checkpoint::open(path, Depth::Checksums).context("--resume").map_err(input)?;
+                let found = Checkpoint::open(path, Depth::Checksums).context(source).map_err(input)?;
                 for skipped in &found.skipped {
                     eprintln!("warning: passed over {:#}", anyhow::Error::msg(skipped.to_string()));
                 }
-                found.checkpoint.fits(&model).context("--resume").map_err(input)?;
+                found.checkpoint.fits(&model).context(source).map_err(input)?;
                 Some(found.checkpoint)
             }
             None => None,
@@ -172,6 +178,7 @@ impl Inputs {
             note,
             steps,
             checkpoint,
+            source,
             storage,
             job,
         })
@@ -185,7 +192,8 @@ impl Inputs {
         }
         let steps = self.steps;
         if let Some(done) = self.checkpoint.as_ref().map(|c| c.index().step).filter(|&done| done >= steps) {
-            return Err(input(anyhow!("--resume: the checkpoint is at step {done}, the job ends after {steps}")));
+            let source = self.source;
+            return Err(input(anyhow!("{source}: the checkpoint is at step {done}, the job ends after {steps}")));
         }
         Ok(())
     }

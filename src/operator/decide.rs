@@ -13,7 +13,7 @@ use super::changes::changes;
 use super::inventory::Room;
 use super::place::{Need, Unfit, place, stands};
 use super::profiles;
-use super::render::{Site, n_shards, render};
+use super::render::{Site, n_shards, release, render};
 use crate::api::{
     CONTROLLER, Condition, ConditionStatus, ModelProfile, ModelProfileSpec, PartitionPlan, PartitionPlanSpec,
     PartitionPlanStatus, Seat, TrainingJob, TrainingJobStatus, condition,
@@ -71,7 +71,7 @@ pub struct HeadSeen {
 /// What should be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
-    /// To be created before anything that follows from it.
+    /// To be created before any pod that follows from it.
     pub plan: Option<PartitionPlanSpec>,
     /// The head's number of a plan that a person has agreed to.
     pub approve: Option<u64>,
@@ -81,7 +81,7 @@ pub struct Desired {
     pub certify: Vec<u32>,
     /// What has been learned of the job's bundle.
     pub profile: Option<ModelProfileSpec>,
-    /// To be applied, or created where it is a pod: pods do not change.
+    /// To be applied, or created where it is a pod: pods do not change. A pod that nothing holds back comes last.
     pub apply: Vec<Value>,
     /// Pods whose gate is to be opened.
     pub open: Vec<String>,
@@ -421,7 +421,13 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         let mut rendered = render(s.job, plan, s.site);
         profiles::offer(&mut rendered.support[0], s.profiles);
         d.apply.extend(rendered.support);
-        for (worker, pod) in rendered.pods.into_iter().filter(|(worker, _)| !names.contains(worker)) {
+        let mut missing: Vec<(u32, Value)> = rendered.pods;
+        missing.retain(|(worker, _)| !names.contains(worker));
+        let completes = there.len() + missing.len() == plan.shards.len();
+        if let Some((_, last)) = missing.last_mut().filter(|_| completes) {
+            release(last);
+        }
+        for (worker, pod) in missing {
             d.certify.push(worker);
             d.apply.push(pod);
         }

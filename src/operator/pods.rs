@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::render::Site;
+use super::render::{Site, TRAINER};
 use crate::api::{CPU, PartitionPlanSpec, Seat, TrainingJob};
 
 /// Label with the name of a queue, of a job and of its pods.
@@ -55,9 +55,13 @@ pub fn complete(pod: &mut Value, runtime: &str, job: &TrainingJob, plan: &Partit
     // Extended resources are counted by limits, and requests are the same.
     let extended: Vec<&String> = device.into_iter().chain(&job.spec.resources.rdma).collect();
     for list in ["containers", "initContainers"] {
-        let all = spec[list].as_array_mut().into_iter().flatten();
-        for container in all.filter(|c| c["name"] == runtime) {
-            for name in &extended {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            let computes = container["name"] == runtime;
+            let leads = container["name"] == TRAINER;
+            if let Some(env) = container["env"].as_array_mut().filter(|_| computes || leads) {
+                env.extend(wanted.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
+            }
+            for name in extended.iter().filter(|_| computes) {
                 container["resources"]["limits"][name.as_str()] = json!("1");
                 container["resources"]["requests"][name.as_str()] = json!("1");
             }

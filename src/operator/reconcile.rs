@@ -136,6 +136,12 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         watcher(api_of::<Stored<ModelProfile>>(&client, namespace), everywhere.clone()).default_backoff().modify(strip),
     )
     .touched_objects();
+    let (jobs, job_writer) = reflector::store();
+    let job_stream = reflector::reflector(
+        job_writer,
+        watcher(api_of::<Stored<TrainingJob>>(&client, namespace), everywhere).modify(strip).default_backoff(),
+    )
+    .applied_objects();
     let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
     let context = Arc::new(Context {
         client: client.clone(),
@@ -154,7 +160,7 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
     tokio::spawn(node_stream.for_each(|seen| heard("nodes", seen.err())));
     let told = context.clone();
     tokio::spawn(profile_stream.for_each(move |seen| profile_seen(seen, told.clone())));
-    Controller::new(api_of::<Stored<TrainingJob>>(&client, namespace), everywhere)
+    Controller::for_stream(job_stream, jobs)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
         .owns_stream(plan_stream)

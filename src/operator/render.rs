@@ -81,6 +81,13 @@ pub fn render(job: &TrainingJob, plan: &PartitionPlanSpec, site: &Site) -> Rende
     }
 }
 
+/// Holds a pod back no more: with it, its gang is whole.
+pub fn release(pod: &mut Value) {
+    if let Some(spec) = pod["spec"].as_object_mut() {
+        spec.remove("schedulingGates");
+    }
+}
+
 /// Shards of a plan.
 pub fn n_shards(job: &TrainingJob, plan: &PartitionPlanSpec) -> usize {
     plan.shards.len() / job.spec.parallelism.replicas.max(1) as usize
@@ -259,6 +266,9 @@ impl Of<'_> {
     fn trainer(&self) -> Value {
         let results = self.job.spec.results().unwrap_or_default();
         let mut container = self.container(TRAINER, 0, Name::Head);
+        if self.job.spec.data.feeder.is_none() {
+            self.give_credentials(&mut container);
+        }
         container["args"] = json!([
             "head",
             "/etc/foreshard/job.yaml",
@@ -339,12 +349,20 @@ impl Of<'_> {
             "resources": {"requests": {"cpu": format!("{FEEDER_CPU}m"), "memory": FEEDER_MEMORY}},
             "volumeMounts": mounts,
         });
+        self.give_credentials(&mut container);
         for (field, words) in [("command", &feeder.command), ("args", &feeder.args)] {
             if !words.is_empty() {
                 container[field] = json!(words);
             }
         }
         Some(container)
+    }
+
+    /// To the one container that fetches data.
+    fn give_credentials(&self, container: &mut Value) {
+        if let Some(name) = &self.job.spec.data.credentials {
+            container["envFrom"] = json!([{"secretRef": {"name": name}}]);
+        }
     }
 
     /// The user's volumes, where they stand in the job's directory.

@@ -134,15 +134,33 @@ fn a_job_gets_a_plan_then_gated_pods_then_the_gate_opens_then_nothing_is_left_to
     let first = world.turn();
     assert_eq!(first.plan.unwrap().reason, "the first plan");
     assert_eq!(world.nodes(), ["n1", "n2"]);
-    assert_eq!(world.pods.len(), 2);
-    assert!(world.pods.iter().all(|p| p.gated));
-    world.turn();
+    let gated: Vec<bool> = world.pods.iter().map(|p| p.gated).collect();
+    assert_eq!(gated, [true, false], "with the last of them the gang is whole");
+    assert_eq!(world.turn().open, ["a-0"]);
     assert!(world.pods.iter().all(|p| !p.gated));
     world.settle();
     let rest = world.decide();
     assert!(rest.apply.is_empty() && rest.open.is_empty() && rest.events.is_empty() && rest.plan.is_none(), "{rest:?}");
     world.turn();
     assert_eq!(world.decide().status, world.job.status.clone().unwrap(), "nothing is written at rest");
+}
+
+#[test]
+fn a_pod_is_held_back_while_its_gang_is_not_whole() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8), room("n3", 1, 8)]);
+    world.job.spec.parallelism.shards = Some(3);
+    world.settle();
+    let made = |world: &World| -> Vec<(String, bool)> {
+        let pods = world.decide().apply.into_iter().filter(|o| o["kind"] == "Pod");
+        let of =
+            |p: Value| (p["metadata"]["name"].as_str().unwrap().to_owned(), p["spec"]["schedulingGates"].is_array());
+        pods.map(of).collect()
+    };
+    let gone: Vec<PodSeen> = world.pods.drain(1..).collect();
+    assert_eq!(made(&world), [("a-1".to_owned(), true), ("a-2".to_owned(), false)]);
+    // One that is on its way out elsewhere has the name that another will have.
+    world.pods.push(PodSeen { terminating: true, node: "n9".to_owned(), ..gone[1].clone() });
+    assert_eq!(made(&world), [("a-1".to_owned(), true)]);
 }
 
 #[test]
@@ -538,6 +556,21 @@ fn a_feeder_stands_beside_the_head_and_sees_nothing_of_the_job_but_its_directory
     }]});
     let seen = observe::pod(&serde_json::from_value::<Pod>(pod).unwrap()).unwrap();
     assert_eq!(seen.stuck.as_deref(), Some("container feeder ends again and again: no such file: work/rows"));
+}
+
+#[test]
+fn credentials_are_given_to_whoever_fetches_data_and_to_nobody_else() {
+    let feeder = "data: {socket: f.sock, credentials: store, feeder: {image: 'u:1'}}";
+    for (data, reader) in [("data: {uri: 's3://b/x', credentials: store}", "trainer"), (feeder, "feeder")] {
+        let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+        world.job = parse(&JOB.replace("data: {uri: work/x.txt}", data)).unwrap();
+        let plan = world.decide().plan.unwrap();
+        let pods = render(&world.job, &plan, &site()).pods;
+        let lists = pods.iter().flat_map(|(_, pod)| ["containers", "initContainers"].map(|list| &pod["spec"][list]));
+        let all = lists.filter_map(Value::as_array).flatten();
+        let given: Vec<&Value> = all.filter(|c| c["envFrom"] == json!([{"secretRef": {"name": "store"}}])).collect();
+        assert_eq!(given.iter().map(|c| c["name"].as_str().unwrap()).collect::<Vec<_>>(), [reader]);
+    }
 }
 
 /// A job whose bundle is fetched.

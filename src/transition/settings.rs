@@ -23,6 +23,8 @@ pub enum Mode {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
     pub mode: Mode,
+    /// Least time from one decision to the next.
+    pub interval: Seconds,
     /// What was observed or is foreseen has to leave what was expected by this share of it.
     pub threshold: f64,
     /// How far ahead gains are summed up and forecasts are believed.
@@ -55,6 +57,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: Mode::Auto,
+            interval: Seconds(1.0),
             threshold: 0.15,
             horizon: Seconds(300.0),
             min_gain: 0.08,
@@ -78,6 +81,10 @@ impl Default for Budget {
 pub enum SettingsError {
     #[error("adaptation.{field}: {value}, must be {range}")]
     Range { field: &'static str, value: f64, range: &'static str },
+    #[error(
+        "adaptation.interval: {interval}, must be at most adaptation.horizon, {horizon}: what was foreseen is past by then"
+    )]
+    Blind { interval: f64, horizon: f64 },
     #[error("adaptation.{field}: no such setting{hint}")]
     Unknown { field: String, hint: String },
     #[error("adaptation.{field}: {value:?} is no value for it: {problem}")]
@@ -89,6 +96,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let numbers = [
             ("threshold", self.threshold, 0.01..=10.0, "0.01 to 10"),
+            ("interval", self.interval.0, 0.1..=3600.0, "0.1 to 3600 seconds"),
             ("horizon", self.horizon.0, 1.0..=86_400.0, "1 to 86400 seconds"),
             ("minGain", self.min_gain, 0.0..=0.9, "0 to 0.9"),
             ("dwell", self.dwell.0, 0.0..=86_400.0, "0 to 86400 seconds"),
@@ -98,6 +106,9 @@ impl Settings {
         ];
         match numbers.into_iter().find(|(_, value, range, _)| !range.contains(value)) {
             Some((field, value, _, range)) => Err(SettingsError::Range { field, value, range }),
+            None if self.interval > self.horizon => {
+                Err(SettingsError::Blind { interval: self.interval.0, horizon: self.horizon.0 })
+            }
             None => Ok(()),
         }
     }
@@ -129,7 +140,7 @@ impl Settings {
     }
 }
 
-/// What [`Settings::set`] knows.
+/// What [`Settings::set`] knows: all but `interval`, for the moments of a recording are what they are.
 const FIELDS: &[&str] = &[
     "mode",
     "threshold",
@@ -156,6 +167,7 @@ mod tests {
         }
         let expected = Settings {
             mode: Mode::Recommend,
+            interval: Seconds(1.0),
             threshold: 0.3,
             horizon: Seconds(60.0),
             min_gain: 0.1,
@@ -181,5 +193,9 @@ mod tests {
         assert!(of("dwell", "soon").starts_with("adaptation.dwell: \"soon\" is no value"));
         assert!(Settings { min_gain: f64::NAN, ..Settings::default() }.check().is_err());
         assert_eq!(s, Settings::default());
+        let of = |interval| Settings { interval: Seconds(interval), ..Settings::default() }.check();
+        assert_eq!(of(0.0).unwrap_err().to_string(), "adaptation.interval: 0, must be 0.1 to 3600 seconds");
+        assert!(of(301.0).unwrap_err().to_string().contains("interval: 301, must be at most adaptation.horizon, 300"));
+        assert_eq!(of(300.0), Ok(()));
     }
 }

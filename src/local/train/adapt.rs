@@ -30,8 +30,6 @@ use crate::units::{Bytes, BytesPerSec, Seconds};
 
 /// Steps of a plan before anything is decided about it: calibration needs a few.
 const SETTLED: u64 = 20;
-/// Least time between two decisions.
-const EVERY: Seconds = Seconds(1.0);
 
 /// Horizons that a job has to last for it to compile plans that it may never need.
 const LONG: f64 = 4.0;
@@ -252,7 +250,7 @@ impl Adapt {
         if now < self.next_decision && !answered {
             return Ok(Advice::Nothing);
         }
-        self.next_decision = now + EVERY;
+        self.next_decision = now + self.settings.interval;
         self.watch.turn(now, self.step_times.observed().now(), &self.settings)?;
         let step_time = self.step_times.observed().now().unwrap_or(0.0);
         let snapshot = self.snapshot(step, steps_left, now, in_flight);

@@ -31,7 +31,7 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     pub fn new(inputs: &Inputs, directory: PathBuf) -> Self {
-        let api::Checkpoint { every_steps, keep_last, keep_every } = inputs.job.spec.checkpoint;
+        let api::Checkpoint { every_steps, keep_last, keep_every, .. } = inputs.job.spec.checkpoint;
         let keep = Keep { last: keep_last, every: keep_every };
         let newest = inputs.checkpoint.as_ref().map(|c| (c.index().step, c.path().to_owned()));
         Self { every: every_steps, keep, directory, draft: None, closing: None, newest, tried_last: false }

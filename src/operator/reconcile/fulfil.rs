@@ -42,13 +42,11 @@ impl Work<'_> {
             let name = self.job.name_any();
             return gone(api.delete(&name, &only).await).map_err(|e| api_error("delete", format!("job {name}"), e));
         }
-        if let Some(spec) = &desired.plan {
-            self.create(&plan_object(self.job, spec)).await?;
-        }
-        // What pods need comes first; within each half, requests wait for nothing but their answers.
+        // What pods follow from and what they need comes first; requests wait for nothing but what they rest on.
+        let plan = desired.plan.as_ref().map(|spec| plan_object(self.job, spec));
         let (pods, support): (Vec<&Value>, Vec<&Value>) = desired.apply.iter().partition(|o| o["kind"] == "Pod");
         let secrets = self.secrets(&desired.certify)?;
-        let made = secrets.iter().map(|secret| self.create(secret).boxed());
+        let made = plan.iter().chain(&secrets).map(|object| self.create(object).boxed());
         // Of the first plan, nothing is there yet, and to create costs the API server half of what to apply does.
         let is_first = desired.plan.as_ref().is_some_and(|plan| plan.revision == 1);
         let support = support.into_iter().map(|object| match is_first {
@@ -57,7 +55,16 @@ impl Work<'_> {
         });
         let needed = made.chain(support).collect();
         all_of(needed).await?;
-        all_of(pods.into_iter().map(|pod| self.create(pod).boxed()).collect()).await?;
+        futures::try_join!(self.change_pods(&desired, pods), self.show(&desired)).map(|_| ())
+    }
+
+    async fn change_pods(&self, desired: &Desired, made: Vec<&Value>) -> Result<(), OperatorError> {
+        // One that nothing holds back completes its gang: the others have to be there.
+        let (held, free): (Vec<&Value>, Vec<&Value>) =
+            made.into_iter().partition(|pod| pod["spec"].get("schedulingGates").is_some());
+        for pods in [held, free] {
+            all_of(pods.into_iter().map(|pod| self.create(pod).boxed()).collect()).await?;
+        }
         all_of(desired.open.iter().map(|pod| self.open(pod).boxed()).collect()).await?;
         for (name, at_once) in &desired.delete {
             Counts::add(&self.context.counts.writes);
@@ -65,6 +72,11 @@ impl Work<'_> {
             let how = if *at_once { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
             gone(api.delete(name, &how).await).map_err(|e| api_error("delete", format!("pod {name}"), e))?;
         }
+        Ok(())
+    }
+
+    /// What people see.
+    async fn show(&self, desired: &Desired) -> Result<(), OperatorError> {
         if let Some((name, status, urgent)) = &desired.plan_status
             && self.may_write_figures(*urgent)
         {
@@ -81,8 +93,8 @@ impl Work<'_> {
             self.apply(&profile_object(&self.namespace, profile)).await?;
         }
         self.write_status(&desired.status, !desired.events.is_empty()).await?;
-        for (reason, note, warning) in desired.events {
-            self.tell(reason, note, warning).await;
+        for (reason, note, warning) in &desired.events {
+            self.tell(reason, note, *warning).await;
         }
         Ok(())
     }
@@ -237,7 +249,7 @@ impl Work<'_> {
     }
 
     /// An event of the job. Losing one costs nobody anything.
-    async fn tell(&self, reason: &str, note: String, warning: bool) {
+    async fn tell(&self, reason: &str, note: &str, warning: bool) {
         tracing::info!(job = self.job.name_any(), namespace = self.namespace, reason, note, "decided");
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },

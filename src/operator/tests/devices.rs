@@ -173,7 +173,7 @@ fn what_a_job_says_of_its_pods_stands_in_them() {
         "placement": {"tolerations": [{"key": "team", "value": "a"}]},
         "pods": {
             "labels": {"team": "a"}, "annotations": {"note": "of ours"}, "priorityClassName": "low",
-            "runtimeClassName": "gvisor", "schedulerName": "other", "imagePullSecrets": ["pull"],
+            "env": {"NCCL_DEBUG": "INFO"}, "runtimeClassName": "gvisor", "schedulerName": "other", "imagePullSecrets": ["pull"],
         },
     });
     let spec = &mut world.job.spec;
@@ -190,9 +190,20 @@ fn what_a_job_says_of_its_pods_stands_in_them() {
     let named = ["priorityClassName", "runtimeClassName", "schedulerName"].map(|f| pod["spec"][f].as_str().unwrap());
     assert_eq!(named, ["low", "gvisor", "other"]);
     assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": "pull"}]));
+    for container in [&pod["spec"]["containers"][0], &pod["spec"]["initContainers"][0]] {
+        let env = container["env"].as_array().unwrap();
+        assert!(env.contains(&json!({"name": "NCCL_DEBUG", "value": "INFO"})), "{container:#}");
+    }
     assert_eq!(pod["spec"]["tolerations"], json!([{"key": "team", "value": "a"}]));
     for (key, says) in [("foreshard.dev/job", "set by the operator"), ("a b", "is no key"), ("/x", "is no key")] {
         world.job.spec.pods.labels = [(key.to_owned(), "x".to_owned())].into();
+        assert!(crate::api::check(&world.job.spec).unwrap_err().contains(says));
+    }
+    world.job.spec.pods.labels.clear();
+    for (name, says) in
+        [("XLA_FLAGS", "set by the operator"), ("FORESHARD_X", "set by the operator"), ("1A", "no name")]
+    {
+        world.job.spec.pods.env = [(name.to_owned(), "x".to_owned())].into();
         assert!(crate::api::check(&world.job.spec).unwrap_err().contains(says));
     }
 }

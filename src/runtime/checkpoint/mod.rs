@@ -33,7 +33,7 @@ mod write;
 use std::path::PathBuf;
 
 pub use index::{FORMAT, FORMAT_PARTS, FileEntry, INDEX, Index, Kind, ModelId, PartEntry, PieceEntry, TensorEntry};
-pub use read::{Checkpoint, Depth, Found, list};
+pub use read::{Checkpoint, Depth, Found, list, runs};
 pub use retain::{Candidate, Keep, expired, prune};
 pub use write::{Draft, Milestone, ShardEntry, ShardPiece, states_of, write_shard};
 
@@ -57,7 +57,9 @@ pub enum Fault {
 /// Why a checkpoint cannot be written, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("no checkpoint in {path}: it has neither {INDEX} nor step-* nor checkpoints/")]
+    #[error(
+        "no checkpoint in {path}: it has neither {INDEX} nor step-*, nor checkpoints/ with some, nor run-* that have"
+    )]
     Nothing { path: PathBuf },
     #[error("no usable checkpoint in {path}; the newest one")]
     NoneUsable {

@@ -38,7 +38,7 @@ pub struct Found {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint, or the newest usable one of a directory of checkpoints or of a run directory.
+    /// Opens a checkpoint, or the newest usable one of a directory of checkpoints, of a run or of all runs of a job.
     ///
     /// # Errors
     /// A checkpoint named by the user must be usable itself; `NoneUsable` says what is wrong with the newest one.
@@ -255,7 +255,7 @@ fn is_checkpoint(path: &Path) -> bool {
 }
 
 /// Checkpoints below a directory, usable or not, by ascending step: (step, path). A run directory's are in
-/// `checkpoints/`; a checkpoint lists itself.
+/// `checkpoints/`; those of the runs of a job come run by run; a checkpoint lists itself.
 pub fn list(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     if is_checkpoint(path) {
         let step = path.file_name().and_then(|n| step_of(&n.to_string_lossy()));
@@ -270,19 +270,39 @@ pub fn list(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     if inner.is_dir() {
         return list(&inner);
     }
-    Err(CheckpointError::Nothing { path: path.to_owned() })
+    let mut all = Vec::new();
+    for (_, run) in runs(path)? {
+        let checkpoints = run.join("checkpoints");
+        if checkpoints.is_dir() {
+            all.append(&mut steps_in(&checkpoints)?);
+        }
+    }
+    if all.is_empty() { Err(CheckpointError::Nothing { path: path.to_owned() }) } else { Ok(all) }
+}
+
+/// Runs of a job, `run-1` and so on, by number.
+pub fn runs(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let mut runs = Vec::new();
+    for (name, path) in entries(path)? {
+        let number = name.strip_prefix("run-").and_then(|n| n.parse().ok());
+        runs.extend(number.map(|n: u64| (n, path)));
+    }
+    runs.sort();
+    Ok(runs)
 }
 
 /// What a directory of checkpoints holds, by ascending step.
 pub(super) fn steps_in(path: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    let unreadable = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(path).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        if let Some(step) = step_of(&entry.file_name().to_string_lossy()) {
-            found.push((step, entry.path()));
-        }
-    }
+    let found = entries(path)?.into_iter().filter_map(|(name, path)| Some((step_of(&name)?, path)));
+    let mut found: Vec<_> = found.collect();
     found.sort();
     Ok(found)
+}
+
+/// Name and path of everything in a directory.
+fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>, CheckpointError> {
+    let unreadable = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
+    let all: io::Result<Vec<_>> = fs::read_dir(path).map_err(unreadable)?.map(|entry| entry.map(named)).collect();
+    all.map_err(unreadable)
 }
