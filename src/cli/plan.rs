@@ -12,7 +12,9 @@ use crate::local::bundle;
 use crate::plan::check::check;
 use crate::plan::count::{self, Wanted};
 use crate::plan::moves::moved;
-use crate::plan::{Aim, Granularity, Objective, Plan, Prepared, Problem, ScheduleKind, picture, pinned, solve, table};
+use crate::plan::{
+    Aim, Granularity, Objective, Plan, Prepared, Problem, Recompute, ScheduleKind, picture, pinned, solve, table,
+};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -49,6 +51,10 @@ pub struct Args {
     /// Short steps, or much room to spare on the fullest device.
     #[arg(long, value_enum, default_value = "throughput")]
     objective: ObjectiveArg,
+    /// Compute forward values again for the backward half, instead of keeping them, on shards that have too little memory
+    /// otherwise (where the objective is memory, on the fullest), on none, or on all.
+    #[arg(long, value_enum, default_value = "auto")]
+    recompute: RecomputeArg,
     /// Begin a shard at this block of the model, instead of where the planner would; once for each cut. The blocks are the
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
@@ -110,6 +116,13 @@ enum ObjectiveArg {
     Memory,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RecomputeArg {
+    Auto,
+    Never,
+    Always,
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let topology = parse_devices(&args.devices).map_err(|e| bad_input(anyhow::anyhow!("--devices: {e}")))?;
     let model = bundle::load(&args.bundle).and_then(|model| model.split(&args.split)).map_err(bad_input)?;
@@ -136,6 +149,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             objective: match args.objective {
                 ObjectiveArg::Throughput => Objective::Throughput,
                 ObjectiveArg::Memory => Objective::Memory,
+            },
+            recompute: match args.recompute {
+                RecomputeArg::Auto => Recompute::Auto,
+                RecomputeArg::Never => Recompute::Never,
+                RecomputeArg::Always => Recompute::Always,
             },
         },
     };

@@ -22,6 +22,8 @@ pub struct Prediction {
     pub memory: Vec<Memory>,
     /// Per step and replica.
     pub sent: Vec<Bytes>,
+    /// Whether it computes something again.
+    pub recompute: Vec<bool>,
     pub step_time: Seconds,
 }
 
@@ -94,6 +96,7 @@ impl Cuts {
             busy: vec![Seconds(0.0); n_shards],
             memory: devices.iter().map(|d| Memory::of_process(d[0])).collect(),
             sent: vec![Bytes(0); n_shards],
+            recompute: vec![false; n_shards],
             step_time: Seconds(0.0),
         };
         memory::add_state(model, plan, &mut out.memory);
@@ -131,6 +134,9 @@ impl Cuts {
             }
             for (sent, of_run) in out.sent.iter_mut().zip(cut.sent(n_shards)) {
                 *sent = (*sent).max(of_run * u64::from(m));
+            }
+            for segment in cut.segmentation.segments.iter().filter(|s| !s.again.is_empty()) {
+                out.recompute[segment.shard.index()] = true;
             }
             out.step_time = out.step_time.max(schedule.makespan);
             for (i, memory) in out.memory.iter_mut().enumerate() {

@@ -86,7 +86,12 @@ pub enum Infeasible {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
     },
-    #[error("shard {shard} needs {needs}, device {device} has {has}; {}{}", way_out(*enough, *shards), or_split(split))]
+    #[error(
+        "shard {shard} needs {needs}, device {device} has {has}; {}{}{}",
+        way_out(*enough, *shards),
+        or_split(split),
+        if *recompute { ", or let it compute forward values again: spec.partition.recompute: auto" } else { "" }
+    )]
     Memory {
         shard: u32,
         n_shards: u32,
@@ -102,6 +107,9 @@ pub enum Infeasible {
         /// With this split the same number of shards fits.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
+        /// It was asked for that no shard computes again, and the same number of shards that may do so fits.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recompute: bool,
     },
 }
 

@@ -67,6 +67,7 @@ pub fn verify(model: &Model, topology: &Topology, plan: &Plan) -> Result<Verifie
         let results = plan.grad_results(model, graph, assignment);
         let cut = plan.cut(model, graph, assignment).map_err(|source| Fault::Cut { graph: variant.clone(), source })?;
         check_cut(variant, graph, &cut, &|op| assignment.place(op), &results)?;
+        check_again(variant, plan, graph, &cut)?;
         let costs = cost::of_graph(graph);
         let sums = plan.n_microbatches > 1;
         let durations: Vec<f64> =
@@ -189,6 +190,11 @@ fn check_cut(
         for &op in &segment.ops {
             match place(op) {
                 Place::Shard(s) if s != segment.shard => return Err(fault(op, "runs where it was not placed")),
+                // It has to have run before: segments stand in an order of execution.
+                Place::Shard(_) if segment.again.binary_search(&op).is_ok() => match home.contains_key(&op) {
+                    true => {}
+                    false => return Err(fault(op, "runs again before it has run")),
+                },
                 Place::Shard(_) if home.insert(op, i).is_some() => return Err(fault(op, "runs twice")),
                 _ => {}
             }
@@ -224,6 +230,25 @@ fn check_cut(
         };
         if !right {
             return Err(fault(graph.outputs()[position], "is a result that is not made where it belongs"));
+        }
+    }
+    Ok(())
+}
+
+/// Only shards of which the plan says so run ops again, and what they run twice yields the same twice.
+fn check_again(name: &str, plan: &Plan, graph: &Graph, cut: &Segmentation) -> Result<(), Fault> {
+    let mut does = vec![false; plan.shards.len()];
+    for segment in &cut.segments {
+        does[segment.shard.index()] |= !segment.again.is_empty();
+        let once = |op: &&OpId| matches!(&*graph.op(**op).opcode, "rng" | "rng-get-and-update-state" | "custom-call");
+        if let Some(&op) = segment.again.iter().find(once) {
+            let why = "runs again, and may yield something else";
+            return Err(Fault::Op { graph: name.to_owned(), op, name: graph.op(op).name.clone(), why });
+        }
+    }
+    for (s, (shard, does)) in plan.shards.iter().zip(does).enumerate() {
+        if does && !shard.recompute {
+            return Err(wrong(&format!("{name}: shards[{s}].recompute"), false, true));
         }
     }
     Ok(())

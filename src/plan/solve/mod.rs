@@ -3,8 +3,9 @@
 //! Coordinates ([`super::coordinate`]) turn the graph into a line. The line is coarsened into parts of equal work, each
 //! border put where the fewest bytes cross. Contiguous ranges of parts are given to shards by dynamic programs that look
 //! at the step in different ways; borders of the best are then moved as long as the simulated plan gets better: faster, or
-//! roomier where that is the aim.
+//! roomier where that is the aim. Where a cut does not fit, shards that are too full keep less and compute more.
 
+mod again;
 mod lanes;
 mod line;
 mod orders;
@@ -146,7 +147,8 @@ impl Prepared {
         let problem = &Problem { schedule: Some(earlier.schedule), ..*problem };
         let (grads, owners) = (earlier.grads.clone(), earlier.owners.clone());
         let predict = |plan: &Plan| self.predict(problem, plan);
-        let plan = finish(problem, earlier.microbatch, grads, owners, &order_of(earlier), predict)?;
+        let shards = blank(&order_of(earlier), &earlier.recomputes());
+        let plan = finish(problem, earlier.microbatch, grads, owners, shards, predict)?;
         let plan = Plan { revision: earlier.revision, ..plan };
         check_memory(problem, &plan).ok().map(|()| plan)
     }
@@ -156,13 +158,25 @@ fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
     plan.shards.iter().map(|s| s.devices.clone()).collect()
 }
 
+/// Shards before anything is predicted of them.
+fn blank(devices: &[Vec<DeviceId>], recomputes: &[bool]) -> Vec<ShardPlan> {
+    let of = |(devices, &recompute): (&Vec<DeviceId>, &bool)| ShardPlan {
+        devices: devices.clone(),
+        busy: Seconds(0.0),
+        memory: Bytes(0),
+        sent: Bytes(0),
+        recompute,
+    };
+    devices.iter().zip(recomputes).map(of).collect()
+}
+
 /// A plan from its assignments: orders and predictions. `None` when a shard would be empty.
 fn finish(
     problem: &Problem<'_>,
     microbatch: u64,
     grads: BTreeMap<String, Assignment>,
     owners: Vec<Place>,
-    devices: &[Vec<DeviceId>],
+    shards: Vec<ShardPlan>,
     predict: impl FnOnce(&Plan) -> Option<Prediction>,
 ) -> Option<Plan> {
     let per_replica = problem.model.manifest.batch_size / microbatch / u64::from(problem.n_replicas);
@@ -171,10 +185,7 @@ fn finish(
         model: problem.model.fingerprint.clone(),
         split: problem.model.split.clone(),
         microbatch,
-        shards: devices
-            .iter()
-            .map(|d| ShardPlan { devices: d.clone(), busy: Seconds(0.0), memory: Bytes(0), sent: Bytes(0) })
-            .collect(),
+        shards,
         n_replicas: problem.n_replicas,
         n_microbatches: u32::try_from(per_replica).ok()?,
         grads,
@@ -186,13 +197,14 @@ fn finish(
         bound: Seconds(0.0),
         bytes_cut: Bytes(0),
     };
-    let Prediction { orders, busy, memory, sent, step_time } = predict(&plan)?;
+    let Prediction { orders, busy, memory, sent, recompute, step_time } = predict(&plan)?;
     // A shard without work of its own is no shard.
     if busy.iter().any(|b| b.0 <= 0.0) {
         return None;
     }
     for (i, shard) in plan.shards.iter_mut().enumerate() {
         (shard.busy, shard.memory, shard.sent) = (busy[i], memory[i].total(), sent[i]);
+        shard.recompute = recompute[i];
     }
     (plan.orders, plan.step_time) = (orders, step_time);
     plan.bytes_cut = sent.into_iter().sum();
@@ -207,8 +219,18 @@ fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
                 let n_shards = problem.n_shards;
                 let (device, has) = (device.name.clone(), device.memory);
                 let (shard, needs) = (i as u32, shard.memory);
-                let (enough, shards, split) = (None, None, Vec::new());
-                return Err(Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split });
+                let (enough, shards, split, recompute) = (None, None, Vec::new(), false);
+                return Err(Infeasible::Memory {
+                    shard,
+                    n_shards,
+                    needs,
+                    device,
+                    has,
+                    enough,
+                    shards,
+                    split,
+                    recompute,
+                });
             }
         }
     }
