@@ -12,8 +12,8 @@ use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
-    Aim, BatchEstimate, Granularity, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, ScheduleKind,
-    ShardId, graph_picture, pinned, repriced, solve,
+    Aim, BatchEstimate, Granularity, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, Recompute,
+    ScheduleKind, ShardId, graph_picture, pinned, repriced, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
 use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal, parse_devices};
@@ -245,7 +245,8 @@ fn convex(
 ) -> Result<Vec<Option<usize>>, TestCaseError> {
     let mut of: Vec<Option<usize>> = vec![None; graph.n_ops()];
     for (i, segment) in cut.segments.iter().enumerate() {
-        for &id in segment.ops.iter().filter(|&&id| place(id) != Place::Everywhere) {
+        let own = |id: &&OpId| place(**id) != Place::Everywhere && !segment.again.contains(id);
+        for &id in segment.ops.iter().filter(own) {
             prop_assert_eq!(place(id), Place::Shard(segment.shard));
             prop_assert_eq!(of[id.index()].replace(i), None, "{} is in two segments", id);
         }
@@ -344,10 +345,11 @@ proptest! {
         microbatch in prop_oneof![Just(None), prop::sample::select(&MICROBATCHES[..]).prop_map(Some)],
         schedule in schedules(),
         roomy: bool,
+        recompute in prop::sample::select(&[Recompute::Auto, Recompute::Never, Recompute::Always][..]),
     ) {
         let model = model(&recipe);
         let objective = if roomy { Objective::Memory } else { Objective::Throughput };
-        let aim = Aim { objective, ..Aim::default() };
+        let aim = Aim { objective, recompute, ..Aim::default() };
         let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
         match solve(&problem, None) {
             Ok(plan) => {
@@ -537,7 +539,7 @@ fn layers_stay_whole_where_that_is_asked_for() {
 #[test]
 fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
     for objective in [Objective::Throughput, Objective::Memory] {
-        let aim = Aim { granularity: Granularity::Layer, objective };
+        let aim = Aim { granularity: Granularity::Layer, objective, ..Aim::default() };
         for schedule in ScheduleKind::ALL.map(Some).into_iter().chain([None]) {
             let (model, topology, plan) = scheduled(3, aim, schedule, None);
             let plan = plan.unwrap();
@@ -554,7 +556,7 @@ fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
 fn room_to_spare_is_worth_time_where_that_is_asked_for() {
     for granularity in [Granularity::Sublayer, Granularity::Layer] {
         let [fast, roomy] = [Objective::Throughput, Objective::Memory].map(|objective| {
-            let aim = Aim { granularity, objective };
+            let aim = Aim { granularity, objective, ..Aim::default() };
             let (model, topology, plan) = uneven(3, aim, None);
             let plan = plan.unwrap();
             verify(&model, &topology, &plan).unwrap();
@@ -596,6 +598,82 @@ fn the_verifier_finds_what_was_tampered_with() {
     assert!(matches!(shared, Fault::Wrong { .. }), "{shared}");
     let understated = fault(&|p| p.shards[0].memory = Bytes(1000));
     assert!(matches!(understated, Fault::Memory { .. }), "{understated}");
+}
+
+/// A GPT on three equal devices, in eight microbatches.
+fn gpt_on_three(schedule: ScheduleKind, memory: Bytes, aim: Aim) -> (Model, Topology, Result<Plan, Infeasible>) {
+    let model = bundle("char_gpt.bundle");
+    let device = Device { memory, ..nominal("cpu").unwrap() };
+    let topology = Topology { devices: vec![device; 3], local: LOOPBACK, remote: LOOPBACK };
+    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, Some(2), Some(schedule));
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let plan = solve(&problem, None);
+    (model, topology, plan)
+}
+
+#[test]
+fn computes_again_what_does_not_fit_and_nothing_where_all_fits() {
+    let with = |recompute| Aim { recompute, ..Aim::default() };
+    let roomy = Bytes(4 << 30);
+    for schedule in ScheduleKind::ALL {
+        let (model, topology, kept) = gpt_on_three(schedule, roomy, Aim::default());
+        let kept = kept.unwrap();
+        assert_eq!(kept.recomputes(), [false; 3], "{schedule}");
+        // All that can: the last shard turns at once and has nothing to keep, unless it has several ranges of the model.
+        let (_, _, again) = gpt_on_three(schedule, roomy, with(Recompute::Always));
+        let again = again.unwrap();
+        verify(&model, &topology, &again).unwrap();
+        assert_eq!(again.recomputes()[..2], [true; 2], "{schedule}");
+        let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+        assert!(most(&again) < most(&kept), "{schedule}: {} and {}", most(&again), most(&kept));
+        assert!(again.step_time > kept.step_time, "{schedule}: {} and {}", again.step_time, kept.step_time);
+        // The same cut: only what is kept, and for how long, differs.
+        let mut same = kept.clone();
+        same.shards[0].recompute = true;
+        let variant = kept.grads.keys().next().unwrap();
+        let graph = &model.variant(variant).unwrap().graph;
+        let cut = same.cut(&model, graph, &same.grads[variant]).unwrap();
+        for segment in cut.segments.iter().filter(|s| !s.again.is_empty()) {
+            assert_eq!(segment.shard, ShardId(0), "{schedule}");
+            let once = |op: &OpId| &*graph.op(*op).opcode == "parameter";
+            assert!(!segment.again.iter().any(once), "{schedule}");
+        }
+    }
+    // As little memory as nothing fits into that keeps all.
+    let kind = ScheduleKind::GPipe;
+    let (_, _, refused) = gpt_on_three(kind, Bytes(1 << 20), with(Recompute::Never));
+    let Err(Infeasible::Memory { enough: Some(enough), .. }) = refused else { panic!("{refused:?}") };
+    let tight = Bytes(enough.0 * 4 / 5);
+    let (_, _, refused) = gpt_on_three(kind, tight, with(Recompute::Never));
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("spec.partition.recompute: auto"), "{refused}");
+    let (model, topology, plan) = gpt_on_three(kind, tight, Aim::default());
+    let plan = plan.unwrap();
+    verify(&model, &topology, &plan).unwrap();
+    assert!(plan.shards.iter().any(|s| s.recompute), "{plan:?}");
+    let explained = explain(&model, &topology, &plan).unwrap().to_string();
+    assert!(
+        explained.contains("What is computed again, instead of being kept\n  shard 0: forward values"),
+        "{explained}"
+    );
+    // Where room is what counts, those that are fullest otherwise do it.
+    let aim = Aim { objective: Objective::Memory, ..Aim::default() };
+    let never = Aim { recompute: Recompute::Never, ..aim };
+    let [auto, never] = [aim, never].map(|aim| gpt_on_three(kind, roomy, aim).2.unwrap());
+    let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+    assert!(most(&auto).0 * 5 < most(&never).0 * 4, "{} and {}", most(&auto), most(&never));
+}
+
+#[test]
+fn the_verifier_finds_who_computes_again_without_being_told() {
+    let (model, topology, plan) =
+        gpt_on_three(ScheduleKind::GPipe, Bytes(4 << 30), Aim { recompute: Recompute::Always, ..Aim::default() });
+    let mut plan = plan.unwrap();
+    verify(&model, &topology, &plan).unwrap();
+    // What it keeps after all does not fit into what it said.
+    plan.shards[0].recompute = false;
+    let fault = verify(&model, &topology, &plan).unwrap_err();
+    assert!(matches!(fault, Fault::Memory { shard: 0, .. }), "{fault}");
 }
 
 /// Where two nodes are joined by a slow link, the line went back and forth between them if their devices were listed so.

@@ -68,7 +68,7 @@ pub struct Room {
 pub struct Spared {
     /// Computing per step that would not be.
     pub time: Seconds,
-    /// What the shard would need in all.
+    /// What the shard would need at least.
     pub needs_otherwise: Bytes,
 }
 
@@ -254,8 +254,10 @@ fn spared(
     }
     let mut kept = plan.clone();
     kept.shards.iter_mut().for_each(|s| s.recompute = false);
-    // No shard is short of memory for the orders to be the fastest ones.
-    let kept = predict(model, &without(topology, Constraint::Memory), &kept, prepared.costs());
+    // Where there is no room to spare, nothing is set aside, and orders are those that need least.
+    let mut full = topology.clone();
+    full.devices.iter_mut().for_each(|d| d.memory = Bytes(0));
+    let kept = predict(model, &full, &kept, prepared.costs());
     let kept = kept.map_err(Unexplained::Update)?;
     let of = |s: usize| Spared { time: busy[s] - kept.busy[s], needs_otherwise: kept.memory[s].total() };
     Ok(plan.shards.iter().enumerate().map(|(s, shard)| shard.recompute.then(|| of(s))).collect())

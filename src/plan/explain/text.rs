@@ -68,7 +68,7 @@ impl fmt::Display for Explanation {
                 let of_step = of_step(*time);
                 writeln!(
                     f,
-                    "  shard {i}: forward values, for the backward half: {time} of a step ({of_step}); keeping them it would need {needs_otherwise}"
+                    "  shard {i}: forward values, for the backward half: {time} of a step ({of_step}); keeping them it would need {needs_otherwise} at least"
                 )?;
             }
         }
