@@ -178,18 +178,20 @@ fn devices() -> impl Strategy<Value = Topology> {
         1u32..100,
         prop_oneof![Just(1u64 << 40), (24 << 20) + 100_000u64..(24 << 20) + 40_000_000],
         any::<bool>(),
+        prop_oneof![3 => Just(None), 1 => (1e6..1e10).prop_map(Some)],
     );
     prop::collection::vec(device, 1..7).prop_map(|all| Topology {
         devices: all
             .into_iter()
             .enumerate()
-            .map(|(i, (flops, speed, memory, far))| {
+            .map(|(i, (flops, speed, memory, far, nic))| {
                 let mut device = nominal("cpu").unwrap();
                 device.name = format!("cpu{i}");
                 device.node = if far { "far" } else { "near" }.to_owned();
                 device.flops = device.flops * f64::from(flops) * 0.1;
                 device.speed = f64::from(speed) / 100.0;
                 device.memory = Bytes(memory);
+                device.nic = nic.map(BytesPerSec);
                 device
             })
             .collect(),
@@ -664,6 +666,34 @@ fn computes_again_what_does_not_fit_and_nothing_where_all_fits() {
     assert!(most(&auto).0 * 5 < most(&never).0 * 4, "{} and {}", most(&auto), most(&never));
 }
 
+/// Who has less time says when to stop: there is a plan in any case, and a better one later.
+#[test]
+fn a_search_that_is_stopped_has_the_best_until_then() {
+    let (model, topology, expected) = uneven(3, Aim::default(), None);
+    let prepared = Prepared::new(&model);
+    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, None, Some(ScheduleKind::OneFOneB));
+    let aim = Aim::default();
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let asked = |most: u32| {
+        let asked = std::cell::Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            asked.get() <= most
+        };
+        let plan = prepared.solve_while(&problem, None, &go_on).unwrap();
+        verify(&model, &topology, &plan).unwrap();
+        assert!(plan.bound > Seconds(0.0) && plan.step_time >= plan.bound);
+        (plan, asked.get())
+    };
+    let (first, n_first) = asked(0);
+    let (all, n_all) = asked(u32::MAX);
+    let (some, n_some) = asked(n_all / 2);
+    assert!(n_first < n_some && n_some <= n_all, "{n_first}, {n_some} and {n_all} times");
+    assert!(first.step_time >= some.step_time && some.step_time >= all.step_time);
+    assert!(first.step_time > all.step_time, "{} and {}", first.step_time, all.step_time);
+    assert_eq!(Ok(all), expected);
+}
+
 #[test]
 fn the_verifier_finds_who_computes_again_without_being_told() {
     let (model, topology, plan) =
@@ -671,6 +701,8 @@ fn the_verifier_finds_who_computes_again_without_being_told() {
     let mut plan = plan.unwrap();
     verify(&model, &topology, &plan).unwrap();
     // What it keeps after all does not fit into what it said.
+    plan.shards[0].memory = verify(&model, &topology, &plan).unwrap().memory[0];
+    verify(&model, &topology, &plan).unwrap();
     plan.shards[0].recompute = false;
     let fault = verify(&model, &topology, &plan).unwrap_err();
     assert!(matches!(fault, Fault::Memory { shard: 0, .. }), "{fault}");
@@ -701,6 +733,38 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
 
 /// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
 /// all params with it to the shard that had made it.
+/// A planner that takes every message for alone cuts where more crosses than the NICs carry.
+#[test]
+fn messages_that_share_a_nic_count_together() {
+    let model = bundle("char_gpt.bundle");
+    let topology = |link: f64, nic: f64| {
+        let device =
+            |node: &str| Device { node: node.to_owned(), nic: Some(BytesPerSec(nic)), ..nominal("cpu").unwrap() };
+        let remote = Link { bandwidth: BytesPerSec(link), ..NETWORK };
+        Topology { devices: ["a", "a", "b", "b"].map(device).to_vec(), local: LOOPBACK, remote }
+    };
+    for link in [2e7, 5e7] {
+        let (shared, alone) = (topology(link, link), topology(link, 1e15));
+        let problem = |topology| Problem {
+            model: &model,
+            topology,
+            n_shards: 4,
+            n_replicas: 1,
+            microbatch: Some(2),
+            schedule: Some(ScheduleKind::Interleaved),
+            aim: Aim::default(),
+        };
+        let (aware, unaware) = (solve(&problem(&shared), None).unwrap(), solve(&problem(&alone), None).unwrap());
+        for (topology, plan) in [(&shared, &aware), (&alone, &unaware)] {
+            verify(&model, topology, plan).unwrap();
+        }
+        let found = repriced(&problem(&shared), &unaware).unwrap();
+        eprintln!("{link}: {} aware, {} unaware, which thinks {}", aware.step_time, found.step_time, unaware.step_time);
+        assert!(found.step_time.0 > 1.05 * unaware.step_time.0, "{} and {}", found.step_time, unaware.step_time);
+        assert!(aware.step_time.0 < 0.97 * found.step_time.0, "{} and {}", aware.step_time, found.step_time);
+    }
+}
+
 #[test]
 fn shards_exchange_only_numbers_to_update_their_params() {
     let model = bundle("char_gpt.bundle");

@@ -693,6 +693,7 @@ mod tests {
                 vec!["spec.partition.recompute", "unknown variant `sometimes`", "auto", "never", "always"],
             ),
             (
+                "steps: 3",
                 "steps: 3\n  partition: {granularity: block}",
                 vec!["spec.partition.granularity", "unknown variant `block`", "layer", "sublayer"],
             ),

@@ -28,6 +28,7 @@ pub mod split;
 pub mod stages;
 pub mod strategy;
 pub mod table;
+mod traffic;
 pub mod verify;
 
 use std::collections::BTreeMap;
@@ -41,12 +42,14 @@ use crate::units::{Bytes, Seconds};
 
 pub use aim::{Aim, Granularity, Objective, Recompute};
 pub use estimate::{BatchEstimate, Priced};
+pub use moves::Moving;
 pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
 use segment::{SegmentError, Segmentation, Ways};
 pub use solve::{Prepared, repriced, solve};
+pub use traffic::Travel;
 
 /// Position of a shard in its plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,6 +141,9 @@ pub struct Plan {
     pub bound: Seconds,
     /// Crossing between shards per step.
     pub bytes_cut: Bytes,
+    /// From the plan that was in force when it was made; `None` where there was none, or nothing changes hands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
 }
 
 /// What moves more or is less plain has to gain more: a plan stays unless another costs less than this share of it.

@@ -238,7 +238,7 @@ fn timeline(
     for (i, slots) in lanes.iter().enumerate().take(frame.n) {
         let y = top + 12.0 + i as f64 * (lane + 4.0);
         text(out, MARGIN, y + 17.0, 12.0, "start", "#333", &format!("shard {i}"));
-        for Slot { task, start, end } in slots {
+        for Slot { task, start, end, .. } in slots {
             let (x, w) = (left + start.0 * scale, (end.0 - start.0) * scale);
             let (opacity, ink) = if backward[task.segment as usize] { (0.95, ink(colour(i))) } else { (0.45, "#111") };
             let _ = write!(

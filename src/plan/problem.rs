@@ -154,6 +154,7 @@ fn check_figures(topology: &Topology) -> Result<(), Infeasible> {
             ("measured.memory", memory, false),
             ("measured.other", other, false),
             ("measured.launch", launch, false),
+            ("nic", d.nic.map_or(MOST, |nic| nic.0), true),
         ];
         for (field, value, positive) in figures {
             figure(value, positive).map_err(|(found, expected)| Infeasible::Device {
@@ -214,7 +215,7 @@ impl<'a> Problem<'a> {
 
     /// The best plan by `solve`, which takes problems with a schedule: of the schedules that may be used, the one with the
     /// best plan. One that is hardly better is not worth more messages or memory.
-    pub(super) fn with_each_schedule<F>(&self, solve: F) -> Result<Plan, Infeasible>
+    pub(super) fn with_each_schedule<F>(&self, go_on: &dyn Fn() -> bool, solve: F) -> Result<Plan, Infeasible>
     where
         F: Fn(&Self) -> Result<Plan, Infeasible>,
     {
@@ -225,6 +226,9 @@ impl<'a> Problem<'a> {
             return best;
         }
         for schedule in ScheduleKind::ALL.into_iter().filter(|s| *s != self.kind()) {
+            if best.is_ok() && !go_on() {
+                break;
+            }
             match (&best, of(schedule)) {
                 (Ok(known), Ok(found)) if !self.prefers(&found, known) => {}
                 (_, Ok(found)) => best = Ok(found),

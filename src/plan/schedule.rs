@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ShardId;
 use super::segment::{Dependency, Message, Segmentation, Task};
+use super::traffic::{Shared, Traffic, Travel};
 use crate::graph::Graph;
 use crate::units::Seconds;
 
@@ -59,6 +60,8 @@ impl std::fmt::Display for ScheduleKind {
 pub struct TaskGraph {
     n_shards: usize,
     nodes: Vec<Node>,
+    /// By segment: what it sends to other nodes.
+    flows: Vec<Vec<Flow>>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,8 +69,26 @@ struct Node {
     shard: ShardId,
     level: u32,
     duration: Seconds,
-    /// Segments that must finish first (for the same microbatch), and the time their values travel.
-    needs: Vec<(usize, Seconds)>,
+    /// Segments that must finish first (for the same microbatch).
+    needs: Vec<Need>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Need {
+    segment: usize,
+    /// Time its values travel, alone.
+    transfer: Seconds,
+    /// Position among the flows, of a message that shares NICs with others.
+    flow: Option<usize>,
+}
+
+/// A message between nodes, and the segments that wait for it.
+#[derive(Clone, Debug)]
+struct Flow {
+    message: usize,
+    shared: Shared,
+    latency: Seconds,
+    users: Vec<usize>,
 }
 
 /// Static orders, with what the simulation says of them.
@@ -87,6 +108,8 @@ pub struct Slot {
     pub task: Task,
     pub start: Seconds,
     pub end: Seconds,
+    /// The segment whose values it gets last, and how long they travel.
+    pub last: Option<(u32, Seconds)>,
 }
 
 /// What lies between the gradients of one step and those of the next.
@@ -115,40 +138,50 @@ pub enum ScheduleError {
 
 impl TaskGraph {
     /// # Shapes
-    /// `durations`: one per segment, for one microbatch. `transfer`: time a message is on its way.
-    pub fn new(
+    /// `durations`: one per segment, for one microbatch. `transfer`: how a message travels, or how long where it is alone.
+    pub fn new<T: Into<Travel>>(
         graph: &Graph,
         segmentation: &Segmentation,
         n_shards: usize,
         durations: &[Seconds],
-        transfer: impl Fn(usize, &Message) -> Seconds,
+        transfer: impl Fn(usize, &Message) -> T,
     ) -> Self {
         Self::of(segmentation, &segmentation.dependencies(graph), n_shards, durations, transfer)
     }
 
     /// The same with [`Segmentation::dependencies`] that are known already.
-    pub(super) fn of(
+    pub(super) fn of<T: Into<Travel>>(
         segmentation: &Segmentation,
         dependencies: &[Vec<Dependency>],
         n_shards: usize,
         durations: &[Seconds],
-        transfer: impl Fn(usize, &Message) -> Seconds,
+        transfer: impl Fn(usize, &Message) -> T,
     ) -> Self {
-        let need =
-            |d: &Dependency| (d.segment, d.message.map_or(Seconds(0.0), |m| transfer(m, &segmentation.messages[m])));
-        let nodes = segmentation
-            .segments
-            .iter()
-            .zip(durations)
-            .zip(dependencies)
-            .map(|((s, &duration), needs)| Node {
-                shard: s.shard,
-                level: s.level,
-                duration,
-                needs: needs.iter().map(need).collect(),
-            })
-            .collect();
-        Self { n_shards, nodes }
+        let mut flows: Vec<Vec<Flow>> = vec![Vec::new(); segmentation.segments.len()];
+        let mut nodes = Vec::with_capacity(segmentation.segments.len());
+        for (i, (s, &duration)) in segmentation.segments.iter().zip(durations).enumerate() {
+            let mut need = |d: &Dependency| {
+                let Some(message) = d.message else {
+                    return Need { segment: d.segment, transfer: Seconds(0.0), flow: None };
+                };
+                let Travel { time, shared } = transfer(message, &segmentation.messages[message]).into();
+                let flow = shared.map(|shared| {
+                    let sent = &mut flows[d.segment];
+                    let known = sent.iter().position(|flow| flow.message == message);
+                    let at = known.unwrap_or(sent.len());
+                    if at == sent.len() {
+                        let latency = time - shared.alone();
+                        sent.push(Flow { message, shared, latency, users: Vec::new() });
+                    }
+                    sent[at].users.push(i);
+                    at
+                });
+                Need { segment: d.segment, transfer: time, flow }
+            };
+            let needs = dependencies[i].iter().map(&mut need).collect();
+            nodes.push(Node { shard: s.shard, level: s.level, duration, needs });
+        }
+        Self { n_shards, nodes, flows }
     }
 
     /// The same tasks, taking other times: one duration per segment, and so much more for every message.
@@ -157,15 +190,14 @@ impl TaskGraph {
         for (node, duration) in tasks.nodes.iter_mut().zip(durations) {
             node.duration = duration;
             // Values that stay where they are take no time.
-            let messages = node.needs.iter_mut().filter(|(_, transfer)| transfer.0 > 0.0);
-            messages.for_each(|(_, transfer)| *transfer = (*transfer + late).max(Seconds(0.0)));
+            let messages = node.needs.iter_mut().filter(|need| need.transfer.0 > 0.0);
+            messages.for_each(|need| need.transfer = (need.transfer + late).max(Seconds(0.0)));
+        }
+        for flow in tasks.flows.iter_mut().flatten() {
+            // It may be less than it takes alone: then it takes no time.
+            flow.latency = flow.latency + late;
         }
         tasks
-    }
-
-    /// What a segment waits for, and how long it travels.
-    pub(super) fn needs(&self, segment: u32) -> &[(usize, Seconds)] {
-        &self.nodes[segment as usize].needs
     }
 
     pub(super) fn shard_of(&self, segment: usize) -> ShardId {
@@ -175,11 +207,16 @@ impl TaskGraph {
     fn users(&self) -> Vec<Vec<(usize, Seconds)>> {
         let mut users = vec![Vec::new(); self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate() {
-            for &(need, transfer) in &node.needs {
-                users[need].push((i, transfer));
+            for need in node.needs.iter().filter(|need| need.flow.is_none()) {
+                users[need.segment].push((i, need.transfer));
             }
         }
         users
+    }
+
+    /// Whether messages can disturb each other.
+    fn is_shared(&self) -> bool {
+        self.flows.iter().any(|flows| !flows.is_empty())
     }
 
     fn of_shard(&self) -> Vec<Vec<usize>> {
@@ -220,7 +257,10 @@ impl TaskGraph {
         };
         let in_turns = (kind == ScheduleKind::Interleaved).then(|| self.in_turns(n_microbatches)).flatten();
         let mut found: Vec<Schedule> = Vec::with_capacity(limits.len() + 1);
-        let simulated = limits.into_iter().map(|limits| Simulation::new(self, kind, n_microbatches, limits).run());
+        let simulated = limits.into_iter().map(|limits| {
+            let policy = Policy::Kind { kind, limits };
+            Simulation::new(self, n_microbatches, policy, vec![0.0; self.n_shards]).run().schedule()
+        });
         for schedule in in_turns.into_iter().chain(simulated) {
             if found.last().is_none_or(|last| schedule.makespan.0 < 0.995 * last.makespan.0) {
                 found.push(schedule);
@@ -325,6 +365,29 @@ impl TaskGraph {
 
     /// `free`: by shard, when it can begin.
     fn replay_from(&self, orders: &[Vec<Task>], free: &[f64]) -> Result<Vec<Vec<Slot>>, ScheduleError> {
+        let lanes = if self.is_shared() {
+            let n_microbatches = orders.iter().flatten().map(|t| t.microbatch + 1).max().unwrap_or(0);
+            Simulation::new(self, n_microbatches, Policy::Orders(orders), free.to_vec()).run().lanes
+        } else {
+            self.replay_alone(orders, free)
+        };
+        for (shard, order) in orders.iter().enumerate() {
+            if let Some(&task) = order.get(lanes[shard].len()) {
+                let needs = self.nodes[task.segment as usize].needs.iter();
+                let mut needs = needs.map(|n| Task { segment: n.segment as u32, microbatch: task.microbatch });
+                let ran = |need: &Task| {
+                    let shard = self.nodes[need.segment as usize].shard;
+                    lanes[shard.index()].iter().any(|slot| slot.task == *need)
+                };
+                let waits_for = needs.find(|need| !ran(need)).unwrap_or(task);
+                return Err(ScheduleError::Deadlock { shard: ShardId(shard as u32), task, waits_for });
+            }
+        }
+        Ok(lanes)
+    }
+
+    /// As far as orders can be followed where no message disturbs another: no need to go by the clock.
+    fn replay_alone(&self, orders: &[Vec<Task>], free: &[f64]) -> Vec<Vec<Slot>> {
         let mut end: BTreeMap<Task, f64> = BTreeMap::new();
         let mut lanes: Vec<Vec<Slot>> = orders.iter().map(|o| Vec::with_capacity(o.len())).collect();
         loop {
@@ -332,39 +395,35 @@ impl TaskGraph {
             for (shard, order) in orders.iter().enumerate() {
                 while let Some(&task) = order.get(lanes[shard].len()) {
                     let node = &self.nodes[task.segment as usize];
-                    let mut start = lanes[shard].last().map_or(free[shard], |s| s.end.0);
-                    let arrived = node.needs.iter().all(|&(segment, transfer)| {
-                        let need = Task { segment: segment as u32, microbatch: task.microbatch };
-                        end.get(&need).is_some_and(|e| {
-                            start = start.max(e + transfer.0);
-                            true
-                        })
-                    });
-                    if !arrived {
+                    let mut start = lanes[shard].last().map_or(free[shard], |slot: &Slot| slot.end.0);
+                    let (mut ready, mut last): (bool, Option<(f64, u32, Seconds)>) = (true, None);
+                    for need in &node.needs {
+                        let segment = need.segment as u32;
+                        match end.get(&Task { segment, microbatch: task.microbatch }) {
+                            Some(e) => {
+                                let arrives = e + need.transfer.0;
+                                start = start.max(arrives);
+                                if last.is_none_or(|(latest, ..)| arrives > latest) {
+                                    last = Some((arrives, segment, need.transfer));
+                                }
+                            }
+                            None => ready = false,
+                        }
+                    }
+                    if !ready {
                         break;
                     }
                     let stop = start + node.duration.0;
                     end.insert(task, stop);
-                    lanes[shard].push(Slot { task, start: Seconds(start), end: Seconds(stop) });
+                    let last = last.map(|(_, segment, travel)| (segment, travel));
+                    lanes[shard].push(Slot { task, start: Seconds(start), end: Seconds(stop), last });
                     progress = true;
                 }
             }
             if !progress {
-                break;
+                return lanes;
             }
         }
-        for (shard, order) in orders.iter().enumerate() {
-            if let Some(&task) = order.get(lanes[shard].len()) {
-                let waits_for = self.nodes[task.segment as usize]
-                    .needs
-                    .iter()
-                    .map(|&(s, _)| Task { segment: s as u32, microbatch: task.microbatch })
-                    .find(|need| !end.contains_key(need))
-                    .unwrap_or(task);
-                return Err(ScheduleError::Deadlock { shard: ShardId(shard as u32), task, waits_for });
-            }
-        }
-        Ok(lanes)
     }
 
     fn check_tasks(&self, orders: &[Vec<Task>], n_microbatches: u32) -> Result<(), ScheduleError> {
@@ -419,17 +478,25 @@ impl Ord for Instant {
     }
 }
 
+/// Which ready task a shard takes.
+enum Policy<'a> {
+    /// By a schedule. `limits`: by shard, most microbatches in flight.
+    Kind { kind: ScheduleKind, limits: Vec<u32> },
+    /// The next one, by shard.
+    Orders(&'a [Vec<Task>]),
+}
+
 struct Simulation<'a> {
     tasks: &'a TaskGraph,
-    kind: ScheduleKind,
+    policy: Policy<'a>,
     n_microbatches: u32,
-    /// By shard: most microbatches in flight.
-    limits: Vec<u32>,
     of_shard: Vec<Vec<usize>>,
     users: Vec<Vec<(usize, Seconds)>>,
-    /// By (segment, microbatch): needs that have not finished, and when the last one arrived.
+    /// By (segment, microbatch): needs that have not finished; when the last one arrived, whose it is, and how long that
+    /// travelled.
     missing: Vec<u32>,
     ready_at: Vec<f64>,
+    last: Vec<Option<(u32, Seconds)>>,
     /// By segment: the microbatch whose turn it is.
     next: Vec<u32>,
     /// By (shard, microbatch): segments that have not finished.
@@ -438,39 +505,66 @@ struct Simulation<'a> {
     finished: Vec<u32>,
     free_at: Vec<f64>,
     in_flight: Vec<u32>,
-    orders: Vec<Vec<Task>>,
+    lanes: Vec<Vec<Slot>>,
+    /// Messages between nodes: sending segment, position among its flows, microbatch.
+    traffic: Traffic<(usize, usize, u32)>,
+}
+
+type Events = BinaryHeap<Reverse<(Instant, usize, Option<Task>)>>;
+
+/// What a simulation did.
+struct Ran {
+    lanes: Vec<Vec<Slot>>,
+    makespan: f64,
+    in_flight: Vec<u32>,
+}
+
+impl Ran {
+    fn schedule(self) -> Schedule {
+        let orders = self.lanes.iter().map(|lane| lane.iter().map(|slot| slot.task).collect()).collect();
+        Schedule { orders, makespan: Seconds(self.makespan), in_flight: self.in_flight }
+    }
 }
 
 impl<'a> Simulation<'a> {
-    fn new(tasks: &'a TaskGraph, kind: ScheduleKind, n_microbatches: u32, limits: Vec<u32>) -> Self {
+    /// `free_at`: by shard, when it can begin.
+    fn new(tasks: &'a TaskGraph, n_microbatches: u32, policy: Policy<'a>, free_at: Vec<f64>) -> Self {
         let m = n_microbatches as usize;
         let of_shard = tasks.of_shard();
         Self {
             missing: tasks.nodes.iter().flat_map(|n| vec![n.needs.len() as u32; m]).collect(),
             ready_at: vec![0.0; tasks.nodes.len() * m],
+            last: vec![None; tasks.nodes.len() * m],
             next: vec![0; tasks.nodes.len()],
             unfinished: of_shard.iter().flat_map(|of| vec![of.len() as u32; m]).collect(),
             begun: vec![0; tasks.n_shards],
             finished: vec![0; tasks.n_shards],
-            free_at: vec![0.0; tasks.n_shards],
+            free_at,
             in_flight: vec![0; tasks.n_shards],
-            orders: vec![Vec::new(); tasks.n_shards],
+            lanes: vec![Vec::new(); tasks.n_shards],
             users: tasks.users(),
             of_shard,
             tasks,
-            kind,
+            policy,
             n_microbatches,
-            limits,
+            traffic: Traffic::default(),
         }
     }
 
-    fn run(mut self) -> Schedule {
-        let mut events: BinaryHeap<Reverse<(Instant, usize, Option<Task>)>> = BinaryHeap::new();
+    fn run(mut self) -> Ran {
+        let mut events = Events::new();
         for shard in 0..self.tasks.n_shards {
-            events.push(Reverse((Instant(0.0), shard, None)));
+            events.push(Reverse((Instant(self.free_at[shard]), shard, None)));
         }
         let mut makespan = 0.0f64;
-        while let Some(Reverse((Instant(now), shard, ended))) = events.pop() {
+        loop {
+            let next = events.peek().map_or(f64::INFINITY, |Reverse((at, ..))| at.0);
+            let through = self.traffic.next();
+            if through <= next && through.is_finite() {
+                self.arrive(through, &mut events);
+                continue;
+            }
+            let Some(Reverse((Instant(now), shard, ended))) = events.pop() else { break };
             if let Some(task) = ended {
                 self.end(task, now, &mut events);
                 makespan = makespan.max(now);
@@ -483,7 +577,7 @@ impl<'a> Simulation<'a> {
                 events.push(Reverse((Instant(stop), shard, Some(task))));
             }
         }
-        Schedule { orders: self.orders, makespan: Seconds(makespan), in_flight: self.in_flight }
+        Ran { lanes: self.lanes, makespan, in_flight: self.in_flight }
     }
 
     fn index(&self, task: Task) -> usize {
@@ -492,20 +586,23 @@ impl<'a> Simulation<'a> {
 
     /// The ready task that the policy prefers.
     fn choose(&self, shard: usize, now: f64) -> Option<Task> {
+        let is_ready = |t: &Task| self.missing[self.index(*t)] == 0 && self.ready_at[self.index(*t)] <= now;
+        let (kind, limits) = match &self.policy {
+            Policy::Orders(orders) => return orders[shard].get(self.lanes[shard].len()).copied().filter(is_ready),
+            Policy::Kind { kind, limits } => (*kind, limits),
+        };
         self.of_shard[shard]
             .iter()
             .map(|&s| Task { segment: s as u32, microbatch: self.next[s] })
             .filter(|t| {
                 t.microbatch < self.n_microbatches
-                    && self.missing[self.index(*t)] == 0
-                    && self.ready_at[self.index(*t)] <= now
-                    && (t.microbatch < self.begun[shard]
-                        || self.begun[shard] - self.finished[shard] < self.limits[shard])
+                    && is_ready(t)
+                    && (t.microbatch < self.begun[shard] || self.begun[shard] - self.finished[shard] < limits[shard])
             })
             .min_by_key(|t| {
-                let (level, waits) = self.kind.level(self.tasks.nodes[t.segment as usize].level);
+                let (level, waits) = kind.level(self.tasks.nodes[t.segment as usize].level);
                 let level = i64::from(level);
-                let level = if self.kind == ScheduleKind::GPipe { level } else { -level };
+                let level = if kind == ScheduleKind::GPipe { level } else { -level };
                 (waits, level, t.microbatch, t.segment)
             })
     }
@@ -515,12 +612,13 @@ impl<'a> Simulation<'a> {
         self.free_at[shard] = stop;
         self.next[task.segment as usize] += 1;
         self.begun[shard] = self.begun[shard].max(task.microbatch + 1);
-        self.in_flight[shard] = self.in_flight[shard].max(self.begun[shard] - self.finished[shard]);
-        self.orders[shard].push(task);
+        self.in_flight[shard] = self.in_flight[shard].max(self.begun[shard].saturating_sub(self.finished[shard]));
+        let last = self.last[self.index(task)];
+        self.lanes[shard].push(Slot { task, start: Seconds(now), end: Seconds(stop), last });
         stop
     }
 
-    fn end(&mut self, task: Task, now: f64, events: &mut BinaryHeap<Reverse<(Instant, usize, Option<Task>)>>) {
+    fn end(&mut self, task: Task, now: f64, events: &mut Events) {
         let node = &self.tasks.nodes[task.segment as usize];
         let shard = node.shard.index();
         let left = &mut self.unfinished[shard * self.n_microbatches as usize + task.microbatch as usize];
@@ -530,14 +628,36 @@ impl<'a> Simulation<'a> {
         }
         for i in 0..self.users[task.segment as usize].len() {
             let (user, transfer) = self.users[task.segment as usize][i];
-            let user_task = Task { segment: user as u32, microbatch: task.microbatch };
-            let at = self.index(user_task);
-            self.missing[at] -= 1;
-            self.ready_at[at] = self.ready_at[at].max(now + transfer.0);
-            if self.missing[at] == 0 {
-                let user_shard = self.tasks.nodes[user].shard.index();
-                events.push(Reverse((Instant(self.ready_at[at]), user_shard, None)));
-            }
+            self.give(user, task, now + transfer.0, transfer, events);
+        }
+        let sent = &self.tasks.flows[task.segment as usize];
+        for (i, flow) in sent.iter().enumerate() {
+            self.traffic.begin(now, (task.segment as usize, i, task.microbatch), flow.shared);
+        }
+    }
+
+    /// The message that is through first reaches those that wait for it.
+    fn arrive(&mut self, now: f64, events: &mut Events) {
+        let Some(((segment, flow, microbatch), began)) = self.traffic.end() else { return };
+        let flow = &self.tasks.flows[segment][flow];
+        let travel = (Seconds(now - began) + flow.latency).max(Seconds(0.0));
+        let from = Task { segment: segment as u32, microbatch };
+        for &user in &flow.users {
+            // Never before now: that has been.
+            self.give(user, from, (began + travel.0).max(now), travel, events);
+        }
+    }
+
+    /// A segment gets what it needs of another one, at a time.
+    fn give(&mut self, user: usize, from: Task, arrives: f64, travel: Seconds, events: &mut Events) {
+        let at = self.index(Task { segment: user as u32, microbatch: from.microbatch });
+        self.missing[at] -= 1;
+        if self.last[at].is_none() || arrives > self.ready_at[at] {
+            self.last[at] = Some((from.segment, travel));
+        }
+        self.ready_at[at] = self.ready_at[at].max(arrives);
+        if self.missing[at] == 0 {
+            events.push(Reverse((Instant(self.ready_at[at]), self.tasks.nodes[user].shard.index(), None)));
         }
     }
 }
@@ -556,15 +676,16 @@ mod tests {
                 l => (2 * (n - 1) - l, 2.0),
             };
             let mut needs = Vec::new();
+            let need = |segment, transfer| Need { segment, transfer: Seconds(transfer), flow: None };
             if level > 0 {
-                needs.push((level - 1, Seconds(transfer)));
+                needs.push(need(level - 1, transfer));
             }
             if level >= n {
-                needs.push((2 * (n - 1) - level, Seconds(0.0)));
+                needs.push(need(2 * (n - 1) - level, 0.0));
             }
             nodes.push(Node { shard: ShardId(shard as u32), level: level as u32, duration: Seconds(duration), needs });
         }
-        TaskGraph { n_shards: n, nodes }
+        TaskGraph { n_shards: n, flows: vec![Vec::new(); nodes.len()], nodes }
     }
 
     #[test]
@@ -589,7 +710,8 @@ mod tests {
         let mut nodes: Vec<Node> = Vec::new();
         let mut push = |stage: usize, level: usize, late: bool, duration: f64, needs: &[usize]| {
             let level = if apart { 2 * level + usize::from(late) } else { level } as u32;
-            let needs = needs.iter().map(|&need| (need, Seconds(0.0))).collect();
+            let need = |&segment| Need { segment, transfer: Seconds(0.0), flow: None };
+            let needs = needs.iter().map(need).collect();
             nodes.push(Node { shard: ShardId((stage % n) as u32), level, duration: Seconds(duration * unit), needs });
             nodes.len() - 1
         };
@@ -613,7 +735,7 @@ mod tests {
             }
             before = vec![at];
         }
-        TaskGraph { n_shards: n, nodes }
+        TaskGraph { n_shards: n, flows: vec![Vec::new(); nodes.len()], nodes }
     }
 
     #[test]

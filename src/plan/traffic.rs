@@ -42,6 +42,13 @@ pub struct Shared {
     pub copies: f64,
 }
 
+impl Shared {
+    /// Time on the way, without latency, where nothing else is under way.
+    pub fn alone(&self) -> Seconds {
+        self.bytes / BytesPerSec(rate(self, self.copies, self.copies))
+    }
+}
+
 /// The nodes of some devices, and their NICs.
 #[derive(Clone, Debug)]
 pub struct Nics {
@@ -80,12 +87,25 @@ impl Nics {
         Self { node, bandwidth }
     }
 
-    fn node(&self, device: DeviceId) -> u32 {
+    /// Position of a device's node.
+    pub fn node(&self, device: DeviceId) -> u32 {
         self.node.get(device.index()).copied().unwrap_or(0)
     }
 
+    /// What a node's NIC carries each way, of several nodes.
+    pub fn bandwidth(&self, node: u32) -> BytesPerSec {
+        self.bandwidth[node as usize]
+    }
+
     /// A message from shard to shard of the first replica.
-    pub fn travel(&self, topology: &Topology, shards: &[ShardPlan], from: ShardId, to: ShardId, bytes: Bytes) -> Travel {
+    pub fn travel(
+        &self,
+        topology: &Topology,
+        shards: &[ShardPlan],
+        from: ShardId,
+        to: ShardId,
+        bytes: Bytes,
+    ) -> Travel {
         let (senders, receivers) = (&shards[from.index()].devices, &shards[to.index()].devices);
         let link = topology.link(senders[0], receivers[0]);
         let between = |(a, b): (&DeviceId, &DeviceId)| (self.node(*a), self.node(*b));
@@ -97,8 +117,7 @@ impl Nics {
             to: (ends.1, self.bandwidth[ends.1 as usize]),
             copies: senders.iter().zip(receivers).filter(|pair| between(*pair) == ends).count() as f64,
         });
-        let alone = shared.map_or(link.bandwidth.0, |s| rate(&s, s.copies, s.copies));
-        Travel { time: link.latency + bytes / BytesPerSec(alone), shared }
+        Travel { time: shared.map_or(link.time(bytes), |s| link.latency + s.alone()), shared }
     }
 
     /// Replicas send so many bytes of each shard to the first of them, which sends as many back: the time that the fullest
@@ -232,9 +251,6 @@ mod tests {
         near(through(&[(0.0, "a", flow(0, 2, 50)), (0.0, "b", flow(1, 2, 50))]), &[("a", 10.0), ("b", 10.0)]);
         near(through(&[(0.0, "a", flow(0, 1, 80)), (0.0, "b", flow(1, 0, 80))]), &[("a", 10.0), ("b", 10.0)]);
         // The second begins when the first is half through: that takes twice as long for the rest.
-        near(
-            through(&[(0.0, "a", flow(0, 1, 80)), (5.0, "b", flow(0, 1, 80))]),
-            &[("a", 13.0), ("b", 18.0)],
-        );
+        near(through(&[(0.0, "a", flow(0, 1, 80)), (5.0, "b", flow(0, 1, 80))]), &[("a", 13.0), ("b", 18.0)]);
     }
 }

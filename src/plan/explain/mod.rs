@@ -204,10 +204,7 @@ pub fn explained(
     let larger = with_devices_like(topology, slowest.index(), n_shards as usize, plan.n_replicas as usize);
     let like = topology.devices[slowest.index()].name.clone();
     ask(Resource::Device { like }, Problem { topology: &larger, n_shards: n_shards + 1, ..problem });
-    let mut faster = topology.clone();
-    for link in [&mut faster.local, &mut faster.remote] {
-        link.bandwidth = link.bandwidth * 2.0;
-    }
+    let faster = with_wider_links(topology, 2.0);
     ask(Resource::Bandwidth, Problem { topology: &faster, ..problem });
     let mut roomier = topology.clone();
     roomier.devices.iter_mut().for_each(|d| d.memory += MORE_MEMORY);
@@ -269,13 +266,19 @@ fn without(topology: &Topology, constraint: Constraint) -> Topology {
     match constraint {
         Constraint::Memory => free.devices.iter_mut().for_each(|d| d.memory = Bytes(u64::MAX)),
         Constraint::Links => {
-            for link in [&mut free.local, &mut free.remote] {
-                link.bandwidth = link.bandwidth * 1e9;
-                link.latency = Seconds(0.0);
-            }
+            free = with_wider_links(topology, 1e9);
+            [&mut free.local, &mut free.remote].into_iter().for_each(|link| link.latency = Seconds(0.0));
         }
     }
     free
+}
+
+/// So many times the bandwidth of every link and NIC.
+fn with_wider_links(topology: &Topology, times: f64) -> Topology {
+    let mut wider = topology.clone();
+    [&mut wider.local, &mut wider.remote].into_iter().for_each(|link| link.bandwidth = link.bandwidth * times);
+    wider.devices.iter_mut().for_each(|d| d.nic = d.nic.map(|nic| nic * times));
+    wider
 }
 
 /// One more device behind those of each replica.

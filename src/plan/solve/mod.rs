@@ -18,6 +18,7 @@ mod search;
 use std::collections::BTreeMap;
 
 use super::bound::bound;
+use super::moves::moving;
 use super::predict::Prediction;
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardPlan};
@@ -64,17 +65,42 @@ impl Prepared {
     /// With `previous` and devices that have changed in nothing but speed and measured figures, that is O(ops) with a small
     /// factor, and what each cut that is tried takes.
     pub fn solve(&self, problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
+        self.solve_while(problem, previous, &|| true)
+    }
+
+    /// The best plan that is found while the caller says to go on, with the bound that tells how far off it can be.
+    ///
+    /// It is asked between cuts that are tried. At least one plan is looked for in any case: where the first cuts fit no
+    /// device that takes as long as it takes. To be told always to go on is [`Self::solve`]; who stops by a clock gets plans
+    /// that depend on it.
+    pub fn solve_while(
+        &self,
+        problem: &Problem<'_>,
+        previous: Option<&Plan>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Plan, Infeasible> {
+        let plan = self.search(problem, previous, go_on)?;
+        let moving = previous.and_then(|p| moving(problem.model, problem.topology, p, &plan));
+        Ok(Plan { moving: moving.filter(|m| m.bytes > Bytes(0)), ..plan })
+    }
+
+    fn search(
+        &self,
+        problem: &Problem<'_>,
+        previous: Option<&Plan>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Plan, Infeasible> {
         if !self.is_of(problem.model) {
-            return solve(problem, previous);
+            return Self::new(problem.model).search(problem, previous, go_on);
         }
         problem.check_devices()?;
         if problem.schedule.is_none() {
             // A plan in force keeps its schedule, as long as it fits.
             let same = previous.filter(|p| p.shards.len() == problem.n_shards as usize).map(|p| p.schedule);
-            let kept = same.map(|same| self.solve(&Problem { schedule: Some(same), ..*problem }, previous));
+            let kept = same.map(|same| self.search(&Problem { schedule: Some(same), ..*problem }, previous, go_on));
             return match kept {
                 Some(Ok(plan)) => Ok(plan),
-                _ => problem.with_each_schedule(|problem| self.solve(problem, previous)),
+                _ => problem.with_each_schedule(go_on, |problem| self.search(problem, previous, go_on)),
             };
         }
         let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
@@ -99,6 +125,9 @@ impl Prepared {
             if kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
                 continue;
             }
+            if best.is_some() && !go_on() {
+                break;
+            }
             let line = match self.line(problem, *microbatch, variants) {
                 Ok(line) => line,
                 Err(e) => {
@@ -106,7 +135,7 @@ impl Prepared {
                     continue;
                 }
             };
-            let search = Search { problem, line: &line, microbatch: *microbatch, variants };
+            let search = Search { problem, line: &line, microbatch: *microbatch, variants, go_on };
             if let Some(kept) = &kept
                 && let Some(start) = line.start_of(problem.model, kept, variants)
             {
@@ -196,6 +225,7 @@ fn finish(
         step_time: Seconds(0.0),
         bound: Seconds(0.0),
         bytes_cut: Bytes(0),
+        moving: None,
     };
     let Prediction { orders, busy, memory, sent, recompute, step_time } = predict(&plan)?;
     // A shard without work of its own is no shard.

@@ -63,7 +63,7 @@ fn roomiest(problem: &Problem<'_>, prepared: &Prepared, n_shards: u32, device: &
     let problem = Problem { topology: &topology, n_shards, aim, ..*problem };
     let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| {
         let line = prepared.line(&problem, microbatch, &variants).ok()?;
-        Search { problem: &problem, line: &line, microbatch, variants: &variants }.roomiest()
+        Search { problem: &problem, line: &line, microbatch, variants: &variants, go_on: &|| true }.roomiest()
     };
     let found = problem.microbatches().ok()?.into_iter().filter_map(of_size);
     found.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())
