@@ -6,6 +6,8 @@
 //! Nothing is made again from what another segment made again, so that each op runs at most once more for every segment that
 //! reads its segment's values.
 
+use std::collections::BTreeSet;
+
 use super::segment::Key;
 use super::{Assignment, Place};
 use crate::graph::{Graph, Op, OpId};
@@ -40,7 +42,7 @@ impl<'a> Again<'a> {
                 && self.repeatable[v.index()]
         };
         let mut queue: Vec<OpId> = reads.iter().copied().filter(|&v| may(v)).collect();
-        let mut found = std::collections::BTreeSet::new();
+        let mut found = BTreeSet::new();
         while let Some(v) = queue.pop() {
             if found.insert(v) {
                 let same = |o: &OpId| levels[o.index()] == levels[v.index()] && may(*o);
