@@ -759,7 +759,6 @@ fn messages_that_share_a_nic_count_together() {
             verify(&model, topology, plan).unwrap();
         }
         let found = repriced(&problem(&shared), &unaware).unwrap();
-        eprintln!("{link}: {} aware, {} unaware, which thinks {}", aware.step_time, found.step_time, unaware.step_time);
         assert!(found.step_time.0 > 1.05 * unaware.step_time.0, "{} and {}", found.step_time, unaware.step_time);
         assert!(aware.step_time.0 < 0.97 * found.step_time.0, "{} and {}", aware.step_time, found.step_time);
     }

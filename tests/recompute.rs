@@ -64,7 +64,6 @@ fn a_gpt_learns_the_same_in_less_memory() {
     let (kept, again) = (run("never"), run("always"));
     assert_eq!((kept.plan.recomputes(), again.plan.recomputes()), (vec![false, false], vec![true, false]));
     let apart = apart(&kept.losses, &again.losses);
-    eprintln!("losses differ by {apart:e}, first worker grew by {} and {}", kept.grown[0], again.grown[0]);
     assert!(apart <= TOLERANCE, "losses differ by {apart:e}");
     let planned = |run: &Run| run.plan.shards[0].memory.0;
     assert!(planned(&again) * 2 < planned(&kept), "planned {} and {}", planned(&again), planned(&kept));
@@ -100,7 +99,6 @@ fn enough(recompute: Recompute) -> Bytes {
 #[test]
 fn a_job_that_does_not_fit_computes_again() {
     let (never, auto) = (enough(Recompute::Never), enough(Recompute::Auto));
-    eprintln!("{never} are enough where all is kept, {auto} where not");
     assert!(auto.0 * 10 < never.0 * 9, "{auto} and {never}");
     let limit = Bytes((auto.0 * 2 + never.0) / 3);
     let scratch = tempfile::tempdir().unwrap();
