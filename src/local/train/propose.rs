@@ -102,20 +102,18 @@ pub enum Proposed {
     Infeasible(Infeasible),
 }
 
-/// Plans for the present, for the near future, for the slowest moment foreseen, for the mean of what is foreseen and for the
-/// mean of what devices are foreseen to keep up at least, and those that can be had at once, each with its step times and those of the running plan over the horizon.
+/// Plans for the present, for the near future, for the slowest moment foreseen and for the mean of what is foreseen, and
+/// those that can be had at once, each with its step times and those of the running plan over the horizon.
 pub fn propose(q: &Question) -> Proposed {
     let base = q.base();
     let now = |d: DeviceId| q.calibration.speed(d);
     let foreseen = |d: DeviceId, of: &dyn Fn(&Forecast) -> f64| q.forecasts.get(&d).map_or(now(d), of);
     let near = |d: DeviceId| (0..NEAR).map(|i| q.expected(d, i)).sum::<f64>() / NEAR as f64;
-    let futures: [Vec<f64>; 5] = [
+    let futures: [Vec<f64>; 4] = [
         q.each(&now),
         q.each(&near),
         q.each(&|d| foreseen(d, &|f| f.min().band.mean)),
         q.each(&|d| foreseen(d, &|f| f.average().mean)),
-        // Gives less to devices of which less is certain.
-        q.each(&|d| foreseen(d, &|f| f.average().lower)),
     ];
     let at = |speeds: &[f64]| {
         let mut topology = q.calibration.correct(base.clone());
@@ -223,68 +221,6 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forecast::Method;
-    use crate::plan::solve::even_topology;
-    use crate::topology::{LOOPBACK, nominal};
-
-    /// A device of which one does not know what it will do gets less, if it is asked for what is certain.
-    #[test]
-    fn plans_with_caution_where_little_is_certain() {
-        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/mlp_digits.bundle");
-        let model = Arc::new(Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap());
-        let spec: TrainingJobSpec =
-            serde_yaml::from_str("{bundle: a, data: {uri: b}, steps: 1, parallelism: {shards: 2, microbatch: 16}}")
-                .unwrap();
-        let base = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
-        let prepared = Arc::new(Prepared::new(&model));
-        let ask = Ask { n_shards: 2, microbatch: Some(16) };
-        let running = ask.solve(&spec, &model, &prepared, &base, None).unwrap();
-        let plans = |lower: f64| {
-            let of = |lower: f64| Forecast {
-                method: Method::Naive,
-                start: Seconds(0.0),
-                interval: Seconds(1.0),
-                level: 0.9,
-                n_values: 100,
-                mase: 1.0,
-                known: (0.2, 1.0),
-                doubt: 0.0,
-                lower: vec![lower; 8],
-                mean: vec![1.0; 8],
-                upper: vec![1.0; 8],
-            };
-            let question = Question {
-                spec: spec.clone(),
-                priced: Priced::new(&model, &base, &running).unwrap(),
-                model: model.clone(),
-                prepared: prepared.clone(),
-                base: base.clone(),
-                calibration: Calibration::default(),
-                running: running.clone(),
-                forecasts: [(DeviceId(0), of(lower)), (DeviceId(1), of(1.0))].into(),
-                variant: running.grads.keys().next().unwrap().clone(),
-                now: Seconds(0.0),
-                bandwidth: None,
-                known: Vec::new(),
-                preparing: Preparing::default(),
-            };
-            match propose(&question) {
-                Proposed::Plans(plans) => plans,
-                Proposed::Infeasible(e) => panic!("{e}"),
-            }
-        };
-        assert!(plans(1.0).is_empty(), "all is certain: the running plan is the one");
-        let cautious = plans(0.2);
-        // At the speeds that are foreseen: what it has to compute, not how long that may take.
-        let work = |plan: &Plan| {
-            let at_full_speed = ask.repriced(&spec, &model, &prepared, &base, plan).unwrap();
-            let of_first = at_full_speed.shards.iter().find(|s| s.devices == [DeviceId(0)]).unwrap();
-            of_first.busy
-        };
-        let [(plan, candidate)] = &cautious[..] else { panic!("{} plans", cautious.len()) };
-        assert!(work(plan) < work(&running) * 0.9, "{} and {}", work(plan), work(&running));
-        assert_eq!(candidate.step_times.len(), 8);
-    }
 
     #[test]
     fn what_compiling_takes_counts_modules_and_the_speed_of_the_core() {
