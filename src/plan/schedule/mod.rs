@@ -197,7 +197,7 @@ impl TaskGraph {
         }
         for flow in tasks.flows.iter_mut().flatten() {
             // It may be less than it takes alone: then it takes no time.
-            flow.latency = flow.latency + late;
+            flow.latency += late;
         }
         tasks
     }
