@@ -31,6 +31,8 @@ enum Event {
     Recut(u64, Vec<String>),
     /// Once that many steps are logged: all shards change places, so that the whole state moves.
     Swap(u64),
+    /// Once that many steps are logged: all shards that can compute forward values again, or none does any more.
+    Recompute(u64, bool),
     /// A worker is killed, or stopped so that it hangs.
     Signal(u64, u32, &'static str),
     /// Ctrl-C, then a resume into so many shards.
@@ -139,6 +141,16 @@ impl Run {
         assert!(output.status.success() || excused.iter().any(|e| says.contains(e)), "recut {args:?}: {says}");
     }
 
+    /// The plan in force, with other shards.
+    fn recut_with(&self, scratch: &Path, change: &dyn Fn(&mut Vec<Value>)) {
+        let plan = fs::read_to_string(self.dir.join("plan.json")).unwrap();
+        let mut plan: Value = serde_json::from_str(&plan).unwrap();
+        change(plan["shards"].as_array_mut().unwrap());
+        let file = scratch.join("changed.json");
+        fs::write(&file, plan.to_string()).unwrap();
+        self.recut(&["--plan".to_owned(), file.display().to_string()]);
+    }
+
     /// The exit status.
     fn finish(&mut self, expected: &[i32]) -> i32 {
         let deadline = Instant::now() + Duration::from_secs(240);
@@ -174,17 +186,19 @@ fn tell(story: &Story) -> Outcome {
             }
             Event::Swap(step) => {
                 if run.wait_for_step(*step) {
-                    let plan = fs::read_to_string(run.dir.join("plan.json")).unwrap();
-                    let mut plan: Value = serde_json::from_str(&plan).unwrap();
-                    let shards = plan["shards"].as_array_mut().unwrap();
-                    let first = shards[0]["devices"].clone();
-                    for i in 1..shards.len() {
-                        shards[i - 1]["devices"] = shards[i]["devices"].clone();
-                    }
-                    shards.last_mut().unwrap()["devices"] = first;
-                    let file = directory.path().join("swapped.json");
-                    fs::write(&file, plan.to_string()).unwrap();
-                    run.recut(&["--plan".to_owned(), file.display().to_string()]);
+                    run.recut_with(directory.path(), &|shards| {
+                        let first = shards[0]["devices"].clone();
+                        for i in 1..shards.len() {
+                            shards[i - 1]["devices"] = shards[i]["devices"].clone();
+                        }
+                        shards.last_mut().unwrap()["devices"] = first;
+                    });
+                }
+            }
+            Event::Recompute(step, recompute) => {
+                if run.wait_for_step(*step) {
+                    let mark = |shard: &mut Value| shard["recompute"] = Value::from(*recompute);
+                    run.recut_with(directory.path(), &|shards| shards.iter_mut().for_each(mark));
                 }
             }
             Event::Signal(step, worker, name) => {
@@ -268,6 +282,13 @@ fn a_cutover_that_moves_the_whole_state_changes_not_one_bit() {
     let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, EXACT);
     assert_eq!(told.count("cutover"), 2);
     assert!(told.events.iter().filter(|e| e["event"] == "cutover").all(|e| e["moved_bytes"].as_u64() > Some(0)));
+}
+
+#[test]
+fn a_cutover_to_a_plan_that_computes_again_and_back_changes_roundings_only() {
+    let events = vec![Event::Recompute(20, true), Event::Recompute(200, false), Event::Recompute(300, true)];
+    let told = equals(&Story { shards: 2, checkpoint_every: 50, events, fail: Vec::new() }, ROUNDINGS);
+    assert_eq!(told.count("cutover"), 3);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
-    Aim, BatchEstimate, Granularity, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, ScheduleKind,
-    ShardId, graph_picture, pinned, repriced, solve,
+    Aim, BatchEstimate, Granularity, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, Recompute,
+    ScheduleKind, ShardId, graph_picture, pinned, repriced, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
 use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal, parse_devices};
@@ -178,18 +178,20 @@ fn devices() -> impl Strategy<Value = Topology> {
         1u32..100,
         prop_oneof![Just(1u64 << 40), (24 << 20) + 100_000u64..(24 << 20) + 40_000_000],
         any::<bool>(),
+        prop_oneof![3 => Just(None), 1 => (1e6..1e10).prop_map(Some)],
     );
     prop::collection::vec(device, 1..7).prop_map(|all| Topology {
         devices: all
             .into_iter()
             .enumerate()
-            .map(|(i, (flops, speed, memory, far))| {
+            .map(|(i, (flops, speed, memory, far, nic))| {
                 let mut device = nominal("cpu").unwrap();
                 device.name = format!("cpu{i}");
                 device.node = if far { "far" } else { "near" }.to_owned();
                 device.flops = device.flops * f64::from(flops) * 0.1;
                 device.speed = f64::from(speed) / 100.0;
                 device.memory = Bytes(memory);
+                device.nic = nic.map(BytesPerSec);
                 device
             })
             .collect(),
@@ -245,7 +247,8 @@ fn convex(
 ) -> Result<Vec<Option<usize>>, TestCaseError> {
     let mut of: Vec<Option<usize>> = vec![None; graph.n_ops()];
     for (i, segment) in cut.segments.iter().enumerate() {
-        for &id in segment.ops.iter().filter(|&&id| place(id) != Place::Everywhere) {
+        let own = |id: &&OpId| place(**id) != Place::Everywhere && !segment.again.contains(id);
+        for &id in segment.ops.iter().filter(own) {
             prop_assert_eq!(place(id), Place::Shard(segment.shard));
             prop_assert_eq!(of[id.index()].replace(i), None, "{} is in two segments", id);
         }
@@ -344,10 +347,11 @@ proptest! {
         microbatch in prop_oneof![Just(None), prop::sample::select(&MICROBATCHES[..]).prop_map(Some)],
         schedule in schedules(),
         roomy: bool,
+        recompute in prop::sample::select(&[Recompute::Auto, Recompute::Never, Recompute::Always][..]),
     ) {
         let model = model(&recipe);
         let objective = if roomy { Objective::Memory } else { Objective::Throughput };
-        let aim = Aim { objective, ..Aim::default() };
+        let aim = Aim { objective, recompute, ..Aim::default() };
         let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
         match solve(&problem, None) {
             Ok(plan) => {
@@ -537,7 +541,7 @@ fn layers_stay_whole_where_that_is_asked_for() {
 #[test]
 fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
     for objective in [Objective::Throughput, Objective::Memory] {
-        let aim = Aim { granularity: Granularity::Layer, objective };
+        let aim = Aim { granularity: Granularity::Layer, objective, ..Aim::default() };
         for schedule in ScheduleKind::ALL.map(Some).into_iter().chain([None]) {
             let (model, topology, plan) = scheduled(3, aim, schedule, None);
             let plan = plan.unwrap();
@@ -554,7 +558,7 @@ fn layers_stay_whole_and_room_is_spared_by_every_schedule() {
 fn room_to_spare_is_worth_time_where_that_is_asked_for() {
     for granularity in [Granularity::Sublayer, Granularity::Layer] {
         let [fast, roomy] = [Objective::Throughput, Objective::Memory].map(|objective| {
-            let aim = Aim { granularity, objective };
+            let aim = Aim { granularity, objective, ..Aim::default() };
             let (model, topology, plan) = uneven(3, aim, None);
             let plan = plan.unwrap();
             verify(&model, &topology, &plan).unwrap();
@@ -598,6 +602,112 @@ fn the_verifier_finds_what_was_tampered_with() {
     assert!(matches!(understated, Fault::Memory { .. }), "{understated}");
 }
 
+/// A GPT on three equal devices, in eight microbatches.
+fn gpt_on_three(schedule: ScheduleKind, memory: Bytes, aim: Aim) -> (Model, Topology, Result<Plan, Infeasible>) {
+    let model = bundle("char_gpt.bundle");
+    let device = Device { memory, ..nominal("cpu").unwrap() };
+    let topology = Topology { devices: vec![device; 3], local: LOOPBACK, remote: LOOPBACK };
+    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, Some(2), Some(schedule));
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let plan = solve(&problem, None);
+    (model, topology, plan)
+}
+
+#[test]
+fn computes_again_what_does_not_fit_and_nothing_where_all_fits() {
+    let with = |recompute| Aim { recompute, ..Aim::default() };
+    let roomy = Bytes(4 << 30);
+    for schedule in ScheduleKind::ALL {
+        let (model, topology, kept) = gpt_on_three(schedule, roomy, Aim::default());
+        let kept = kept.unwrap();
+        assert_eq!(kept.recomputes(), [false; 3], "{schedule}");
+        // All that can: the last shard turns at once and has nothing to keep, unless it has several ranges of the model.
+        let (_, _, again) = gpt_on_three(schedule, roomy, with(Recompute::Always));
+        let again = again.unwrap();
+        verify(&model, &topology, &again).unwrap();
+        assert_eq!(again.recomputes()[..2], [true; 2], "{schedule}");
+        let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+        assert!(most(&again) < most(&kept), "{schedule}: {} and {}", most(&again), most(&kept));
+        assert!(again.step_time > kept.step_time, "{schedule}: {} and {}", again.step_time, kept.step_time);
+        // The same cut: only what is kept, and for how long, differs.
+        let mut same = kept.clone();
+        same.shards[0].recompute = true;
+        let variant = kept.grads.keys().next().unwrap();
+        let graph = &model.variant(variant).unwrap().graph;
+        let cut = same.cut(&model, graph, &same.grads[variant]).unwrap();
+        for segment in cut.segments.iter().filter(|s| !s.again.is_empty()) {
+            assert_eq!(segment.shard, ShardId(0), "{schedule}");
+            let once = |op: &OpId| &*graph.op(*op).opcode == "parameter";
+            assert!(!segment.again.iter().any(once), "{schedule}");
+        }
+    }
+    // As little memory as nothing fits into that keeps all.
+    let kind = ScheduleKind::GPipe;
+    let (_, _, refused) = gpt_on_three(kind, Bytes(1 << 20), with(Recompute::Never));
+    let Err(Infeasible::Memory { enough: Some(enough), .. }) = refused else { panic!("{refused:?}") };
+    let tight = Bytes(enough.0 * 4 / 5);
+    let (_, _, refused) = gpt_on_three(kind, tight, with(Recompute::Never));
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("spec.partition.recompute: auto"), "{refused}");
+    let (model, topology, plan) = gpt_on_three(kind, tight, Aim::default());
+    let plan = plan.unwrap();
+    verify(&model, &topology, &plan).unwrap();
+    assert!(plan.shards.iter().any(|s| s.recompute), "{plan:?}");
+    let explained = explain(&model, &topology, &plan).unwrap().to_string();
+    assert!(
+        explained.contains("What is computed again, instead of being kept\n  shard 0: forward values"),
+        "{explained}"
+    );
+    // Where room is what counts, those that are fullest otherwise do it.
+    let aim = Aim { objective: Objective::Memory, ..Aim::default() };
+    let never = Aim { recompute: Recompute::Never, ..aim };
+    let [auto, never] = [aim, never].map(|aim| gpt_on_three(kind, roomy, aim).2.unwrap());
+    let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+    assert!(most(&auto).0 * 5 < most(&never).0 * 4, "{} and {}", most(&auto), most(&never));
+}
+
+/// Who has less time says when to stop: there is a plan in any case, and a better one later.
+#[test]
+fn a_search_that_is_stopped_has_the_best_until_then() {
+    let (model, topology, expected) = uneven(3, Aim::default(), None);
+    let prepared = Prepared::new(&model);
+    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, None, Some(ScheduleKind::OneFOneB));
+    let aim = Aim::default();
+    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let asked = |most: u32| {
+        let asked = std::cell::Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            asked.get() <= most
+        };
+        let plan = prepared.solve_while(&problem, None, &go_on).unwrap();
+        verify(&model, &topology, &plan).unwrap();
+        assert!(plan.bound > Seconds(0.0) && plan.step_time >= plan.bound);
+        (plan, asked.get())
+    };
+    let (first, n_first) = asked(0);
+    let (all, n_all) = asked(u32::MAX);
+    let (some, n_some) = asked(n_all / 2);
+    assert!(n_first < n_some && n_some <= n_all, "{n_first}, {n_some} and {n_all} times");
+    assert!(first.step_time >= some.step_time && some.step_time >= all.step_time);
+    assert!(first.step_time > all.step_time, "{} and {}", first.step_time, all.step_time);
+    assert_eq!(Ok(all), expected);
+}
+
+#[test]
+fn the_verifier_finds_who_computes_again_without_being_told() {
+    let (model, topology, plan) =
+        gpt_on_three(ScheduleKind::GPipe, Bytes(4 << 30), Aim { recompute: Recompute::Always, ..Aim::default() });
+    let mut plan = plan.unwrap();
+    verify(&model, &topology, &plan).unwrap();
+    // What it keeps after all does not fit into what it said.
+    plan.shards[0].memory = verify(&model, &topology, &plan).unwrap().memory[0];
+    verify(&model, &topology, &plan).unwrap();
+    plan.shards[0].recompute = false;
+    let fault = verify(&model, &topology, &plan).unwrap_err();
+    assert!(matches!(fault, Fault::Memory { shard: 0, .. }), "{fault}");
+}
+
 /// Where two nodes are joined by a slow link, the line went back and forth between them if their devices were listed so.
 #[test]
 fn devices_of_a_node_stand_together_where_links_are_slow() {
@@ -623,6 +733,37 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
 
 /// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
 /// all params with it to the shard that had made it.
+/// A planner that takes every message for alone cuts where more crosses than the NICs carry.
+#[test]
+fn messages_that_share_a_nic_count_together() {
+    let model = bundle("char_gpt.bundle");
+    let topology = |link: f64, nic: f64| {
+        let device =
+            |node: &str| Device { node: node.to_owned(), nic: Some(BytesPerSec(nic)), ..nominal("cpu").unwrap() };
+        let remote = Link { bandwidth: BytesPerSec(link), ..NETWORK };
+        Topology { devices: ["a", "a", "b", "b"].map(device).to_vec(), local: LOOPBACK, remote }
+    };
+    for link in [2e7, 5e7] {
+        let (shared, alone) = (topology(link, link), topology(link, 1e15));
+        let problem = |topology| Problem {
+            model: &model,
+            topology,
+            n_shards: 4,
+            n_replicas: 1,
+            microbatch: Some(2),
+            schedule: Some(ScheduleKind::Interleaved),
+            aim: Aim::default(),
+        };
+        let (aware, unaware) = (solve(&problem(&shared), None).unwrap(), solve(&problem(&alone), None).unwrap());
+        for (topology, plan) in [(&shared, &aware), (&alone, &unaware)] {
+            verify(&model, topology, plan).unwrap();
+        }
+        let found = repriced(&problem(&shared), &unaware).unwrap();
+        assert!(found.step_time.0 > 1.05 * unaware.step_time.0, "{} and {}", found.step_time, unaware.step_time);
+        assert!(aware.step_time.0 < 0.97 * found.step_time.0, "{} and {}", aware.step_time, found.step_time);
+    }
+}
+
 #[test]
 fn shards_exchange_only_numbers_to_update_their_params() {
     let model = bundle("char_gpt.bundle");

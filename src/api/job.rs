@@ -446,6 +446,8 @@ pub struct Partition {
     pub granularity: Granularity,
     /// What the planner is after.
     pub objective: Objective,
+    /// Whether workers may compute forward values again for the backward half, instead of keeping them.
+    pub recompute: Recompute,
     /// Params that are kept in parts, with their gradients and optimizer slots; products that read them become as many
     /// smaller ones, whose results are concatenated or summed. Parts of one product can be on different shards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -500,6 +502,19 @@ pub enum Objective {
     Memory,
 }
 
+/// Whether workers may compute forward values again for the backward half, instead of keeping them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Those do that have too little memory otherwise; where the objective is memory, those that are fullest otherwise.
+    #[default]
+    Auto,
+    /// A plan has to fit without that.
+    Never,
+    /// All workers do that have something to compute again: least memory between segments, and more time.
+    Always,
+}
+
 impl From<&Partition> for Aim {
     /// Whether ops are split is not the planner's question but that of whoever asks it.
     fn from(partition: &Partition) -> Self {
@@ -511,6 +526,11 @@ impl From<&Partition> for Aim {
             objective: match partition.objective {
                 Objective::Throughput => plan::Objective::Throughput,
                 Objective::Memory => plan::Objective::Memory,
+            },
+            recompute: match partition.recompute {
+                Recompute::Auto => plan::Recompute::Auto,
+                Recompute::Never => plan::Recompute::Never,
+                Recompute::Always => plan::Recompute::Always,
             },
         }
     }
@@ -699,6 +719,11 @@ mod tests {
                 "steps: 3",
                 "steps: 3\n  partition: {split: [{tensor: a, axes: 0, parts: 2}]}",
                 vec!["unknown field `axes`", "did you mean \"axis\"?"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {recompute: sometimes}",
+                vec!["spec.partition.recompute", "unknown variant `sometimes`", "auto", "never", "always"],
             ),
             (
                 "steps: 3",

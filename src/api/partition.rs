@@ -149,6 +149,9 @@ pub struct PredictedShard {
     pub memory: u64,
     /// Bytes sent to other shards per step.
     pub sent: u64,
+    /// It computes forward values again for the backward half instead of keeping them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

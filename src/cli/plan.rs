@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -12,7 +13,10 @@ use crate::local::bundle;
 use crate::plan::check::check;
 use crate::plan::count::{self, Wanted};
 use crate::plan::moves::moved;
-use crate::plan::{Aim, Granularity, Objective, Plan, Prepared, Problem, ScheduleKind, picture, pinned, solve, table};
+use crate::plan::{
+    Aim, Granularity, Moving, Objective, Plan, Prepared, Problem, Recompute, ScheduleKind, picture, pinned, solve,
+    table,
+};
 use crate::topology::parse_devices;
 
 /// Plan a model on devices and show what the plan will do, without running it.
@@ -25,7 +29,8 @@ use crate::topology::parse_devices;
 pub struct Args {
     /// Bundle directory.
     bundle: PathBuf,
-    /// Devices: `2xcpu`, or a list such as `cpu:flops=50G:bandwidth=10G:memory=4Gi:speed=0.5,2xgpu`.
+    /// Devices: `2xcpu`, or a list such as `cpu:flops=50G:bandwidth=10G:memory=4Gi:speed=0.5,2xgpu`. Those of one `node`
+    /// share what its `nic` sends and receives, in bytes a second: `2xcpu:node=a:nic=1G,2xcpu:node=b`.
     #[arg(long, default_value = "2xcpu")]
     devices: String,
     /// Shards, or a range such as `1..4` of which as many are taken as make the plan best; one per device and replica when
@@ -49,6 +54,10 @@ pub struct Args {
     /// Short steps, or much room to spare on the fullest device.
     #[arg(long, value_enum, default_value = "throughput")]
     objective: ObjectiveArg,
+    /// Compute forward values again for the backward half, instead of keeping them, on shards that have too little memory
+    /// otherwise (where the objective is memory, on the fullest), on none, or on all.
+    #[arg(long, value_enum, default_value = "auto")]
+    recompute: RecomputeArg,
     /// Begin a shard at this block of the model, instead of where the planner would; once for each cut. The blocks are the
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
@@ -59,6 +68,10 @@ pub struct Args {
     /// A plan in force: it is kept unless another is 1 % faster, and plans near to it come first. Says what would move.
     #[arg(long, value_name = "FILE", conflicts_with = "cut")]
     previous: Option<PathBuf>,
+    /// Search for so many seconds at most, once there is a plan, and take the best until then. How far it can be from the
+    /// best of all is printed as its ratio to the bound. The search ends by itself when absent, and always finds the same.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["cut", "shards"], value_parser = seconds)]
+    budget: Option<f64>,
     /// Write the plan as JSON.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -110,6 +123,13 @@ enum ObjectiveArg {
     Memory,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RecomputeArg {
+    Auto,
+    Never,
+    Always,
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let topology = parse_devices(&args.devices).map_err(|e| bad_input(anyhow::anyhow!("--devices: {e}")))?;
     let model = bundle::load(&args.bundle).and_then(|model| model.split(&args.split)).map_err(bad_input)?;
@@ -137,12 +157,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 ObjectiveArg::Throughput => Objective::Throughput,
                 ObjectiveArg::Memory => Objective::Memory,
             },
+            recompute: match args.recompute {
+                RecomputeArg::Auto => Recompute::Auto,
+                RecomputeArg::Never => Recompute::Never,
+                RecomputeArg::Always => Recompute::Always,
+            },
         },
     };
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
     let wanted = args.cheapest.map_or(Wanted::Best, |floor| Wanted::Cheapest { floor });
     let mut why = None;
     let plan = match &previous {
+        _ if args.budget.is_some() => {
+            let began = Instant::now();
+            let go_on = || args.budget.is_none_or(|budget| began.elapsed().as_secs_f64() < budget);
+            Prepared::new(&model).solve_while(&problem, previous.as_ref(), &go_on)
+        }
         Some(_) => solve(&problem, previous.as_ref()),
         None if !args.cut.is_empty() => pinned(&problem, &args.cut),
         None => count::choose(&Prepared::new(&model), &problem, shards, wanted).map(|counted| {
@@ -161,7 +191,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         match &previous {
             Some(previous) if plan.revision == previous.revision => println!("the plan in force stays"),
-            Some(previous) => println!("{} of state and gradients move", moved(&model, previous, &plan)),
+            Some(previous) => match plan.moving {
+                Some(Moving { bytes, seconds }) => println!("{bytes} of state and gradients move, in {seconds}"),
+                None => println!("{} of state and gradients move", moved(&model, previous, &plan)),
+            },
             None => {}
         }
     }
@@ -173,6 +206,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds that may be spent.
+fn seconds(text: &str) -> Result<f64, String> {
+    let found = text.parse::<f64>().ok().filter(|s| s.is_finite() && *s >= 0.0);
+    found.ok_or_else(|| format!("{text:?} is not a number of seconds, at least 0"))
 }
 
 /// A number, or the first and the last of a range.

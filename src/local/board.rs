@@ -109,6 +109,7 @@ impl Board {
             busy_seconds: s.busy.0,
             memory: s.memory.0,
             sent: s.sent.0,
+            recompute: s.recompute,
         });
         let report = PlanReport {
             revision: plan.revision,

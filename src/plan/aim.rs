@@ -10,6 +10,8 @@ use crate::topology::Topology;
 pub struct Aim {
     pub granularity: Granularity,
     pub objective: Objective,
+    #[serde(default)]
+    pub recompute: Recompute,
 }
 
 impl Aim {
@@ -38,6 +40,18 @@ pub enum Objective {
     Throughput,
     /// The fullest device has room to spare; among plans that are equal in this, steps are short.
     Memory,
+}
+
+/// Whether shards may compute forward values again for the backward half instead of keeping them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Those that have too little memory otherwise; where the objective is memory, those that are fullest otherwise.
+    #[default]
+    Auto,
+    Never,
+    /// All that have something to compute again.
+    Always,
 }
 
 /// How far a plan is from what is wanted: less is better.

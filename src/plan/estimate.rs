@@ -10,6 +10,7 @@ use super::memory::Memory;
 use super::predict::{Costs, average_time, predict};
 use super::schedule::{Between, TaskGraph};
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
+use super::traffic::Nics;
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
 use crate::graph::{DType, Graph, Model, OpId};
@@ -115,6 +116,7 @@ impl Priced {
             })
             .collect();
         let sums = plan.n_microbatches > 1;
+        let nics = Nics::of(topology);
         let mut variants = BTreeMap::new();
         for (name, assignment) in &plan.grads {
             let Some(grad) = model.variant(name) else { continue };
@@ -122,8 +124,8 @@ impl Priced {
             let cut = plan.cut(model, graph, assignment)?;
             let costs = &known.grads[name];
             let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, message| {
-                let id = |s: ShardId| plan.shards[s.index()].devices[0];
-                topology.link(id(cut.segments[message.from].shard), id(message.to)).time(cut.bytes(graph, i))
+                let from = cut.segments[message.from].shard;
+                nics.travel(topology, &plan.shards, from, message.to, cut.bytes(graph, i))
             });
             // Memory depends on the variant: a plan that runs no other.
             let grads = BTreeMap::from([(name.clone(), assignment.clone())]);

@@ -2,6 +2,7 @@
 //!
 //! `plan` knows nothing of pods, processes, clocks or files.
 
+mod again;
 pub mod aim;
 pub mod block;
 pub mod bound;
@@ -27,6 +28,7 @@ pub mod split;
 pub mod stages;
 pub mod strategy;
 pub mod table;
+mod traffic;
 pub mod verify;
 
 use std::collections::BTreeMap;
@@ -38,14 +40,16 @@ use crate::graph::{Graph, Model, OpId, Split};
 use crate::topology::DeviceId;
 use crate::units::{Bytes, Seconds};
 
-pub use aim::{Aim, Granularity, Objective};
+pub use aim::{Aim, Granularity, Objective, Recompute};
 pub use estimate::{BatchEstimate, Priced};
+pub use moves::Moving;
 pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
 pub use schedule::{Schedule, ScheduleKind};
 pub use segment::Task;
-use segment::{SegmentError, Segmentation};
+use segment::{SegmentError, Segmentation, Ways};
 pub use solve::{Prepared, repriced, solve};
+pub use traffic::Travel;
 
 /// Position of a shard in its plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -100,6 +104,9 @@ pub struct ShardPlan {
     pub memory: Bytes,
     /// Sent to other shards per step.
     pub sent: Bytes,
+    /// Its backward segments compute again what they read of the forward half: of that only what came in is kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
 }
 
 /// A whole assignment with its predictions.
@@ -134,6 +141,9 @@ pub struct Plan {
     pub bound: Seconds,
     /// Crossing between shards per step.
     pub bytes_cut: Bytes,
+    /// From the plan that was in force when it was made; `None` where there was none, or nothing changes hands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
 }
 
 /// What moves more or is less plain has to gain more: a plan stays unless another costs less than this share of it.
@@ -146,7 +156,14 @@ impl Plan {
     /// [`SegmentError`] for a graph that the plan was not made for.
     pub fn cut(&self, model: &Model, graph: &Graph, assignment: &Assignment) -> Result<Segmentation, SegmentError> {
         let results = self.grad_results(model, graph, assignment);
-        Segmentation::of_gradients(graph, assignment, &results, self.shards.len(), self.schedule.sets_apart())
+        let again = self.recomputes();
+        let ways = Ways { apart: self.schedule.sets_apart(), again: &again };
+        Segmentation::of_gradients(graph, assignment, &results, self.shards.len(), ways)
+    }
+
+    /// By shard: whether it computes forward values again.
+    pub fn recomputes(&self) -> Vec<bool> {
+        self.shards.iter().map(|s| s.recompute).collect()
     }
 
     /// Where each output of a grad graph ends up: loss and metrics where they are computed, gradients on the owners of

@@ -8,6 +8,7 @@ use super::coordinate::{Coordinates, coordinates};
 use super::predict::{Costs, Timed, devices, timed};
 use super::schedule::Slot;
 use super::segment::Segment;
+use super::table::computing_again;
 use super::{Place, Plan};
 use crate::cost::OpCost;
 use crate::graph::{Graph, Model, OpId};
@@ -140,7 +141,8 @@ fn shards(out: &mut String, plan: &Plan, topology: &Topology, blocks: &Work, fra
         let title = fit(&format!("shard {i} on {}", names.join(", ")), width + GAP / 2.0, 14.0);
         text(out, x, top + 14.0, 14.0, "start", "#111", &title);
         text(out, x, top + 31.0, 12.0, "start", "#555", &fit(&format!("{} busy", shard.busy), width, 12.0));
-        text(out, x, top + 46.0, 12.0, "start", "#555", &fit(&shard.memory.to_string(), width, 12.0));
+        let again = if shard.recompute { " · computes again" } else { "" };
+        text(out, x, top + 46.0, 12.0, "start", "#555", &fit(&format!("{}{again}", shard.memory), width, 12.0));
         let mut y = top + HEAD;
         let total: f64 = blocks[i].values().sum::<f64>().max(f64::MIN_POSITIVE);
         let column = (height * total / most).max(24.0);
@@ -206,7 +208,7 @@ fn traffic(out: &mut String, cut: &Timed<'_>, plan: &Plan, frame: Frame, top: f6
 fn backward(timed: &Timed<'_>, line: &Coordinates, costs: &[OpCost], device: &Device) -> Vec<bool> {
     let of = |segment: &Segment| {
         let time = |op: &OpId| costs[op.index()].time(device).0 * if line.forward[op.index()] { -1.0 } else { 1.0 };
-        segment.ops.iter().map(time).sum::<f64>() > 0.0
+        segment.ops.iter().filter(|op| segment.again.binary_search(op).is_err()).map(time).sum::<f64>() > 0.0
     };
     timed.cut.segments.iter().map(of).collect()
 }
@@ -225,15 +227,18 @@ fn timeline(
     let Ok(lanes) = tasks.replay(orders, plan.n_microbatches) else { return top };
     let end = lanes.iter().flatten().map(|s| s.end.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
     text(out, MARGIN, top, 14.0, "start", "#111", "predicted order of microbatches");
-    let legend = "pale: mostly forward; full: mostly backward; numbers: microbatches; gaps: waiting";
-    text(out, MARGIN, top + 16.0, 11.0, "start", "#555", legend);
+    let mut legend = "pale: mostly forward; full: mostly backward; numbers: microbatches; gaps: waiting".to_owned();
+    if let Some(shards) = computing_again(plan) {
+        legend.push_str(&format!("; {shards} goes forward once more before it goes back"));
+    }
+    text(out, MARGIN, top + 16.0, 11.0, "start", "#555", &fit(&legend, frame.width - 2.0 * MARGIN, 11.0));
     let top = top + 16.0;
     let (left, lane) = (MARGIN + 60.0, 26.0);
     let scale = (frame.width - MARGIN - left) / end;
     for (i, slots) in lanes.iter().enumerate().take(frame.n) {
         let y = top + 12.0 + i as f64 * (lane + 4.0);
         text(out, MARGIN, y + 17.0, 12.0, "start", "#333", &format!("shard {i}"));
-        for Slot { task, start, end } in slots {
+        for Slot { task, start, end, .. } in slots {
             let (x, w) = (left + start.0 * scale, (end.0 - start.0) * scale);
             let (opacity, ink) = if backward[task.segment as usize] { (0.95, ink(colour(i))) } else { (0.45, "#111") };
             let _ = write!(

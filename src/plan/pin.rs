@@ -34,7 +34,7 @@ impl Prepared {
         }
         problem.check_devices()?;
         if problem.schedule.is_none() {
-            return problem.with_each_schedule(|problem| self.pinned(problem, names));
+            return problem.with_each_schedule(&|| true, |problem| self.pinned(problem, names));
         }
         let mut best: Option<Plan> = None;
         let mut refusal = None;

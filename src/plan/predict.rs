@@ -6,6 +6,7 @@ use super::estimate::{segment_terms, update_cut};
 use super::memory::{self, Memory, Residuals};
 use super::schedule::TaskGraph;
 use super::segment::{Dependency, Segment, SegmentError, Segmentation};
+use super::traffic::Nics;
 use super::{Place, Plan, ShardId, ShardPlan, Task};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model};
@@ -22,6 +23,8 @@ pub struct Prediction {
     pub memory: Vec<Memory>,
     /// Per step and replica.
     pub sent: Vec<Bytes>,
+    /// Whether it computes something again.
+    pub recompute: Vec<bool>,
     pub step_time: Seconds,
 }
 
@@ -94,6 +97,7 @@ impl Cuts {
             busy: vec![Seconds(0.0); n_shards],
             memory: devices.iter().map(|d| Memory::of_process(d[0])).collect(),
             sent: vec![Bytes(0); n_shards],
+            recompute: vec![false; n_shards],
             step_time: Seconds(0.0),
         };
         memory::add_state(model, plan, &mut out.memory);
@@ -131,6 +135,9 @@ impl Cuts {
             }
             for (sent, of_run) in out.sent.iter_mut().zip(cut.sent(n_shards)) {
                 *sent = (*sent).max(of_run * u64::from(m));
+            }
+            for segment in cut.segmentation.segments.iter().filter(|s| !s.again.is_empty()) {
+                out.recompute[segment.shard.index()] = true;
             }
             out.step_time = out.step_time.max(schedule.makespan);
             for (i, memory) in out.memory.iter_mut().enumerate() {
@@ -240,10 +247,10 @@ impl Cut {
     }
 
     fn tasks(&self, flow: &Flow, topology: &Topology, plan: &Plan, durations: &[Seconds]) -> TaskGraph {
-        let device = |s: ShardId| plan.shards[s.index()].devices[0];
+        let nics = Nics::of(topology);
         let shard = |segment: usize| self.segmentation.segments[segment].shard;
         TaskGraph::of(&self.segmentation, &flow.dependencies, plan.shards.len(), durations, |i, message| {
-            topology.link(device(shard(message.from)), device(message.to)).time(self.messages[i])
+            nics.travel(topology, &plan.shards, shard(message.from), message.to, self.messages[i])
         })
     }
 
@@ -318,5 +325,6 @@ pub(super) fn average_time(model: &Model, plan: &Plan, topology: &Topology) -> S
         let link = devices.get(1).map(|&d| topology.link(devices[0], d));
         link.map_or(Seconds(0.0), |l| l.time(bytes * (2 * others)))
     };
-    plan.shards.iter().zip(owned).map(of_shard).fold(Seconds(0.0), Seconds::max)
+    let slowest = plan.shards.iter().zip(owned.iter().copied()).map(of_shard).fold(Seconds(0.0), Seconds::max);
+    slowest.max(Nics::of(topology).gathered(&plan.shards, &owned))
 }

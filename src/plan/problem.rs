@@ -86,7 +86,12 @@ pub enum Infeasible {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
     },
-    #[error("shard {shard} needs {needs}, device {device} has {has}; {}{}", way_out(*enough, *shards), or_split(split))]
+    #[error(
+        "shard {shard} needs {needs}, device {device} has {has}; {}{}{}",
+        way_out(*enough, *shards),
+        or_split(split),
+        if *recompute { ", or let it compute forward values again: spec.partition.recompute: auto" } else { "" }
+    )]
     Memory {
         shard: u32,
         n_shards: u32,
@@ -102,6 +107,9 @@ pub enum Infeasible {
         /// With this split the same number of shards fits.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         split: Vec<Split>,
+        /// It was asked for that no shard computes again, and the same number of shards that may do so fits.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recompute: bool,
     },
 }
 
@@ -146,6 +154,7 @@ fn check_figures(topology: &Topology) -> Result<(), Infeasible> {
             ("measured.memory", memory, false),
             ("measured.other", other, false),
             ("measured.launch", launch, false),
+            ("nic", d.nic.map_or(MOST, |nic| nic.0), true),
         ];
         for (field, value, positive) in figures {
             figure(value, positive).map_err(|(found, expected)| Infeasible::Device {
@@ -206,7 +215,7 @@ impl<'a> Problem<'a> {
 
     /// The best plan by `solve`, which takes problems with a schedule: of the schedules that may be used, the one with the
     /// best plan. One that is hardly better is not worth more messages or memory.
-    pub(super) fn with_each_schedule<F>(&self, solve: F) -> Result<Plan, Infeasible>
+    pub(super) fn with_each_schedule<F>(&self, go_on: &dyn Fn() -> bool, solve: F) -> Result<Plan, Infeasible>
     where
         F: Fn(&Self) -> Result<Plan, Infeasible>,
     {
@@ -217,6 +226,9 @@ impl<'a> Problem<'a> {
             return best;
         }
         for schedule in ScheduleKind::ALL.into_iter().filter(|s| *s != self.kind()) {
+            if best.is_ok() && !go_on() {
+                break;
+            }
             match (&best, of(schedule)) {
                 (Ok(known), Ok(found)) if !self.prefers(&found, known) => {}
                 (_, Ok(found)) => best = Ok(found),

@@ -8,11 +8,15 @@
 //!
 //! A zero-bubble schedule wants more: what other shards wait for goes first, what only sums up gradients of params fills
 //! gaps. Levels are doubled for it: an even one for the former, the odd one behind it for the latter.
+//!
+//! A shard may keep little for its backward half: segments behind the loss then have copies of the forward ops whose values
+//! they read, and are given what the forward segment of these was given ([`super::again`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::again::Again;
 use super::{Assignment, Place, ShardId};
 use crate::graph::{Graph, Op, OpId};
 use crate::units::Bytes;
@@ -24,6 +28,8 @@ pub struct Segment {
     pub level: u32,
     /// Ascending; ops placed everywhere are cloned into every segment that reads them. Never entry parameters.
     pub ops: Vec<OpId>,
+    /// Those of `ops` that an earlier segment of this shard runs, too; ascending.
+    pub again: Vec<OpId>,
     /// Values from outside: entry parameters and values of other segments, ascending.
     pub inputs: Vec<OpId>,
     /// Values that other segments read, ascending. An input may stand here too: it is passed through.
@@ -56,6 +62,15 @@ pub struct Segmentation {
 pub struct Task {
     pub segment: u32,
     pub microbatch: u32,
+}
+
+/// How shards go through a graph of gradients.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways<'a> {
+    /// Matrix products that no other shard waits for are segments of their own.
+    pub apart: bool,
+    /// By shard: what the backward half reads of the forward half is computed again. Shards beyond its end keep it.
+    pub again: &'a [bool],
 }
 
 /// How entry parameters reach shards that do not hold them.
@@ -96,21 +111,22 @@ impl Segmentation {
         n_shards: usize,
         parameters: Parameters,
     ) -> Result<Self, SegmentError> {
-        Self::cut(graph, assignment, results, n_shards, parameters, false)
+        Self::cut(graph, assignment, results, n_shards, parameters, Ways::default())
     }
 
-    /// Cuts a graph of gradients; with `apart`, matrix products that no other shard waits for are segments of their own.
+    /// Cuts a graph of gradients, whose first output is the loss.
     ///
     /// # Source
-    /// Backward work in two halves, gradients of inputs before those of params: Zero Bubble (Qi et al., ICLR 2024).
+    /// Backward work in two halves, gradients of inputs before those of params: Zero Bubble (Qi et al., ICLR 2024). Forward
+    /// work done again: Chen et al., *Training deep nets with sublinear memory cost*, arXiv 1604.06174.
     pub fn of_gradients(
         graph: &Graph,
         assignment: &Assignment,
         results: &[Place],
         n_shards: usize,
-        apart: bool,
+        ways: Ways<'_>,
     ) -> Result<Self, SegmentError> {
-        Self::cut(graph, assignment, results, n_shards, Parameters::Mirrored, apart)
+        Self::cut(graph, assignment, results, n_shards, Parameters::Mirrored, ways)
     }
 
     fn cut(
@@ -119,7 +135,7 @@ impl Segmentation {
         results: &[Place],
         n_shards: usize,
         parameters: Parameters,
-        apart: bool,
+        ways: Ways<'_>,
     ) -> Result<Self, SegmentError> {
         check(graph, assignment, n_shards)?;
         // Ops are large and lie anywhere: this is asked for every operand.
@@ -127,12 +143,13 @@ impl Segmentation {
         graph.ops().for_each(|(id, op)| is_parameter[id.index()] = &*op.opcode == "parameter");
         let mut levels = levels(graph, assignment, parameters, &is_parameter);
         sink(graph, assignment, &mut levels, parameters, &is_parameter);
-        if apart {
+        if ways.apart {
             set_apart(graph, assignment, results, &mut levels, &is_parameter);
         }
+        let again = ways.again.contains(&true).then(|| Again::new(graph, assignment, &levels, ways.again)).flatten();
         let seen = vec![0; graph.n_ops()];
         let parts = BTreeMap::new();
-        Builder { graph, assignment, levels, parameters, is_parameter, parts, seen }.build(results, n_shards)
+        Builder { graph, assignment, levels, parameters, is_parameter, again, parts, seen }.build(results, n_shards)
     }
 
     /// Segments of one shard, in order of level.
@@ -351,7 +368,7 @@ fn set_apart(graph: &Graph, assignment: &Assignment, results: &[Place], level: &
 }
 
 /// Level and shard of a segment.
-type Key = (u32, ShardId);
+pub(super) type Key = (u32, ShardId);
 
 /// A segment in the making.
 #[derive(Default)]
@@ -360,6 +377,8 @@ struct Part {
     ops: Vec<OpId>,
     /// Placed everywhere, and read here; ascending.
     clones: Vec<OpId>,
+    /// Placed in an earlier part, and run here once more; ascending.
+    again: Vec<OpId>,
     /// Ascending.
     inputs: Vec<OpId>,
     outputs: Vec<OpId>,
@@ -374,6 +393,7 @@ struct Builder<'a> {
     parameters: Parameters,
     /// By op.
     is_parameter: Vec<bool>,
+    again: Option<Again<'a>>,
     parts: BTreeMap<Key, Part>,
     /// By op: the last part that looked at it, counted from 1.
     seen: Vec<u32>,
@@ -435,12 +455,19 @@ impl Builder<'_> {
         self.parts.entry(key).or_default().results.push(position);
     }
 
-    /// Clones what is placed everywhere into the segment and lists what must come from outside. `number`: of the part,
-    /// from 1.
+    /// Clones what is placed everywhere, and what is run again, into the segment and lists what must come from outside.
+    /// `number`: of the part, from 1.
     fn pull_inputs(&mut self, key: Key, number: u32) -> Result<(), SegmentError> {
         let Some(mut part) = self.parts.remove(&key) else { return Ok(()) };
         let operands = part.ops.iter().flat_map(|&o| self.graph.op(o).operands.iter().copied());
         let mut queue: Vec<OpId> = operands.filter(|&v| !self.is_in(v, key)).collect();
+        if let Some(again) = &self.again {
+            part.again = again.of(key, &queue, &self.levels);
+            for &v in &part.again {
+                self.seen[v.index()] = number;
+                queue.extend_from_slice(&self.graph.op(v).operands);
+            }
+        }
         queue.extend(part.results.iter().map(|&p| self.graph.outputs()[p]));
         while let Some(v) = queue.pop() {
             if self.is_in(v, key) || std::mem::replace(&mut self.seen[v.index()], number) == number {
@@ -514,7 +541,8 @@ impl Builder<'_> {
             .map(|((level, shard), p)| Segment {
                 shard,
                 level,
-                ops: merged(p.ops, p.clones),
+                ops: merged(merged(p.ops, p.clones), p.again.clone()),
+                again: p.again,
                 inputs: p.inputs,
                 outputs: p.outputs,
                 results: p.results,

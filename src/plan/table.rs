@@ -44,6 +44,9 @@ pub fn render(plan: &Plan, model: &Model, topology: &Topology) -> String {
             "░".repeat(20usize.saturating_sub(filled)),
         );
     }
+    if let Some(shards) = computing_again(plan) {
+        let _ = writeln!(out, "{shards} computes forward values again for its backward half instead of keeping them");
+    }
     let _ = writeln!(
         out,
         "step {} · bound {} ({:.2}×) · {} cross between shards per step",
@@ -53,4 +56,15 @@ pub fn render(plan: &Plan, model: &Model, topology: &Topology) -> String {
         plan.bytes_cut
     );
     out
+}
+
+/// The shards that compute forward values again, as in `shard 0` or `each of shards 0, 2`; `None` where none does.
+pub(super) fn computing_again(plan: &Plan) -> Option<String> {
+    let does = plan.shards.iter().enumerate().filter(|(_, s)| s.recompute);
+    let shards: Vec<String> = does.map(|(i, _)| i.to_string()).collect();
+    match &shards[..] {
+        [] => None,
+        [one] => Some(format!("shard {one}")),
+        _ => Some(format!("each of shards {}", shards.join(", "))),
+    }
 }

@@ -67,16 +67,14 @@ pub fn verify(model: &Model, topology: &Topology, plan: &Plan) -> Result<Verifie
         let results = plan.grad_results(model, graph, assignment);
         let cut = plan.cut(model, graph, assignment).map_err(|source| Fault::Cut { graph: variant.clone(), source })?;
         check_cut(variant, graph, &cut, &|op| assignment.place(op), &results)?;
+        check_again(variant, plan, graph, &cut)?;
         let costs = cost::of_graph(graph);
         let sums = plan.n_microbatches > 1;
         let durations: Vec<f64> =
             cut.segments.iter().map(|s| duration(graph, s, &costs, &devices[s.shard.index()], sums)).collect();
         let orders = plan.orders.get(variant).map_or(&[][..], Vec::as_slice);
-        let link = |a: ShardId, b: ShardId, bytes: u64| {
-            let (a, b) = (plan.shards[a.index()].devices[0], plan.shards[b.index()].devices[0]);
-            travel(topology, a, b, bytes)
-        };
-        let end = Simulation::new(variant, graph, &cut, orders, &durations, &link).run(plan.n_microbatches)?;
+        let way = |a: ShardId, b: ShardId| Way::between(topology, plan, a, b);
+        let end = Simulation::new(variant, graph, &cut, orders, &durations, &way).run(plan.n_microbatches)?;
         out.step = out.step.max(Seconds(end));
         let mut of_variant = vec![Bytes(0); n];
         for message in &cut.messages {
@@ -189,6 +187,11 @@ fn check_cut(
         for &op in &segment.ops {
             match place(op) {
                 Place::Shard(s) if s != segment.shard => return Err(fault(op, "runs where it was not placed")),
+                // It has to have run before: segments stand in an order of execution.
+                Place::Shard(_) if segment.again.binary_search(&op).is_ok() => match home.contains_key(&op) {
+                    true => {}
+                    false => return Err(fault(op, "runs again before it has run")),
+                },
                 Place::Shard(_) if home.insert(op, i).is_some() => return Err(fault(op, "runs twice")),
                 _ => {}
             }
@@ -224,6 +227,25 @@ fn check_cut(
         };
         if !right {
             return Err(fault(graph.outputs()[position], "is a result that is not made where it belongs"));
+        }
+    }
+    Ok(())
+}
+
+/// Only shards of which the plan says so run ops again, and what they run twice yields the same twice.
+fn check_again(name: &str, plan: &Plan, graph: &Graph, cut: &Segmentation) -> Result<(), Fault> {
+    let mut does = vec![false; plan.shards.len()];
+    for segment in &cut.segments {
+        does[segment.shard.index()] |= !segment.again.is_empty();
+        let once = |op: &&OpId| matches!(&*graph.op(**op).opcode, "rng" | "rng-get-and-update-state" | "custom-call");
+        if let Some(&op) = segment.again.iter().find(once) {
+            let why = "runs again, and may yield something else";
+            return Err(Fault::Op { graph: name.to_owned(), op, name: graph.op(op).name.clone(), why });
+        }
+    }
+    for (s, (shard, does)) in plan.shards.iter().zip(does).enumerate() {
+        if does && !shard.recompute {
+            return Err(wrong(&format!("{name}: shards[{s}].recompute"), false, true));
         }
     }
     Ok(())
@@ -265,6 +287,56 @@ fn travel(topology: &Topology, a: DeviceId, b: DeviceId, bytes: u64) -> f64 {
     link.latency.0 + bytes as f64 / link.bandwidth.0
 }
 
+/// From shard to shard of the first replica. Pairs of replicas on the same nodes do the same at the same time.
+struct Way {
+    latency: f64,
+    bandwidth: f64,
+    /// Where it leaves a node: name of the node that sends and of the one that receives, and what their NICs carry.
+    nics: Option<[(String, f64); 2]>,
+    copies: f64,
+}
+
+impl Way {
+    fn between(topology: &Topology, plan: &Plan, a: ShardId, b: ShardId) -> Self {
+        let node = |d: DeviceId| topology.devices[d.index()].node.as_str();
+        let (senders, receivers) = (&plan.shards[a.index()].devices, &plan.shards[b.index()].devices);
+        let (from, to) = (node(senders[0]), node(receivers[0]));
+        let link = if from == to { topology.local } else { topology.remote };
+        let same = senders.iter().zip(receivers).filter(|(a, b)| (node(**a), node(**b)) == (from, to));
+        let nics = (from != to).then(|| [from, to].map(|node| (node.to_owned(), nic(topology, node))));
+        Self { latency: link.latency.0, bandwidth: link.bandwidth.0, nics, copies: same.count() as f64 }
+    }
+}
+
+/// What a node's NIC carries: the least that its devices say, else what a link does.
+fn nic(topology: &Topology, node: &str) -> f64 {
+    let said = topology.devices.iter().filter(|d| d.node == node).filter_map(|d| d.nic);
+    said.map(|nic| nic.0).reduce(f64::min).unwrap_or(topology.remote.bandwidth.0)
+}
+
+/// A message on its way out of a node.
+struct Sent {
+    message: usize,
+    microbatch: u32,
+    way: Way,
+    left: f64,
+}
+
+/// Bytes a second of each message, when a NIC's flows have even shares of it.
+fn rates(sent: &[Sent]) -> Vec<f64> {
+    let mut load: BTreeMap<(&str, usize), f64> = BTreeMap::new();
+    for s in sent {
+        for (end, (node, _)) in s.way.nics.iter().flatten().enumerate() {
+            *load.entry((node, end)).or_default() += s.way.copies;
+        }
+    }
+    let rate = |s: &Sent| {
+        let ends = s.way.nics.iter().flatten().enumerate();
+        ends.map(|(end, (node, nic))| nic / load[&(node.as_str(), end)]).fold(s.way.bandwidth, f64::min)
+    };
+    sent.iter().map(rate).collect()
+}
+
 /// What is about to happen; the earliest is the greatest.
 struct Event {
     at: f64,
@@ -302,7 +374,9 @@ struct Simulation<'a> {
     cut: &'a Segmentation,
     orders: &'a [Vec<Task>],
     durations: &'a [f64],
-    link: &'a dyn Fn(ShardId, ShardId, u64) -> f64,
+    way: &'a dyn Fn(ShardId, ShardId) -> Way,
+    /// Between nodes.
+    sent: Vec<Sent>,
     /// By shard: tasks begun, and whether one is running.
     begun: Vec<usize>,
     running: Vec<bool>,
@@ -318,7 +392,7 @@ impl<'a> Simulation<'a> {
         cut: &'a Segmentation,
         orders: &'a [Vec<Task>],
         durations: &'a [f64],
-        link: &'a dyn Fn(ShardId, ShardId, u64) -> f64,
+        way: &'a dyn Fn(ShardId, ShardId) -> Way,
     ) -> Self {
         let n = orders.len();
         let (begun, running) = (vec![0; n], vec![false; n]);
@@ -328,7 +402,8 @@ impl<'a> Simulation<'a> {
             cut,
             orders,
             durations,
-            link,
+            way,
+            sent: Vec::new(),
             begun,
             running,
             here: BTreeSet::new(),
@@ -350,9 +425,26 @@ impl<'a> Simulation<'a> {
                 return Err(wrong("task", format!("{task:?}"), "each segment of the shard once per microbatch"));
             }
         }
-        let mut end = 0.0f64;
+        let (mut end, mut now) = (0.0f64, 0.0);
         (0..self.orders.len()).for_each(|s| self.begin(ShardId(s as u32), 0.0));
-        while let Some(Event { at, shard, microbatch, what }) = self.events.pop() {
+        loop {
+            let next = self.events.peek().map(|event| event.at);
+            let rates = rates(&self.sent);
+            let through = self.sent.iter().zip(&rates).map(|(sent, rate)| now + sent.left / rate);
+            let first = through.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+            let until = first.filter(|(_, at)| next.is_none_or(|next| *at <= next));
+            let Some(at) = until.map(|(_, at)| at).or(next) else { break };
+            for (sent, rate) in self.sent.iter_mut().zip(&rates) {
+                sent.left = (sent.left - rate * (at - now)).max(0.0);
+            }
+            now = at;
+            if let Some((i, _)) = until {
+                let Sent { message, microbatch, way, .. } = self.sent.remove(i);
+                let (at, shard) = (now + way.latency, self.cut.messages[message].to);
+                self.events.push(Event { at, shard, microbatch, what: What::Arrived(message) });
+                continue;
+            }
+            let Some(Event { at, shard, microbatch, what }) = self.events.pop() else { break };
             match what {
                 What::Ended(segment) => {
                     end = end.max(at);
@@ -361,7 +453,12 @@ impl<'a> Simulation<'a> {
                     self.here.extend(outputs.iter().map(|&v| (shard, microbatch, v)));
                     for (i, message) in self.cut.messages.iter().enumerate().filter(|(_, m)| m.from == segment) {
                         let bytes: Bytes = message.values.iter().map(|&v| self.graph.op(v).shape.bytes()).sum();
-                        let at = at + (self.link)(shard, message.to, bytes.0);
+                        let (way, left) = ((self.way)(shard, message.to), bytes.0 as f64);
+                        if way.nics.is_some() {
+                            self.sent.push(Sent { message: i, microbatch, way, left });
+                            continue;
+                        }
+                        let at = at + way.latency + left / way.bandwidth;
                         self.events.push(Event { at, shard: message.to, microbatch, what: What::Arrived(i) });
                     }
                 }
@@ -455,11 +552,21 @@ fn update(
 /// Replicas send the gradients of a shard to the first of them, and get them back.
 fn averaging(model: &Model, topology: &Topology, plan: &Plan) -> Seconds {
     let mut longest = 0.0f64;
+    // By node: bytes that come to it for the first replica, and that others send from it.
+    let mut carried: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
     for (s, shard) in plan.shards.iter().enumerate() {
         let [first, second, ..] = shard.devices[..] else { continue };
         let owned = (0..model.n_params).filter(|&p| plan.owners[p] == Place::Shard(ShardId(s as u32)));
         let bytes: u64 = owned.map(|p| model.state[p].shape.bytes().0).sum();
         longest = longest.max(travel(topology, first, second, bytes * 2 * (u64::from(plan.n_replicas) - 1)));
+        let node = |d: &DeviceId| topology.devices[d.index()].node.as_str();
+        for other in shard.devices[1..].iter().map(node).filter(|other| *other != node(&first)) {
+            carried.entry(node(&first)).or_default()[0] += bytes as f64;
+            carried.entry(other).or_default()[1] += bytes as f64;
+        }
+    }
+    for (node, [received, sent]) in carried {
+        longest = longest.max(2.0 * received.max(sent) / nic(topology, node));
     }
     Seconds(longest)
 }

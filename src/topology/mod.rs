@@ -50,6 +50,10 @@ pub struct Device {
     /// How far the figures above are off, where that has been measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// What its node sends to other nodes at one time, all devices together, and as much receives; that of the link between
+    /// nodes when absent. Where devices of a node differ the least counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<BytesPerSec>,
     /// Of a second, in any unit that all devices share: money, or watts.
     #[serde(default = "usual", skip_serializing_if = "is_usual")]
     pub price: f64,
@@ -76,9 +80,10 @@ impl Device {
         Rates { flops: self.flops, bandwidth: self.bandwidth, overhead: self.overhead }
     }
 
-    /// Whether two devices differ in name, node and price at most: what one takes the other takes too.
+    /// Whether two devices differ in name, node with its NIC, and price at most: what one takes the other takes too.
     pub fn alike(&self, other: &Self) -> bool {
-        let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _, price: _ } = self;
+        let Self { kind, flops, bandwidth, overhead, memory, speed, measured, name: _, node: _, nic: _, price: _ } =
+            self;
         *kind == other.kind
             && (*flops, *bandwidth, *overhead) == (other.flops, other.bandwidth, other.overhead)
             && (*memory, *speed, *measured) == (other.memory, other.speed, other.measured)
@@ -101,7 +106,7 @@ pub fn kinds<'a>(devices: impl IntoIterator<Item = &'a Device>) -> (Vec<&'a Devi
     (kinds, of)
 }
 
-/// A path between two devices.
+/// A path between two devices. Messages between nodes share NICs as well ([`Device::nic`]).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
@@ -154,6 +159,7 @@ pub fn nominal(kind: &str) -> Option<Device> {
         memory: Bytes(memory),
         speed: 1.0,
         measured: None,
+        nic: None,
         price: usual(),
     })
 }
@@ -196,7 +202,7 @@ pub const NETWORK: Link = Link { bandwidth: BytesPerSec(2.5e9), latency: Seconds
 
 /// Reads devices such as `2xcpu` or `cpu:flops=50G:memory=4Gi,cpu:speed=0.5`.
 pub fn parse_devices(text: &str) -> Result<Topology, String> {
-    const FIELDS: &str = "flops, bandwidth, memory, speed, price, node";
+    const FIELDS: &str = "flops, bandwidth, memory, speed, price, node, nic";
     const MAX_DEVICES: usize = 65_536;
     let mut devices: Vec<Device> = Vec::new();
     for item in text.split(',') {
@@ -219,6 +225,7 @@ pub fn parse_devices(text: &str) -> Result<Topology, String> {
                 "memory" => device.memory = Bytes(quantity(key, value)? as u64),
                 "speed" => device.speed = quantity(key, value)?,
                 "price" => device.price = quantity(key, value)?,
+                "nic" => device.nic = Some(BytesPerSec(quantity(key, value)?)),
                 "node" => device.node = value.to_owned(),
                 _ => return Err(format!("{key:?} is not a field of a device; fields are {FIELDS}")),
             }
@@ -246,11 +253,12 @@ mod tests {
 
     #[test]
     fn reads_devices_as_people_write_them() {
-        let topology = parse_devices("2xcpu:memory=4Gi,cpu:speed=0.5:node=b").unwrap();
+        let topology = parse_devices("2xcpu:memory=4Gi,cpu:speed=0.5:node=b:nic=1G").unwrap();
         let names: Vec<&str> = topology.devices.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["cpu0", "cpu1", "cpu2"]);
         assert_eq!(topology.devices[0].memory, Bytes(4 << 30));
         assert_eq!(topology.devices[2].speed, 0.5);
+        assert_eq!([0, 2].map(|d| topology.devices[d].nic), [None, Some(BytesPerSec(1e9))]);
         assert_eq!(topology.link(DeviceId(0), DeviceId(2)), topology.remote);
     }
 

@@ -99,4 +99,7 @@ pub struct ShardReport {
     pub busy_seconds: f64,
     pub memory: u64,
     pub sent: u64,
+    /// It computes forward values again instead of keeping them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
 }

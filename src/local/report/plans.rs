@@ -8,7 +8,7 @@ use super::headline::clock;
 use super::log::Log;
 use super::page::Page;
 use super::{Run, why};
-use crate::plan::Plan;
+use crate::plan::{Plan, ShardPlan};
 use crate::units::Seconds;
 
 /// Pictures in a page: the first one and the last ones.
@@ -111,8 +111,11 @@ pub fn show(page: &mut Page, run: &Run) {
         }
         let description = match &revision.plan {
             Some(p) => {
-                let shards: Vec<String> =
-                    p.shards.iter().enumerate().map(|(i, s)| format!("shard {i} {} busy", s.busy)).collect();
+                let of_shard = |(i, s): (usize, &ShardPlan)| {
+                    let again = if s.recompute { ", computes forward values again" } else { "" };
+                    format!("shard {i} {} busy{again}", s.busy)
+                };
+                let shards: Vec<String> = p.shards.iter().enumerate().map(of_shard).collect();
                 format!(
                     "{} shards, {} replicas, microbatches of {} rows: step {} predicted; {}",
                     p.shards.len(),

@@ -85,7 +85,8 @@ impl Preparing {
 /// Whether two plans are the same but for their numbers.
 pub fn same(a: &Plan, b: &Plan) -> bool {
     let devices = |p: &Plan| -> Vec<Vec<DeviceId>> { p.shards.iter().map(|s| s.devices.clone()).collect() };
-    a.grads == b.grads && a.owners == b.owners && devices(a) == devices(b)
+    let (cuts, others) = ((&a.grads, &a.owners, a.recomputes()), (&b.grads, &b.owners, b.recomputes()));
+    cuts == others && devices(a) == devices(b)
 }
 
 /// The variant that a plan trains: this one where it has it.

@@ -52,6 +52,7 @@ pub(super) fn take_report(s: &Snapshot<'_>, d: &mut Desired) {
                 busy: seconds(shard.busy_seconds),
                 memory: shard.memory,
                 sent: shard.sent,
+                recompute: shard.recompute,
             })
             .collect(),
     };

@@ -11,7 +11,7 @@ use super::bound::{self, Bound};
 use super::memory::Memory;
 use super::predict::predict;
 use super::problem::{Infeasible, Problem};
-use super::{Plan, Prepared, ScheduleKind, ShardPlan};
+use super::{Plan, Prepared, Recompute, ScheduleKind, ShardPlan};
 use crate::graph::{Model, Split};
 use crate::topology::Topology;
 use crate::units::{Bytes, Seconds};
@@ -41,6 +41,9 @@ pub struct Explanation {
     pub bound_op: Option<String>,
     /// By shard.
     pub memory: Vec<Room>,
+    /// By shard: what it computes again, and what it would need if it did not; `None` where it keeps all.
+    #[serde(default)]
+    pub recompute: Vec<Option<Spared>>,
     /// What planning again for these devices finds; the plan's own step where that is no better.
     pub again: Seconds,
     /// What would gain most if it were gone; `None` where neither memory nor links cost anything.
@@ -57,6 +60,16 @@ pub struct Room {
     pub needs: Bytes,
     pub has: Bytes,
     pub parts: Memory,
+}
+
+/// What computing forward values again takes and spares.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spared {
+    /// Computing per step that would not be.
+    pub time: Seconds,
+    /// What the shard would need at least.
+    pub needs_otherwise: Bytes,
 }
 
 /// A constraint, by the step that the planner finds without it.
@@ -93,6 +106,8 @@ pub enum Choice {
     Microbatch(u64),
     Schedule(ScheduleKind),
     Shards(u32),
+    /// No shard computes forward values again.
+    KeepAll,
 }
 
 /// What the planner finds with more of something.
@@ -133,7 +148,7 @@ pub struct Short {
 /// # Errors
 /// [`Unexplained`].
 /// # Complexity
-/// That of at most fourteen calls of [`solve`](super::solve()).
+/// That of at most fifteen calls of [`solve`](super::solve()).
 pub fn explain(model: &Model, topology: &Topology, plan: &Plan) -> Result<Explanation, Unexplained> {
     explained(&Prepared::new(model), model, topology, plan)
 }
@@ -169,6 +184,7 @@ pub fn explained(
         Some(of_size?.graph.op(op).name.clone())
     });
     let predicted = predict(model, topology, plan, known).map_err(Unexplained::Update)?;
+    let recompute = spared(model, topology, plan, prepared, &predicted.busy)?;
     let memory = rooms(topology, plan, predicted.memory);
     let slowest = plan.shards[shares.slowest()].devices[0];
     let again = prepared.solve(&problem, None).map_or(shares.step, |found| found.step_time.min(shares.step));
@@ -188,10 +204,7 @@ pub fn explained(
     let larger = with_devices_like(topology, slowest.index(), n_shards as usize, plan.n_replicas as usize);
     let like = topology.devices[slowest.index()].name.clone();
     ask(Resource::Device { like }, Problem { topology: &larger, n_shards: n_shards + 1, ..problem });
-    let mut faster = topology.clone();
-    for link in [&mut faster.local, &mut faster.remote] {
-        link.bandwidth = link.bandwidth * 2.0;
-    }
+    let faster = with_wider_links(topology, 2.0);
     ask(Resource::Bandwidth, Problem { topology: &faster, ..problem });
     let mut roomier = topology.clone();
     roomier.devices.iter_mut().for_each(|d| d.memory += MORE_MEMORY);
@@ -207,6 +220,7 @@ pub fn explained(
         bound: known_bound,
         bound_op,
         memory,
+        recompute,
         again,
         binds,
         next,
@@ -224,19 +238,47 @@ fn rooms(topology: &Topology, plan: &Plan, memory: Vec<Memory>) -> Vec<Room> {
     memory.into_iter().zip(&plan.shards).map(room).collect()
 }
 
+/// By shard: what computing again takes and spares. `busy`: of the plan.
+fn spared(
+    model: &Model,
+    topology: &Topology,
+    plan: &Plan,
+    prepared: &Prepared,
+    busy: &[Seconds],
+) -> Result<Vec<Option<Spared>>, Unexplained> {
+    if !plan.shards.iter().any(|s| s.recompute) {
+        return Ok(vec![None; plan.shards.len()]);
+    }
+    let mut kept = plan.clone();
+    kept.shards.iter_mut().for_each(|s| s.recompute = false);
+    // Where there is no room to spare, nothing is set aside, and orders are those that need least.
+    let mut full = topology.clone();
+    full.devices.iter_mut().for_each(|d| d.memory = Bytes(0));
+    let kept = predict(model, &full, &kept, prepared.costs());
+    let kept = kept.map_err(Unexplained::Update)?;
+    let of = |s: usize| Spared { time: busy[s] - kept.busy[s], needs_otherwise: kept.memory[s].total() };
+    Ok(plan.shards.iter().enumerate().map(|(s, shard)| shard.recompute.then(|| of(s))).collect())
+}
+
 /// The devices with one constraint taken away.
 fn without(topology: &Topology, constraint: Constraint) -> Topology {
     let mut free = topology.clone();
     match constraint {
         Constraint::Memory => free.devices.iter_mut().for_each(|d| d.memory = Bytes(u64::MAX)),
         Constraint::Links => {
-            for link in [&mut free.local, &mut free.remote] {
-                link.bandwidth = link.bandwidth * 1e9;
-                link.latency = Seconds(0.0);
-            }
+            free = with_wider_links(topology, 1e9);
+            [&mut free.local, &mut free.remote].into_iter().for_each(|link| link.latency = Seconds(0.0));
         }
     }
     free
+}
+
+/// So many times the bandwidth of every link and NIC.
+fn with_wider_links(topology: &Topology, times: f64) -> Topology {
+    let mut wider = topology.clone();
+    [&mut wider.local, &mut wider.remote].into_iter().for_each(|link| link.bandwidth = link.bandwidth * times);
+    wider.devices.iter_mut().for_each(|d| d.nic = d.nic.map(|nic| nic * times));
+    wider
 }
 
 /// One more device behind those of each replica.
@@ -255,7 +297,8 @@ fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, prepared: &Pre
     let sizes = sizes.filter(|&size| size != plan.microbatch).map(Choice::Microbatch);
     let others = ScheduleKind::ALL.into_iter().filter(|s| *s != plan.schedule).map(Choice::Schedule);
     let fewer = (problem.n_shards > 1).then(|| Choice::Shards(problem.n_shards - 1));
-    let choices = sizes.chain([Choice::OtherCuts]).chain(others).chain(fewer);
+    let kept = plan.shards.iter().any(|s| s.recompute).then_some(Choice::KeepAll);
+    let choices = sizes.chain([Choice::OtherCuts]).chain(others).chain(fewer).chain(kept);
     let found = choices.filter_map(|choice| {
         let mut asked = Problem { microbatch: Some(plan.microbatch), ..*problem };
         match choice {
@@ -263,9 +306,13 @@ fn next_best(problem: &Problem<'_>, plan: &Plan, shares: &Shares, prepared: &Pre
             Choice::Microbatch(size) => asked.microbatch = Some(size),
             Choice::Schedule(schedule) => asked.schedule = Some(schedule),
             Choice::Shards(n) => asked.n_shards = n,
+            Choice::KeepAll => asked.aim.recompute = Recompute::Never,
         }
         let found = prepared.solve(&asked, None).ok()?;
-        let same = found.grads == plan.grads && found.orders == plan.orders && found.shards.len() == plan.shards.len();
+        let same = found.grads == plan.grads
+            && found.orders == plan.orders
+            && found.shards.len() == plan.shards.len()
+            && found.recomputes() == plan.recomputes();
         if same {
             return None;
         }

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::graph::Model;
-use crate::plan::Plan;
 use crate::plan::predict::{Costs, average_time, devices, timed, update_busy};
 use crate::plan::schedule::{ScheduleError, Slot, TaskGraph};
 use crate::plan::segment::SegmentError;
+use crate::plan::{Plan, Task};
 use crate::topology::Topology;
 use crate::units::Seconds;
 
@@ -79,7 +79,7 @@ impl Shares {
         let update = updating.iter().copied().fold(Seconds(0.0), Seconds::max);
         let averaging = average_time(model, plan, topology);
         let step = end + update + averaging;
-        let mut shards: Vec<Share> = lanes.iter().map(|lane| idle(&tasks, &lanes, lane)).collect();
+        let mut shards: Vec<Share> = lanes.iter().map(|lane| idle(lane)).collect();
         for (share, updating) in shards.iter_mut().zip(updating) {
             share.updating = updating;
             // Exchanges of gradients are waited for by all.
@@ -111,33 +111,18 @@ impl Shares {
 }
 
 /// Computing, and what of the gaps is the time of what comes last on its way.
-fn idle(tasks: &TaskGraph, lanes: &[Vec<Slot>], lane: &[Slot]) -> Share {
+fn idle(lane: &[Slot]) -> Share {
     let mut share = Share::default();
     let mut before = Seconds(0.0);
     for slot in lane {
         share.computing += slot.end - slot.start;
         let gap = slot.start - before;
         if gap.0 > 0.0 {
-            let last = last_need(tasks, lanes, slot);
-            share.receiving += last.map_or(Seconds(0.0), |(_, travel)| travel.min(gap));
+            share.receiving += slot.last.map_or(Seconds(0.0), |(_, travel)| travel.min(gap));
         }
         before = slot.end;
     }
     share
-}
-
-/// What a task gets last: the slot it comes from, and how long it travels.
-fn last_need<'a>(tasks: &TaskGraph, lanes: &'a [Vec<Slot>], slot: &Slot) -> Option<(&'a Slot, Seconds)> {
-    let mut last: Option<(&Slot, Seconds)> = None;
-    for &(segment, travel) in tasks.needs(slot.task.segment) {
-        let shard = tasks.shard_of(segment);
-        let of = |s: &&Slot| s.task.segment as usize == segment && s.task.microbatch == slot.task.microbatch;
-        let Some(need) = lanes[shard.index()].iter().find(of) else { continue };
-        if last.is_none_or(|(l, t)| need.end + travel > l.end + t) {
-            last = Some((need, travel));
-        }
-    }
-    last
 }
 
 /// Back from the task that ends last, always to what it waited for: computing by shard, and transfers.
@@ -156,9 +141,10 @@ fn chain(tasks: &TaskGraph, lanes: &[Vec<Slot>], n: usize) -> (Vec<Seconds>, Sec
             at -= 1;
             continue;
         }
-        let Some((need, travel)) = last_need(tasks, lanes, slot) else { return (computing, transfers) };
+        let Some((segment, travel)) = slot.last else { return (computing, transfers) };
         transfers += travel;
-        shard = tasks.shard_of(need.task.segment as usize).index();
-        at = lanes[shard].iter().position(|s| s.task == need.task).unwrap_or(0);
+        let need = Task { segment, microbatch: slot.task.microbatch };
+        shard = tasks.shard_of(segment as usize).index();
+        at = lanes[shard].iter().position(|s| s.task == need).unwrap_or(0);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Alternative, Choice, Constraint, Explanation, LEAST_GAIN, More, Resource, Share, Short};
+use super::{Alternative, Choice, Constraint, Explanation, LEAST_GAIN, More, Resource, Share, Short, Spared};
 use crate::plan::memory::Memory;
 use crate::units::Seconds;
 
@@ -60,6 +60,17 @@ impl fmt::Display for Explanation {
             let parts = parts.into_iter().filter(|(bytes, _)| bytes.0 > 0);
             let parts: Vec<String> = parts.map(|(bytes, name)| format!("{bytes} {name}")).collect();
             writeln!(f, "  shard {i}: {}", parts.join(", "))?;
+        }
+        if self.recompute.iter().any(Option::is_some) {
+            writeln!(f, "\nWhat is computed again, instead of being kept")?;
+            for (i, spared) in self.recompute.iter().enumerate() {
+                let Some(Spared { time, needs_otherwise }) = spared else { continue };
+                let of_step = of_step(*time);
+                writeln!(
+                    f,
+                    "  shard {i}: forward values, for the backward half: {time} of a step ({of_step}); keeping them it would need {needs_otherwise} at least"
+                )?;
+            }
         }
         if self.again.0 < (1.0 - LEAST_GAIN) * step.0 {
             let less = change(self.again, step);
@@ -160,6 +171,7 @@ impl Explanation {
             Choice::Microbatch(rows) => format!("microbatches of {rows} rows"),
             Choice::Schedule(schedule) => format!("the {schedule} schedule"),
             Choice::Shards(n) => format!("{n} shards"),
+            Choice::KeepAll => "keeping all values instead of computing some again".to_owned(),
         };
         let step = self.shares.step;
         let verdict = change(next.step, step);

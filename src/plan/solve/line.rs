@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::lanes;
 use super::outline::Outline;
 use super::search::Start;
-use super::{check_memory, finish};
+use super::{again, blank, check_memory, finish};
 use crate::graph::{GradGraph, Graph, Model};
 use crate::plan::coordinate::Coordinates;
 use crate::plan::predict::{Costs, predict};
@@ -214,8 +214,11 @@ impl<'a> Line<'a> {
         let devices: Vec<Vec<DeviceId>> = (0..n)
             .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
             .collect();
-        let predict = |plan: &Plan| predict(model, problem.topology, plan, self.costs).ok();
-        let plan = finish(problem, microbatch, grads, owners, &devices, predict)
+        let with = |recomputes: &[bool]| {
+            let predict = |plan: &Plan| predict(model, problem.topology, plan, self.costs).ok();
+            finish(problem, microbatch, grads.clone(), owners.clone(), blank(&devices, recomputes), predict)
+        };
+        let plan = again::choose(problem, &with)
             .ok_or(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() })?;
         check_memory(problem, &plan)?;
         Ok(plan)

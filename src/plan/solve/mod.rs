@@ -3,8 +3,9 @@
 //! Coordinates ([`super::coordinate`]) turn the graph into a line. The line is coarsened into parts of equal work, each
 //! border put where the fewest bytes cross. Contiguous ranges of parts are given to shards by dynamic programs that look
 //! at the step in different ways; borders of the best are then moved as long as the simulated plan gets better: faster, or
-//! roomier where that is the aim.
+//! roomier where that is the aim. Where a cut does not fit, shards that are too full keep less and compute more.
 
+mod again;
 mod lanes;
 mod line;
 mod orders;
@@ -17,6 +18,7 @@ mod search;
 use std::collections::BTreeMap;
 
 use super::bound::bound;
+use super::moves::moving;
 use super::predict::Prediction;
 use super::problem::{Infeasible, Problem};
 use super::{Assignment, Place, Plan, ShardPlan};
@@ -63,17 +65,42 @@ impl Prepared {
     /// With `previous` and devices that have changed in nothing but speed and measured figures, that is O(ops) with a small
     /// factor, and what each cut that is tried takes.
     pub fn solve(&self, problem: &Problem<'_>, previous: Option<&Plan>) -> Result<Plan, Infeasible> {
+        self.solve_while(problem, previous, &|| true)
+    }
+
+    /// The best plan that is found while the caller says to go on, with the bound that tells how far off it can be.
+    ///
+    /// It is asked between cuts that are tried. At least one plan is looked for in any case: where the first cuts fit no
+    /// device that takes as long as it takes. To be told always to go on is [`Self::solve`]; who stops by a clock gets plans
+    /// that depend on it.
+    pub fn solve_while(
+        &self,
+        problem: &Problem<'_>,
+        previous: Option<&Plan>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Plan, Infeasible> {
+        let plan = self.search(problem, previous, go_on)?;
+        let moving = previous.and_then(|p| moving(problem.model, problem.topology, p, &plan));
+        Ok(Plan { moving: moving.filter(|m| m.bytes > Bytes(0)), ..plan })
+    }
+
+    fn search(
+        &self,
+        problem: &Problem<'_>,
+        previous: Option<&Plan>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Plan, Infeasible> {
         if !self.is_of(problem.model) {
-            return solve(problem, previous);
+            return Self::new(problem.model).search(problem, previous, go_on);
         }
         problem.check_devices()?;
         if problem.schedule.is_none() {
             // A plan in force keeps its schedule, as long as it fits.
             let same = previous.filter(|p| p.shards.len() == problem.n_shards as usize).map(|p| p.schedule);
-            let kept = same.map(|same| self.solve(&Problem { schedule: Some(same), ..*problem }, previous));
+            let kept = same.map(|same| self.search(&Problem { schedule: Some(same), ..*problem }, previous, go_on));
             return match kept {
                 Some(Ok(plan)) => Ok(plan),
-                _ => problem.with_each_schedule(|problem| self.solve(problem, previous)),
+                _ => problem.with_each_schedule(go_on, |problem| self.search(problem, previous, go_on)),
             };
         }
         let (n_shards, n_devices) = (problem.n_shards, problem.topology.devices.len());
@@ -98,6 +125,9 @@ impl Prepared {
             if kept.as_ref().is_some_and(|kept| kept.microbatch != *microbatch) {
                 continue;
             }
+            if best.is_some() && !go_on() {
+                break;
+            }
             let line = match self.line(problem, *microbatch, variants) {
                 Ok(line) => line,
                 Err(e) => {
@@ -105,7 +135,7 @@ impl Prepared {
                     continue;
                 }
             };
-            let search = Search { problem, line: &line, microbatch: *microbatch, variants };
+            let search = Search { problem, line: &line, microbatch: *microbatch, variants, go_on };
             if let Some(kept) = &kept
                 && let Some(start) = line.start_of(problem.model, kept, variants)
             {
@@ -146,7 +176,8 @@ impl Prepared {
         let problem = &Problem { schedule: Some(earlier.schedule), ..*problem };
         let (grads, owners) = (earlier.grads.clone(), earlier.owners.clone());
         let predict = |plan: &Plan| self.predict(problem, plan);
-        let plan = finish(problem, earlier.microbatch, grads, owners, &order_of(earlier), predict)?;
+        let shards = blank(&order_of(earlier), &earlier.recomputes());
+        let plan = finish(problem, earlier.microbatch, grads, owners, shards, predict)?;
         let plan = Plan { revision: earlier.revision, ..plan };
         check_memory(problem, &plan).ok().map(|()| plan)
     }
@@ -156,13 +187,25 @@ fn order_of(plan: &Plan) -> Vec<Vec<DeviceId>> {
     plan.shards.iter().map(|s| s.devices.clone()).collect()
 }
 
+/// Shards before anything is predicted of them.
+fn blank(devices: &[Vec<DeviceId>], recomputes: &[bool]) -> Vec<ShardPlan> {
+    let of = |(devices, &recompute): (&Vec<DeviceId>, &bool)| ShardPlan {
+        devices: devices.clone(),
+        busy: Seconds(0.0),
+        memory: Bytes(0),
+        sent: Bytes(0),
+        recompute,
+    };
+    devices.iter().zip(recomputes).map(of).collect()
+}
+
 /// A plan from its assignments: orders and predictions. `None` when a shard would be empty.
 fn finish(
     problem: &Problem<'_>,
     microbatch: u64,
     grads: BTreeMap<String, Assignment>,
     owners: Vec<Place>,
-    devices: &[Vec<DeviceId>],
+    shards: Vec<ShardPlan>,
     predict: impl FnOnce(&Plan) -> Option<Prediction>,
 ) -> Option<Plan> {
     let per_replica = problem.model.manifest.batch_size / microbatch / u64::from(problem.n_replicas);
@@ -171,10 +214,7 @@ fn finish(
         model: problem.model.fingerprint.clone(),
         split: problem.model.split.clone(),
         microbatch,
-        shards: devices
-            .iter()
-            .map(|d| ShardPlan { devices: d.clone(), busy: Seconds(0.0), memory: Bytes(0), sent: Bytes(0) })
-            .collect(),
+        shards,
         n_replicas: problem.n_replicas,
         n_microbatches: u32::try_from(per_replica).ok()?,
         grads,
@@ -185,14 +225,16 @@ fn finish(
         step_time: Seconds(0.0),
         bound: Seconds(0.0),
         bytes_cut: Bytes(0),
+        moving: None,
     };
-    let Prediction { orders, busy, memory, sent, step_time } = predict(&plan)?;
+    let Prediction { orders, busy, memory, sent, recompute, step_time } = predict(&plan)?;
     // A shard without work of its own is no shard.
     if busy.iter().any(|b| b.0 <= 0.0) {
         return None;
     }
     for (i, shard) in plan.shards.iter_mut().enumerate() {
         (shard.busy, shard.memory, shard.sent) = (busy[i], memory[i].total(), sent[i]);
+        shard.recompute = recompute[i];
     }
     (plan.orders, plan.step_time) = (orders, step_time);
     plan.bytes_cut = sent.into_iter().sum();
@@ -207,8 +249,18 @@ fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
                 let n_shards = problem.n_shards;
                 let (device, has) = (device.name.clone(), device.memory);
                 let (shard, needs) = (i as u32, shard.memory);
-                let (enough, shards, split) = (None, None, Vec::new());
-                return Err(Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split });
+                let (enough, shards, split, recompute) = (None, None, Vec::new(), false);
+                return Err(Infeasible::Memory {
+                    shard,
+                    n_shards,
+                    needs,
+                    device,
+                    has,
+                    enough,
+                    shards,
+                    split,
+                    recompute,
+                });
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Dynamic programs over ranges of parts.
 
 use super::line::Line;
-use crate::plan::ScheduleKind;
 use crate::plan::problem::Problem;
+use crate::plan::{Recompute, ScheduleKind};
 use crate::topology::{DeviceId, Link};
 use crate::units::{Bytes, Seconds};
 
@@ -10,6 +10,10 @@ use crate::units::{Bytes, Seconds};
 const SLACK: f64 = 1.03;
 /// Stages may compute so much longer than even ones, at first.
 const LEAST_SLACK: f64 = 1.0 / 16.0;
+
+/// Share of a stage's work that comes on top where it computes its forward half again: the other half is about twice as
+/// much.
+const AGAIN: f64 = 1.0 / 3.0;
 
 /// Work of a model that has none, in seconds: it is divided by.
 const NOTHING: f64 = 1e-12;
@@ -65,14 +69,22 @@ impl Line<'_> {
             }
         }
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
-            let needs = self.needs(problem, s, from, to);
+            let (kept, again) = self.needs(problem, s, from, to);
+            let (needs, more) = match problem.aim.recompute {
+                Recompute::Never => (kept, 0.0),
+                // The last stage turns at once.
+                _ if s + 1 == n_shards => (kept, 0.0),
+                Recompute::Always => (again, AGAIN),
+                Recompute::Auto if kept > memory[s] || rule == Rule::Memory && again < kept => (again, AGAIN),
+                Recompute::Auto => (kept, 0.0),
+            };
             if rule == Rule::Memory {
                 return Some(Seconds(needs.0 as f64 / memory[s].0.max(1) as f64));
             }
             if needs > memory[s] {
                 return None;
             }
-            let computing = work[s][to] - work[s][from];
+            let computing = (work[s][to] - work[s][from]) * (1.0 + more);
             let inlet = if from > 0 { between[s - 1][from] } else { Seconds(0.0) };
             let outlet = if to < n { between[s][to] } else { Seconds(0.0) };
             Some(match rule {
@@ -121,13 +133,18 @@ impl Line<'_> {
         Some(Cut { value: bottleneck.0, borders: fewest.1 })
     }
 
-    /// Memory of a stage, about: temporaries and others' params are not known before it is cut.
-    fn needs(&self, problem: &Problem<'_>, s: usize, from: usize, to: usize) -> Bytes {
+    /// Memory of a stage, about, if it keeps what it reads again, and if it computes that again: temporaries and others'
+    /// params are not known before it is cut.
+    fn needs(&self, problem: &Problem<'_>, s: usize, from: usize, to: usize) -> (Bytes, Bytes) {
         let in_flight = match problem.kind() {
             ScheduleKind::GPipe => u64::MAX,
             _ => u64::from(problem.n_shards).saturating_sub(s as u64).max(1),
         };
-        self.state[to] - self.state[from] + (self.residuals[to] - self.residuals[from]) * in_flight.min(8)
+        let in_flight = in_flight.min(8);
+        let (state, residuals) = (self.state[to] - self.state[from], self.residuals[to] - self.residuals[from]);
+        // Half of what crosses comes back.
+        let given = Bytes(if from > 0 { self.crossing[from].0 / 2 } else { 0 });
+        (state + residuals * in_flight, state + given * in_flight + residuals)
     }
 }
 

@@ -39,6 +39,8 @@ struct InForce {
     n_microbatches: u32,
     /// It decides how graphs are cut.
     schedule: ScheduleKind,
+    /// By shard, as that does.
+    recomputes: Vec<bool>,
     cuts: Cuts,
 }
 
@@ -46,6 +48,7 @@ impl InForce {
     fn is_of(&self, plan: &Plan) -> bool {
         (self.n_microbatches, self.schedule) == (plan.n_microbatches, plan.schedule)
             && self.devices.iter().eq(plan.shards.iter().map(|s| &s.devices))
+            && self.recomputes == plan.recomputes()
             && self.owners == plan.owners
             && self.grads == plan.grads
     }
@@ -82,6 +85,7 @@ impl Prepared {
             devices: plan.shards.iter().map(|s| s.devices.clone()).collect(),
             n_microbatches: plan.n_microbatches,
             schedule: plan.schedule,
+            recomputes: plan.recomputes(),
             cuts,
         }));
     }

@@ -3,11 +3,11 @@
 use super::prepared::Prepared;
 use super::search::Search;
 use crate::graph::{GradGraph, Graph, Model, Op, OpId, Split};
-use crate::plan::Plan;
 use crate::plan::memory::Memory;
 use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::plan::split::split;
+use crate::plan::{Aim, Objective, Plan, Recompute};
 use crate::topology::{Class, Device, Topology};
 use crate::units::Bytes;
 
@@ -41,7 +41,10 @@ pub(super) fn refuse(problem: &Problem<'_>, prepared: &Prepared, refusal: Infeas
         roomiest(problem, prepared, more, largest).map(|_| more)
     });
     let split = split_that_fits(problem, largest);
-    Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split }
+    let aim = Aim { recompute: Recompute::Auto, ..problem.aim };
+    let recompute = problem.aim.recompute == Recompute::Never
+        && roomiest(&Problem { aim, ..*problem }, prepared, n_shards, largest).is_some();
+    Infeasible::Memory { shard, n_shards, needs, device, has, enough, shards, split, recompute }
 }
 
 /// The first split with which as many shards fit on devices like this one; empty where none does.
@@ -56,10 +59,11 @@ fn split_that_fits(problem: &Problem<'_>, device: &Device) -> Vec<Split> {
 fn roomiest(problem: &Problem<'_>, prepared: &Prepared, n_shards: u32, device: &Device) -> Option<Plan> {
     let n = (n_shards as usize).checked_mul(problem.n_replicas as usize)?;
     let topology = Topology { devices: vec![device.clone(); n], ..problem.topology.clone() };
-    let problem = Problem { topology: &topology, n_shards, ..*problem };
+    let aim = Aim { objective: Objective::Memory, ..problem.aim };
+    let problem = Problem { topology: &topology, n_shards, aim, ..*problem };
     let of_size = |(microbatch, variants): (u64, Vec<&GradGraph>)| {
         let line = prepared.line(&problem, microbatch, &variants).ok()?;
-        Search { problem: &problem, line: &line, microbatch, variants: &variants }.roomiest()
+        Search { problem: &problem, line: &line, microbatch, variants: &variants, go_on: &|| true }.roomiest()
     };
     let found = problem.microbatches().ok()?.into_iter().filter_map(of_size);
     found.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())

@@ -50,6 +50,8 @@ pub(super) struct Search<'a> {
     pub line: &'a Line<'a>,
     pub microbatch: u64,
     pub variants: &'a [&'a GradGraph],
+    /// Asked once there is a plan.
+    pub go_on: &'a dyn Fn() -> bool,
 }
 
 impl Search<'_> {
@@ -203,7 +205,7 @@ impl Search<'_> {
             if !tried.is_valid(n_parts) {
                 return Some(false);
             }
-            tries = tries.checked_sub(1)?;
+            tries = tries.checked_sub(1).filter(|_| (self.go_on)())?;
             match self.plan(&tried) {
                 Ok(plan) if self.cost(&plan).is_below(0.999, self.cost(best)) => {
                     (*best, *at) = (plan, tried);
@@ -273,6 +275,9 @@ impl Found<'_> {
     /// Takes the cut that is best by a rule, with so many ranges on each shard.
     fn cut(&mut self, order: &[usize], rule: Rule, rounds: usize) {
         let Search { line, problem, .. } = self.search;
+        if !self.plans.is_empty() && !(self.search.go_on)() {
+            return;
+        }
         let stages = order.repeat(rounds);
         let Some(cut) = line.partition(problem, &stages, rule, self.search.n_microbatches()) else { return };
         let start = Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule), wide: false };
@@ -284,6 +289,9 @@ impl Found<'_> {
 
     fn evaluate(&mut self, start: Start) {
         if self.tried.iter().any(|s| (&s.borders, &s.order, s.wide) == (&start.borders, &start.order, start.wide)) {
+            return;
+        }
+        if !self.plans.is_empty() && !(self.search.go_on)() {
             return;
         }
         match self.search.plan(&start) {
