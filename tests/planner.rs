@@ -1,5 +1,7 @@
 //! The planner on models nobody wrote: random graphs on random devices.
 
+use std::collections::BTreeSet;
+
 use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
@@ -290,7 +292,10 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
     let step = estimates.iter().map(|e| e.step.0).fold(0.0, f64::max);
     // Planned is a step alone; among others it begins while others end.
     let busiest = plan.shards.iter().map(|s| s.busy.0).fold(0.0, f64::max);
-    prop_assert!(step <= plan.step_time.0 * (1.0 + 1e-9), "{step} {}", plan.step_time.0);
+    // Where NICs are shared, a message may have half the rate that it has in a step alone: two steps are under way at once.
+    let nodes: BTreeSet<&str> = problem.topology.devices.iter().map(|d| d.node.as_str()).collect();
+    let longest = plan.step_time.0 * if nodes.len() > 1 { 2.0 } else { 1.0 };
+    prop_assert!(step <= longest * (1.0 + 1e-9), "{step} {}", plan.step_time.0);
     prop_assert!(step >= busiest * (1.0 - 1e-9), "{step} {busiest}");
     for estimate in &estimates {
         prop_assert_eq!(estimate.step, estimate.explained);
