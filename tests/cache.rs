@@ -13,7 +13,7 @@ use foreshard::device::{Arg, Device, DeviceError, ExecutableMemory, affinity};
 use foreshard::graph::cut::{accumulate, zeros};
 use foreshard::graph::export::{Alias, to_hlo};
 use foreshard::graph::import::from_hlo;
-use foreshard::graph::{ArrayShape, DType, Model};
+use foreshard::graph::{ArrayShape, DType};
 use foreshard::plan::{Aim, Problem, ScheduleKind, ShardId, solve};
 use foreshard::runtime::program::{CacheUse, Compiler};
 use foreshard::runtime::wiring::{Rank, Wiring};
@@ -292,8 +292,7 @@ fn a_loaded_executable_computes_what_the_compiled_one_does() {
 #[test]
 fn a_shard_that_was_compiled_before_is_loaded() {
     let device = support::cpu();
-    let bundle = Path::new("bundles/mlp_digits.bundle");
-    let model = Model::import(&mut |file| fs::read(bundle.join(file))).unwrap();
+    let model = support::load("bundles/mlp_digits.bundle");
     let topology = parse_devices("2xcpu").unwrap();
     let problem = Problem {
         model: &model,

@@ -5,7 +5,6 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use foreshard::graph::Model;
 use foreshard::plan::{Aim, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
 use foreshard::topology::{Device, LOOPBACK, Topology, nominal};
 use foreshard::units::Bytes;
@@ -77,8 +76,7 @@ fn a_gpt_learns_the_same_in_less_memory() {
 
 /// The least memory of two equal workers that some plan of these schedules and microbatches fits.
 fn enough(recompute: Recompute) -> Bytes {
-    let bundle = Path::new("bundles/char_gpt.bundle");
-    let model = Model::import(&mut |file| fs::read(bundle.join(file))).unwrap();
+    let model = support::load("bundles/char_gpt.bundle");
     let device = Device { memory: Bytes(1 << 20), ..nominal("cpu").unwrap() };
     let topology = Topology { devices: vec![device; 2], local: LOOPBACK, remote: LOOPBACK };
     let problem = Problem {

@@ -14,11 +14,7 @@ use foreshard::graph::verify::verify;
 use foreshard::graph::{ArrayShape, DType, Graph, Model, Op, OpId, Region, Split};
 use foreshard::plan::{Place, Plan, ShardId};
 use foreshard::units::Bytes;
-
-fn load(bundle: &str) -> Model {
-    let directory = Path::new("bundles").join(format!("{bundle}.bundle"));
-    Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap()
-}
+use support::load;
 
 /// Numbers that are the same in every run: floats of both signs below 0.1, of one sign for slots (a second moment has
 /// none); small integers.
@@ -145,7 +141,7 @@ fn of_transformer(parts: u32) -> Vec<Split> {
 
 #[test]
 fn a_gpt_in_columns_rows_and_heads_computes_the_same() {
-    computes_the_same(&load("char_gpt"), &of_transformer(2), 1e-4);
+    computes_the_same(&load("bundles/char_gpt.bundle"), &of_transformer(2), 1e-4);
 }
 
 /// Every param along every axis, some at a time: also where nothing fits together and parts are joined again.
@@ -174,7 +170,7 @@ fn any_split_computes_the_same() {
 /// Channels of one convolution are what the next one sums up; pooling and rectifying in between go on in parts.
 #[test]
 fn convolutions_are_split_by_channels() {
-    let model = load("convnet_digits");
+    let model = load("bundles/convnet_digits.bundle");
     let splits = [split("conv1.w", 3, 2), split("conv1.b", 0, 2), split("conv2.w", 2, 2)];
     let whole = model.split(&splits).unwrap();
     for grad in &whole.grads {
@@ -274,7 +270,7 @@ fn names<'a>(graph: &'a Graph, end: &'a str) -> Vec<&'a str> {
 
 #[test]
 fn columns_then_rows_and_heads_are_never_joined() {
-    let model = load("char_gpt");
+    let model = load("bundles/char_gpt.bundle");
     for parts in [2, 4] {
         let split = model.split(&of_transformer(parts)).unwrap();
         assert_eq!(split.state.len(), split.init.outputs().len());
@@ -297,7 +293,7 @@ fn columns_then_rows_and_heads_are_never_joined() {
 
 #[test]
 fn state_comes_in_parts_with_its_slots() {
-    let model = load("char_gpt").split(&of_transformer(2)).unwrap();
+    let model = load("bundles/char_gpt.bundle").split(&of_transformer(2)).unwrap();
     let at = |name: &str| model.state.iter().position(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
     let second = at("blocks.1.mlp.up[:,256:512]");
     assert_eq!(model.state[second].shape.dims, [128, 256]);
@@ -316,7 +312,7 @@ fn state_comes_in_parts_with_its_slots() {
 
 #[test]
 fn stacked_layers_are_split_behind_their_leading_axis() {
-    let model = load("scan_gpt");
+    let model = load("bundles/scan_gpt.bundle");
     let split = model.split(&[split("layers.up", 2, 2), split("layers.down", 1, 2)]).unwrap();
     let names: Vec<&str> = split.state.iter().map(|t| t.name.as_str()).filter(|n| n.starts_with("layers.up")).collect();
     assert_eq!(names[..3], ["layers.up[0][:,:,0:128]", "layers.up[0][:,:,128:256]", "layers.up[1][:,:,0:128]"]);
@@ -352,7 +348,7 @@ fn any_param_can_be_split_along_any_axis() {
 
 #[test]
 fn says_what_does_not_fit() {
-    let (model, stacked) = (load("mlp_digits"), load("scan_gpt"));
+    let (model, stacked) = (load("bundles/mlp_digits.bundle"), load("bundles/scan_gpt.bundle"));
     let name = &model.manifest.params.iter().find(|p| p.shape.len() == 2).unwrap().name;
     for (model, splits, says) in [
         (&model, vec![split("nothing", 0, 2)], "no param of the model has such a name"),
@@ -374,7 +370,7 @@ fn says_what_does_not_fit() {
 /// From the columns of one weight to all that Megatron splits.
 #[test]
 fn splits_that_go_together_are_found() {
-    let gpt = candidates(&load("char_gpt"), 2);
+    let gpt = candidates(&load("bundles/char_gpt.bundle"), 2);
     let mlp = [("blocks.*.mlp.down", 0), ("blocks.*.mlp.up", 1), ("blocks.*.mlp.up_bias", 0)];
     let heads = [("attn.wk", 1), ("attn.wo", 0), ("attn.wq", 1), ("attn.wv", 1)];
     let of = |list: &[(&str, usize)], before: &str| -> Vec<Split> {
@@ -382,7 +378,7 @@ fn splits_that_go_together_are_found() {
     };
     assert!(gpt.contains(&of(&mlp, "")), "{gpt:#?}");
     assert!(gpt.contains(&of(&heads, "blocks.*.")), "{gpt:#?}");
-    let model = load("mlp_digits");
+    let model = load("bundles/mlp_digits.bundle");
     let found = candidates(&model, 2);
     let expected = of(&[("layer1.b", 0), ("layer1.w", 1), ("layer2.w", 0)], "");
     assert!(found.contains(&expected), "{found:#?}");
@@ -461,7 +457,7 @@ fn a_split_gpt_learns_the_same_on_one_and_two_workers() {
         assert!(apart <= TOLERANCE, "{what}: losses differ by {apart:e}, allowed {TOLERANCE:e}");
     }
     // One microbatch: shards that wait for each other gain nothing, parts of one product do.
-    let model = load("char_gpt").split(&splits).unwrap();
+    let model = load("bundles/char_gpt.bundle").split(&splits).unwrap();
     let apart_on = [Place::Shard(ShardId(0)), Place::Shard(ShardId(1))];
     for param in ["blocks.0.mlp.up", "blocks.3.mlp.down", "blocks.2.attn.wq"] {
         assert_eq!(owners(&model, &two.plan, param), apart_on, "{param}");
@@ -514,7 +510,7 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     let whole = train("whole", &[], 1, "1Gi").unwrap();
     let apart = apart(&whole.losses, &split.losses);
     assert!(apart <= 1e-4, "losses differ by {apart:e}");
-    let model = Model::import(&mut |file| std::fs::read(bundle.join(file))).unwrap().split(&said).unwrap();
+    let model = load(&bundle).split(&said).unwrap();
     assert_eq!(owners(&model, &split.plan, "layer1.w"), [Place::Shard(ShardId(0)), Place::Shard(ShardId(1))]);
     let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
     assert!(most(&split.plan) < most(&whole.plan) - Bytes(24 << 20), "{} of {}", most(&split.plan), most(&whole.plan));

@@ -167,15 +167,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
     let wanted = args.cheapest.map_or(Wanted::Best, |floor| Wanted::Cheapest { floor });
     let mut why = None;
-    let plan = match &previous {
-        _ if args.budget.is_some() => {
+    let plan = match (args.budget, &previous) {
+        (Some(budget), previous) => {
             let began = Instant::now();
-            let go_on = || args.budget.is_none_or(|budget| began.elapsed().as_secs_f64() < budget);
+            let go_on = || began.elapsed().as_secs_f64() < budget;
             Prepared::new(&model).solve_while(&problem, previous.as_ref(), &go_on)
         }
-        Some(_) => solve(&problem, previous.as_ref()),
-        None if !args.cut.is_empty() => pinned(&problem, &args.cut),
-        None => count::choose(&Prepared::new(&model), &problem, shards, wanted).map(|counted| {
+        (None, Some(_)) => solve(&problem, previous.as_ref()),
+        (None, None) if !args.cut.is_empty() => pinned(&problem, &args.cut),
+        (None, None) => count::choose(&Prepared::new(&model), &problem, shards, wanted).map(|counted| {
             why = counted.why();
             counted.found
         }),

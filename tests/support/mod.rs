@@ -1,11 +1,11 @@
 //! What several tests need.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use foreshard::device::pjrt::{Pjrt, PluginSpec};
-use foreshard::graph::Manifest;
+use foreshard::graph::{Manifest, Model};
 
 /// Where the test set-up puts the CPU plug-in (`make plugin`), or `FORESHARD_PLUGIN`.
 pub fn plugin() -> PluginSpec {
@@ -20,6 +20,11 @@ pub fn cpu() -> &'static Pjrt {
         let plugin = plugin().find().expect("the test set-up installs the plug-in");
         Pjrt::new(&plugin, None).expect("the plug-in starts")
     })
+}
+
+/// The model of a bundle.
+pub fn load(bundle: impl AsRef<Path>) -> Model {
+    Model::import(&mut |file| std::fs::read(bundle.as_ref().join(file))).expect("a bundle")
 }
 
 /// The binary, with the plug-in of the test set-up.
@@ -39,7 +44,7 @@ pub fn python() -> PathBuf {
 
 /// Rows for `steps` batches, drawn from the data of the quick start, as one safetensors file: what both Foreshard and
 /// the reference read.
-pub fn write_batches(manifest: &Manifest, steps: usize, path: &std::path::Path) {
+pub fn write_batches(manifest: &Manifest, steps: usize, path: &Path) {
     let rows = steps * manifest.batch_size as usize;
     let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
     if manifest.batch.iter().any(|b| b.name == "tokens") {
@@ -69,7 +74,7 @@ pub fn write_batches(manifest: &Manifest, steps: usize, path: &std::path::Path) 
 }
 
 /// All tensors of a file, by name, as float32.
-pub fn read_tensors(path: &std::path::Path) -> Vec<(String, Vec<f32>)> {
+pub fn read_tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
     let bytes = std::fs::read(path).expect("a file of tensors");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let mut params: Vec<(String, Vec<f32>)> = file

@@ -43,9 +43,9 @@ pub(super) fn choose(problem: &Problem<'_>, with: &dyn Fn(&[bool]) -> Option<Pla
 fn least(problem: &Problem<'_>, kept: Plan, again: &Plan, with: &dyn Fn(&[bool]) -> Option<Plan>) -> Plan {
     let share = |shard: &ShardPlan| shard.memory.0 as f64 / room(problem, shard).0.max(1) as f64;
     let of = |plan: &Plan| plan.shards.iter().map(share).collect::<Vec<f64>>();
-    let (with_all, with_again) = (of(&kept), of(again));
-    let least = with_all.iter().zip(&with_again).map(|(a, b)| a.min(*b)).fold(0.0, f64::max);
-    let marked: Vec<bool> = with_all.iter().zip(&with_again).map(|(a, b)| *a > least && b < a).collect();
+    let shares: Vec<(f64, f64)> = of(&kept).into_iter().zip(of(again)).collect();
+    let least = shares.iter().map(|(kept, again)| kept.min(*again)).fold(0.0, f64::max);
+    let marked: Vec<bool> = shares.iter().map(|(kept, again)| *kept > least && again < kept).collect();
     let found = if marked.contains(&true) { with(&marked) } else { None };
     match found {
         Some(found) if problem.cost(&found) < problem.cost(&kept) => found,
