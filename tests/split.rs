@@ -150,7 +150,7 @@ fn any_split_computes_the_same() {
     for (bundle, turns, tolerance) in
         [("mlp_digits", 3, 1e-4), ("convnet_digits", 2, 1e-4), ("torch_mlp", 3, 1e-4), ("scan_gpt", 1, 5e-2)]
     {
-        let model = load(bundle);
+        let model = load(format!("bundles/{bundle}.bundle"));
         for turn in 0..turns {
             let mut splits = Vec::new();
             for (i, param) in model.manifest.params.iter().enumerate() {
@@ -322,7 +322,7 @@ fn stacked_layers_are_split_behind_their_leading_axis() {
 #[test]
 fn any_param_can_be_split_along_any_axis() {
     for bundle in BUNDLES {
-        let model = load(bundle);
+        let model = load(format!("bundles/{bundle}.bundle"));
         let mut all = Vec::new();
         for (i, param) in model.manifest.params.iter().enumerate() {
             let rows = model.state.iter().any(|t| t.tensor == i && t.rows.is_some());
