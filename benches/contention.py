@@ -2,7 +2,7 @@
 
 Two workers train the sample GPT. A recorded CPU usage of two applications, a day of it in `--day` seconds, limits what
 each worker gets of its core: through cgroup quotas where they can be made, else through a competitor on the same core.
-Four arms see the same days, one after another:
+Four arms see the same days, one after another, in every second round in turned order:
 
     static     the plan of the start stays
     threshold  moves answer what has happened
@@ -10,7 +10,11 @@ Four arms see the same days, one after another:
     oracle     knows the recording, has measured every plan on short cores and what a move costs, and asks for the plans
                that are best with all moves counted, each just in time
 
-    benches/contention.py [--arms static threshold forecast oracle] [--day 60] [--days 4] [--binary target/release/foreshard]
+The machine itself is faster at some times than at others: what a loop of Python reaches on both cores before and after an
+arm says by how much, and throughput is also given in units of that.
+
+    benches/contention.py [--arms static threshold forecast oracle] [--day 60] [--days 4] [--rounds 1]
+                          [--binary target/release/foreshard]
 """
 
 import argparse
@@ -304,7 +308,26 @@ class Oracle:
             time.sleep(0.1)
 
 
+LOOP = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+end, n = time.monotonic() + 2, 0
+while time.monotonic() < end:
+    sum(i * i for i in range(2000))
+    n += 1
+print(n)
+"""
+
+
+def machine() -> float:
+    """Loops in two seconds on the cores of the workers, both at once."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    loops = [subprocess.Popen(["python3", "-c", LOOP, str(core)], stdout=subprocess.PIPE, text=True) for core in cores]
+    return statistics.mean(int(loop.communicate()[0]) for loop in loops)
+
+
 def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dict:
+    before = machine()
     run, limit = Run(name, scratch, binary, day), limits()
     try:
         run.wait_for(lambda: run.steps() >= 30, 120)
@@ -346,8 +369,10 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
         by_day.append(steps)
         for l in limit:
             l.limit(1.0)
+        run.stop()
         return {
             "throughput": (steps - first) / seconds,
+            "machine": (before + machine()) / 2,
             "days": [(b - a) / day for a, b in zip(by_day, by_day[1:])],
             "moves": cutovers() - moves,
             "undisturbed": len(undisturbed) / sum(line["interval_s"] for line in undisturbed),
@@ -358,30 +383,43 @@ def arm(name: str, trace: Trace, day: float, binary: Path, scratch: Path) -> dic
             l.close()
 
 
-def contention(binary: Path, arms: list[str] = ARMS, day: float = 60, days: int = 4, keep: Path | None = None) -> dict:
+def contention(
+    binary: Path, arms: list[str] = ARMS, day: float = 60, days: int = 4, rounds: int = 1, keep: Path | None = None
+) -> dict[str, list[dict]]:
     trace = Trace(day, days)
     even, best = trace.bound()
     print(f"\ncontention: two workers, {days} recorded days of {day:.0f} s; of an undisturbed job an even split can do "
           f"{even:.3f}, the best at each moment {best:.3f}, ratio {even / best:.3f}", flush=True)  # fmt: skip
-    done = {}
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in arms:
-            r = done[name] = arm(name, trace, day, binary, keep or Path(scratch))
-            print(f"  {name:<10} {r['throughput']:.2f} steps/s, {r['moves']} moves, undisturbed {r['undisturbed']:.2f} steps/s; "
-                  f"by day {' '.join(f'{d:.2f}' for d in r['days'])}", flush=True)  # fmt: skip
+    done: dict[str, list[dict]] = {name: [] for name in arms}
+    usual = None
+    for n in range(rounds):
+        for name in arms if n % 2 == 0 else reversed(arms):
+            with tempfile.TemporaryDirectory() as scratch:
+                place = keep / str(n) if keep else Path(scratch)
+                place.mkdir(parents=True, exist_ok=True)
+                r = arm(name, trace, day, binary, place)
+            usual = usual or r["machine"]
+            done[name].append(r)
+            print(f"  {name:<10} {r['throughput']:.2f} steps/s, {r['moves']} moves, undisturbed {r['undisturbed']:.2f} steps/s, "
+                  f"the machine {r['machine'] / usual:.3f}; by day {' '.join(f'{d:.2f}' for d in r['days'])}", flush=True)  # fmt: skip
     compare(done)
     return done
 
 
-def compare(done: dict) -> None:
-    for what, of in [("all days", lambda r: r["throughput"]), ("the last two", lambda r: sum(r["days"][-2:]) / 2)]:
-        for name, r in done.items():
-            to = lambda other: f"{of(r) / of(done[other]):.3f} x {other}" if other in done and other != name else ""
-            said = ", ".join(filter(None, map(to, ("static", "oracle"))))
-            if said:
-                print(f"  {name}, {what}: {said}" + (" (target >= 0.90 x oracle)" if name == "forecast" else ""))
+def compare(done: dict[str, list[dict]]) -> None:
+    """Ratios of medians over the rounds."""
+    measures = [
+        ("all days", lambda r: r["throughput"]),
+        ("all days, by the machine's speed", lambda r: r["throughput"] / r["machine"]),
+        ("the last two", lambda r: sum(r["days"][-2:]) / 2),
+    ]
+    for what, of in measures:
+        value = {name: statistics.median(map(of, runs)) for name, runs in done.items() if runs}
+        for name in value:
+            ratios = [f"{value[name] / value[o]:.3f} x {o}" for o in ("static", "threshold", "oracle") if o in value and o != name]
+            if name != "oracle" and ratios:
+                target = " (target >= 1 x threshold, >= 0.90 x oracle)" if name == "forecast" else ""
+                print(f"  {name}, {what}: {', '.join(ratios)}{target}")
 
 
 def main() -> None:
@@ -389,14 +427,16 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--day", type=float, default=60)
     parser.add_argument("--days", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/foreshard")
     parser.add_argument("--keep", type=Path, help="directory for the runs, instead of a temporary one")
-    parser.add_argument("--results", type=Path, help="a file that collects results over several calls")
+    parser.add_argument("--results", type=Path, help="a file that collects runs over several calls")
     args = parser.parse_args()
-    done = contention(args.binary.resolve(), args.arms, args.day, args.days, args.keep and args.keep.resolve())
+    done = contention(args.binary.resolve(), args.arms, args.day, args.days, args.rounds, args.keep and args.keep.resolve())
     if args.results:
         all_of = json.loads(args.results.read_text()) if args.results.exists() else {}
-        all_of.update(done)
+        for name, runs in done.items():
+            all_of.setdefault(name, []).extend(runs)
         args.results.write_text(json.dumps(all_of, indent=1))
         print("with earlier results")
         compare(all_of)

@@ -25,6 +25,22 @@ fn resource_definitions_are_up_to_date() {
     }
 }
 
+/// The chart makes the plain install (`make manifests`), which takes Helm; this much is seen without.
+#[test]
+fn the_plain_install_has_todays_resource_definitions() {
+    use serde::Deserialize;
+    use serde_yaml::Value;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/install/foreshard.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let installed: Vec<Value> =
+        serde_yaml::Deserializer::from_str(&text).map(|object| Value::deserialize(object).unwrap()).collect();
+    for (name, yaml) in foreshard::api::crds() {
+        let crd: Value = serde_yaml::from_str(&yaml).unwrap();
+        let same = installed.iter().any(|o| o["metadata"]["name"] == crd["metadata"]["name"] && o["spec"] == crd["spec"]);
+        assert!(same, "manifests/install/foreshard.yaml has another {name} than the code; run make manifests");
+    }
+}
+
 #[test]
 fn command_reference_is_up_to_date() {
     same("docs/cli.md", &foreshard::cli::reference());
