@@ -395,7 +395,7 @@ def contention(
     for n in range(rounds):
         for name in arms if n % 2 == 0 else reversed(arms):
             with tempfile.TemporaryDirectory() as scratch:
-                place = keep / str(n) if keep else Path(scratch)
+                place = keep / str(len(done[name])) if keep else Path(scratch)
                 place.mkdir(parents=True, exist_ok=True)
                 r = arm(name, trace, day, binary, place)
             usual = usual or r["machine"]

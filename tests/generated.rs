@@ -36,7 +36,8 @@ fn the_plain_install_has_todays_resource_definitions() {
         serde_yaml::Deserializer::from_str(&text).map(|object| Value::deserialize(object).unwrap()).collect();
     for (name, yaml) in foreshard::api::crds() {
         let crd: Value = serde_yaml::from_str(&yaml).unwrap();
-        let same = installed.iter().any(|o| o["metadata"]["name"] == crd["metadata"]["name"] && o["spec"] == crd["spec"]);
+        let same =
+            installed.iter().any(|o| o["metadata"]["name"] == crd["metadata"]["name"] && o["spec"] == crd["spec"]);
         assert!(same, "manifests/install/foreshard.yaml has another {name} than the code; run make manifests");
     }
 }

@@ -208,7 +208,12 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
     let recent = &all[all.len().saturating_sub(MAX_VALUES)..];
     let (values, seasons) = relevant(recent, settings.change);
     let first = all.len() - values.len();
-    let chosen = choose(History { values: &values, first }, &candidates(&seasons), horizon);
+    let known = (robust::quantile(&values, 0.02), robust::quantile(&values, 0.98));
+    let mut chosen = choose(History { values: &values, first }, &candidates(&seasons), horizon);
+    if chosen.method.has_season() {
+        // A season that chance has made, moved to the level of today, is not to reach where the quantity has never been.
+        chosen.mean.iter_mut().for_each(|v| *v = v.clamp(known.0, known.1));
+    }
     let (lower, upper) = conformal::intervals(&chosen.mean, &chosen.backtest, settings.level);
     let mut forecast = Forecast {
         start: series.end(),
@@ -216,7 +221,7 @@ pub fn forecast(series: &Series, horizon: usize, settings: &Settings) -> Result<
         level: settings.level,
         n_values: values.len(),
         mase: chosen.backtest.mase(&values),
-        known: (robust::quantile(&values, 0.02), robust::quantile(&values, 0.98)),
+        known,
         doubt: doubt(&chosen, recent),
         held: held(&chosen, recent),
         method: chosen.method,

@@ -42,6 +42,17 @@ fn a_constant_stays_and_becomes_certain() {
     assert_eq!((f.lower, f.upper), (vec![0.8; 30], vec![0.8; 30]));
 }
 
+#[test]
+fn what_repeats_stays_within_what_was_seen() {
+    // As a worker's speeds were: a fall seems to repeat an earlier one, from where the level has fallen to already.
+    let fall = [0.9, 0.88, 0.7, 0.65, 0.62, 0.63, 0.64, 0.48, 0.48, 0.63, 0.66, 0.64, 0.67, 0.65, 0.7];
+    let value = |i: usize| (fall[i % 15] - if i >= 15 { 0.2 * (i / 15) as f64 } else { 0.0 }) + 0.01 * noise(i);
+    let f = of((0..38).map(value).collect(), 32);
+    assert!(f.method.has_season(), "{:?}", f.method);
+    let (low, high) = f.known;
+    assert!(f.mean.iter().all(|v| (low..=high).contains(v)), "{low} to {high}: {:?}", f.mean);
+}
+
 /// A worker's device is slowed to 60 % for 20 of every 60 samples, from sample 40 on.
 fn contention(i: usize) -> f64 {
     let slow = i >= 40 && (i - 40) % 60 < 20;

@@ -37,6 +37,12 @@ const SLACK: f64 = 0.02;
 const SEGMENTS: usize = 512;
 /// Share of a step that has to be known for the speed of all of it to be told.
 const COMPARED: f64 = 0.25;
+/// Share of the busiest worker's computing that a worker has to do for its speed to be told: what of a few tenths of a
+/// millisecond is waiting for caches, threads and the clock is the same on a core that others want and on a free one.
+const EVIDENCE: f64 = 0.05;
+/// Share of the way back to the first speed that an unseen one goes in a step. By the median over [`WINDOW`] steps that is
+/// a hundredth or so.
+const FORGOTTEN: f64 = 0.05;
 /// Logarithm of the factor by which what is said of segments never seen may be wrong.
 const UNSURE: f64 = 0.12;
 /// Below, a step does not wait for messages.
@@ -191,13 +197,15 @@ impl Calibration {
         for report in reports {
             check(report)?;
         }
+        let busiest = reports.iter().map(computed).fold(0.0, f64::max);
         let mut observed = Vec::with_capacity(reports.len());
         for report in reports {
             let known = self.workers.remove(&report.device);
             let mut worker = known.unwrap_or_else(|| Worker::new(report.kind, self.kinds.get(report.kind)));
             let mine = worker.measured;
             let elsewhere = |key: &Key| self.elsewhere(report.kind, key, Some(&mine));
-            observed.push(worker.observe(report, &elsewhere));
+            let shows = computed(report) >= EVIDENCE * busiest;
+            observed.push(worker.observe(report, shows, &elsewhere));
             self.workers.insert(report.device, worker);
         }
         self.reported = reports.iter().map(|r| r.device).collect();
@@ -377,6 +385,11 @@ fn compared(runs: &[(Key, Run)], level: &dyn Fn(&Key) -> Option<f64>) -> Option<
     if enough { weighted_median(&mut ratios) } else { None }
 }
 
+/// Seconds that a worker computed in a step.
+fn computed(report: &Report<'_>) -> f64 {
+    report.seconds.iter().map(|s| f64::from(*s)).sum()
+}
+
 fn check(report: &Report<'_>) -> Result<(), CalibrationError> {
     let (device, expected, found) = (report.device, report.segments.len(), report.seconds.len());
     if expected != found {
@@ -405,11 +418,13 @@ impl Worker {
         }
     }
 
-    /// `elsewhere`: what a segment takes on devices like this one.
-    fn observe(&mut self, report: &Report<'_>, elsewhere: &dyn Fn(&Key) -> Option<f64>) -> Observed {
+    /// `shows`: whether it has done enough for its speed to show. One that has not is forgotten little by little: a plan
+    /// leaves a slow worker without work, and it has to be found out that it is slow no more. `elsewhere`: what a segment
+    /// takes on devices like this one.
+    fn observe(&mut self, report: &Report<'_>, shows: bool, elsewhere: &dyn Fn(&Key) -> Option<f64>) -> Observed {
         let runs = keyed(report);
         let before = self.speed().value;
-        let measured: f64 = report.seconds.iter().map(|s| f64::from(*s)).sum();
+        let measured = computed(report);
         let predict = |timed: &Timed| timed.time(&self.measured).0 / before;
         let predicted: f64 = report.segments.iter().map(predict).sum();
         let off = |predict: &dyn Fn(&Timed) -> f64| {
@@ -422,9 +437,12 @@ impl Worker {
         let nominal_error = off(&|timed| timed.time(&Measured::NOMINAL).0);
 
         let own = |key: &Key| self.segments.get(key).filter(|l| l.is_established())?.seconds();
-        let speed = compared(&runs, &own)
-            .or_else(|| compared(&runs, &|key| own(key).or_else(|| elsewhere(key))))
-            .or_else(|| self.modelled(predicted, measured, before));
+        let seen = || {
+            compared(&runs, &own)
+                .or_else(|| compared(&runs, &|key| own(key).or_else(|| elsewhere(key))))
+                .or_else(|| self.modelled(predicted, measured, before))
+        };
+        let speed = if shows { seen() } else { Some(before + (1.0 - before) * FORGOTTEN) };
 
         self.segments.values_mut().for_each(Level::age);
         for (key, run) in &runs {

@@ -2,7 +2,7 @@
 
 use super::decision::{Balance, Decision, Keep, Refusal, Trigger, Wait};
 use super::settings::Mode;
-use super::snapshot::{Candidate, Move, Proposal, Snapshot, Worker};
+use super::snapshot::{Candidate, Move, Proposal, STALE, Snapshot, Worker};
 use super::trigger::{considered, trigger};
 use super::weigh::{Weighed, weigh};
 use crate::units::{Bytes, Seconds};
@@ -11,8 +11,6 @@ use crate::units::{Bytes, Seconds};
 const ERRORS: f64 = 1.5;
 /// So many of the last moves are looked at: those that did not pay make the loop more careful.
 const LAST_MOVES: usize = 3;
-/// Candidates older than this share of the horizon are solved again.
-const STALE: f64 = 0.125;
 
 /// Decides what to do at one moment.
 ///

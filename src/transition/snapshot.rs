@@ -185,6 +185,16 @@ pub struct Move {
     pub gain: Measured<f64>,
 }
 
+/// Foresight older than this share of the horizon counts no more.
+pub(super) const STALE: f64 = 0.125;
+
+impl Move {
+    /// Whether a preparation that took so long was so much longer than expected that what the move was for may be over.
+    pub fn comes_late(&self, prepared: Seconds, settings: &Settings) -> bool {
+        prepared - self.prepare.expected > settings.horizon * STALE
+    }
+}
+
 /// An expectation and what came of it, once that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

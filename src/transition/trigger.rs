@@ -10,6 +10,8 @@ use crate::units::{Bytes, Seconds};
 const LEAST_STEPS: usize = 2;
 /// Share of a step that a worker may receive for: beyond it computing can hardly hide it.
 pub const LINK_LIMIT: f64 = 0.5;
+/// Share of a step below which a worker's computing counts as nothing: should it double, no step is longer.
+const NOTHING: f64 = 0.05;
 /// A forecast of memory counts from here: near the limit, its upper bound has to stay below.
 const NEAR_LIMIT: f64 = 0.9;
 
@@ -66,7 +68,7 @@ fn link(s: &Snapshot, w: &Worker) -> Option<Trigger> {
 
 fn step_time(s: &Snapshot) -> Option<Trigger> {
     let reference = considered(s).map_or(exactly(s.running.predicted), |c| c.step_time);
-    let observed = Seconds(departed(&s.running.observed, &reference, &s.settings)?);
+    let observed = Seconds(departed(&s.running.observed, &reference, 0.0, &s.settings)?);
     let expected = Seconds(reference.centre);
     Some(match observed > expected {
         true => Trigger::Slower { expected, observed },
@@ -77,7 +79,7 @@ fn step_time(s: &Snapshot) -> Option<Trigger> {
 fn busy(s: &Snapshot, index: usize, w: &Worker) -> Option<Trigger> {
     let before = considered(s).and_then(|c| c.busy.get(index).copied());
     let reference = before.unwrap_or(exactly(w.predicted_busy));
-    let observed = Seconds(departed(&w.busy, &reference, &s.settings)?);
+    let observed = Seconds(departed(&w.busy, &reference, NOTHING * s.running.predicted.0, &s.settings)?);
     Some(Trigger::Worker { rank: w.rank, expected: Seconds(reference.centre), observed })
 }
 
@@ -125,10 +127,11 @@ fn exactly(predicted: Seconds) -> Robust {
     Robust { centre: predicted.0, spread: 0.0, n: u64::MAX }
 }
 
-/// The level that has been held for at least the dwell time, if that is not the level of `reference`.
-fn departed(observed: &Observed, reference: &Robust, settings: &Settings) -> Option<f64> {
+/// The level that has been held for at least the dwell time, if that is not the level of `reference`; where that is below
+/// `floor`, by the threshold's share of it.
+fn departed(observed: &Observed, reference: &Robust, floor: f64, settings: &Settings) -> Option<f64> {
     let now = observed.now()?;
-    let least = settings.threshold * reference.centre;
+    let least = settings.threshold * reference.centre.max(floor);
     if least.is_nan() || least <= 0.0 {
         return None;
     }

@@ -522,6 +522,13 @@ impl Adapt {
         self.preparing.took(prepare, compiled, speeds);
     }
 
+    /// Whether the move under way is prepared so late that it has to be decided about again. What a person has agreed to
+    /// stands.
+    pub fn comes_late(&self, revision: u64, prepared: Seconds) -> bool {
+        let under_way = self.moves.last().filter(|m| m.revision == revision && m.pause.measured.is_none());
+        self.settings.mode == Mode::Auto && under_way.is_some_and(|m| m.comes_late(prepared, &self.settings))
+    }
+
     /// The move that was advised did not come off.
     pub fn called_off(&mut self, revision: u64) {
         if self.moves.last().is_some_and(|m| m.revision == revision && m.pause.measured.is_none()) {

@@ -242,6 +242,14 @@ impl Training<'_> {
             self.end_rehearsal(Some((plan, prepared, compiled)));
             return Ok(());
         }
+        if self.adapt.as_ref().is_some_and(|a| a.comes_late(plan.revision, prepared)) {
+            // It is known from now on: if it still pays, it is back within a moment.
+            self.call_off_recut(&format!("revision {} took {prepared} to prepare; it is weighed again", plan.revision));
+            if let Some(adapt) = &mut self.adapt {
+                adapt.rehearsed(Some((plan, prepared, compiled)));
+            }
+            return Ok(());
+        }
         *phase = Phase::Ready(plan.clone(), prepared, compiled);
         let topology = self.topology(&plan);
         for (worker, r) in reports {

@@ -285,6 +285,33 @@ fn a_device_that_slows_down_while_its_segments_change_is_still_known_to_be_slow(
 }
 
 #[test]
+fn a_worker_with_hardly_anything_to_do_shows_no_speed_and_is_not_slow_for_ever() {
+    let mut calibration = Calibration::default();
+    let (mut a, mut b) = (Device::new(0, 0), Device::new(1, 1));
+    let speed = |calibration: &Calibration| calibration.speed(DeviceId(0));
+    let mut both = |calibration: &mut Calibration, a: &mut Device, a_speed: f64, steps: usize| {
+        for _ in 0..steps {
+            let (x, y) = (a.step(a_speed, &[]), b.step(1.0, &[]));
+            calibration.observe(&[a.report(&x), b.report(&y)]).unwrap();
+        }
+    };
+    both(&mut calibration, &mut a, 1.0, 40);
+    both(&mut calibration, &mut a, 0.5, 20);
+    // Then all but a thousandth of its work goes elsewhere, and that takes ten times as long as anything says.
+    let work = std::mem::take(&mut a.segments);
+    let little = |timed: &Timed| Terms::from_array(timed.terms.to_array().map(|s| s * 1e-3));
+    a.segments = work.iter().map(|timed| Timed { terms: little(timed), runs: 1 }).collect();
+    both(&mut calibration, &mut a, 0.1, 10);
+    assert!((0.45..0.65).contains(&speed(&calibration)), "{}", speed(&calibration));
+    both(&mut calibration, &mut a, 0.1, 300);
+    assert!(speed(&calibration) > 0.9, "{}", speed(&calibration));
+    // It is slow after all.
+    a.segments = work;
+    both(&mut calibration, &mut a, 0.5, WINDOW);
+    assert!((speed(&calibration) - 0.5).abs() < 0.05, "{}", speed(&calibration));
+}
+
+#[test]
 fn a_segment_that_runs_takes_what_was_measured_of_it() {
     let (mut device, mut calibration) = (Device::new(0, 0), Calibration::default());
     for _ in 0..40 {

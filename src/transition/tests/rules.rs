@@ -131,6 +131,24 @@ fn returned_capacity_and_a_single_worker_are_triggers_too() {
 }
 
 #[test]
+fn a_worker_with_hardly_anything_to_do_is_no_reason() {
+    let mut s = calm();
+    (s.workers[1].predicted_busy, s.workers[1].busy) = (Seconds(0.001), level(0.004));
+    assert_eq!(trigger(&s), None, "3 ms of a second");
+    s.workers[1].busy = level(0.1);
+    assert_eq!(trigger(&s), Some(Trigger::Worker { rank: 1, expected: Seconds(0.001), observed: Seconds(0.1) }));
+}
+
+#[test]
+fn a_plan_that_comes_too_late_is_weighed_again() {
+    let settings = Settings { horizon: Seconds(80.0), ..Settings::default() };
+    let unknown = |expected| Measured { expected, measured: None };
+    let (step, time, gain) = (600, Seconds(600.0), Measured { expected: 0.2, measured: None });
+    let m = Move { revision: 2, step, time, pause: unknown(Seconds(2.0)), prepare: unknown(Seconds(5.0)), gain };
+    assert!(!m.comes_late(Seconds(15.0), &settings) && m.comes_late(Seconds(15.1), &settings));
+}
+
+#[test]
 fn a_plan_that_pays_is_adopted_with_what_it_saves_and_costs() {
     let s = offered(slower(), candidate(&[1.5], &[1.2]));
     let Decision::Adopt { revision: 2, balance, .. } = decide(&s) else { panic!("{}", decide(&s)) };
