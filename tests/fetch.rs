@@ -72,11 +72,16 @@ fn alone(mut command: Command) -> Command {
 
 /// `foreshard fetch`, as the operator starts it, and its last words.
 fn fetch(directory: &Path, manifest: &Path) -> (Output, String) {
+    fetch_with(directory, manifest, &[])
+}
+
+fn fetch_with(directory: &Path, manifest: &Path, environment: &[(&str, &str)]) -> (Output, String) {
     let words = directory.join("words");
     let _ = std::fs::remove_file(&words);
     std::fs::create_dir_all(directory.join("models")).unwrap();
     let mut command = alone(Command::new(env!("CARGO_BIN_EXE_foreshard")));
     let command = command.arg("fetch").arg(manifest).arg("--last-words").arg(&words).current_dir(directory);
+    command.envs(environment.iter().copied());
     let done = command.output().unwrap();
     (done, std::fs::read_to_string(words).unwrap_or_default())
 }
@@ -155,6 +160,39 @@ fn what_cannot_be_taken_is_told_with_its_field_and_the_way_out_and_leaves_nothin
     let (done, words) = fetch(directory.path(), &manifest(directory.path(), &format!("http://{closed}/a"), &other, ""));
     assert_eq!(done.status.code(), passing);
     assert!(words.contains("cannot be reached") && words.contains("refused"), "{words}");
+}
+
+#[test]
+fn an_archive_in_s3_is_asked_for_by_a_url_that_the_credentials_of_its_volume_have_signed() {
+    let bytes = packed("mlp_digits.bundle");
+    let sha256 = hex(&bytes);
+    let address = serve(move |path| match path.split_once('?') {
+        Some(("/store/m/a.tgz", query)) if query.contains("X-Amz-Credential=mine%2F") => {
+            assert!(query.contains("X-Amz-Signature="), "{query}");
+            ok(&bytes)
+        }
+        _ => answer("403 Forbidden", "Content-Length: 0\r\n", b""),
+    });
+    let endpoint = format!("http://{address}");
+    let closed = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let job = manifest(directory.path(), "s3://store/m/a.tgz", &sha256, ", credentials: c");
+    let with = |key: &[(&str, &str)]| {
+        let common = [("VOLUME_0_AWS_ENDPOINT", &*endpoint), ("VOLUME_0_AWS_METADATA_ENDPOINT", &*closed)];
+        fetch_with(directory.path(), &job, &[&common, key].concat())
+    };
+    let secret = ("VOLUME_0_AWS_SECRET_ACCESS_KEY", "HIDDEN");
+    // Those of another volume are none of its own.
+    let (done, words) = with(&[("VOLUME_1_AWS_ACCESS_KEY_ID", "mine"), ("AWS_ACCESS_KEY_ID", "mine"), secret]);
+    assert_eq!(done.status.code(), Some(1), "a secret may be corrected");
+    assert!(words.contains("no request can be signed") && words.contains("AWS_ACCESS_KEY_ID"), "{words}");
+    let (done, words) = with(&[("VOLUME_0_AWS_ACCESS_KEY_ID", "other"), secret]);
+    assert_eq!(done.status.code(), Some(1), "{words}");
+    assert!(words.contains("s3://store/m/a.tgz answered 403") && words.contains("credentials"), "{words}");
+    assert!(!words.contains("HIDDEN") && !words.contains("Signature"), "{words}");
+    let (done, words) = with(&[("VOLUME_0_AWS_ACCESS_KEY_ID", "mine"), secret]);
+    assert!(done.status.success(), "{words}");
+    assert!(directory.path().join("models/mlp_digits.bundle/manifest.json").exists());
 }
 
 #[test]

@@ -102,6 +102,7 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (JOB, "  results: work", "  managedBy: a/b\n  results: work", true, "managedBy cannot change"),
     (JOB, "claimName: w}", "claimName: w}, configMap: {name: m}", false, "exactly one of"),
     (JOB, "sizeLimit: 1Gi", "sizeLimit: 1 GB", false, "sizeLimit is a quantity above 0"),
+    (JOB, "sizeLimit: 1Gi", "credentials: store", false, "credentials are for an s3:// url"),
     (JOB, "sha256: 0123", "sha256: 1123", true, "sha256 cannot change once a job exists"),
     (PLAN, "memory: 1073741824", "memory: 2147483648", true, "a plan does not change"),
 ];
@@ -216,8 +217,8 @@ fn says_field_value_and_way_out() {
         ("name: work,", "name: Work,", "spec.volumes[0].name: \"Work\", must look like ^[a-z0-9]"),
         (
             "https://example",
-            "s3://example",
-            "spec.volumes[2].archive.url: \"s3://example.com/m.tgz?signature=x\", must look like",
+            "ftp://example",
+            "spec.volumes[2].archive.url: \"ftp://example.com/m.tgz?signature=x\", must look like",
         ),
         ("sha256: 0123", "sha256: sha256:0123", "spec.volumes[2].archive.sha256: \"sha256:0123"),
         ("name: maps", "name: work", "spec.volumes: two entries have the name \"work\""),

@@ -766,13 +766,18 @@ mod tests {
             ("steps: 3", "epochs: 0", vec!["spec.epochs", "0"]),
             (
                 "steps: 3",
-                "volumes: [{name: m, archive: {url: s3://a/b, sha256: 00}}]",
-                vec!["spec.volumes[m].archive.url", "\"s3://a/b\"", "https://"],
+                "volumes: [{name: m, archive: {url: ftp://a/b, sha256: 00}}]",
+                vec!["spec.volumes[m].archive.url", "\"ftp://a/b\"", "https://"],
             ),
             (
                 "steps: 3",
                 "volumes: [{name: m, archive: {url: http://a/b, sha256: 0F}}]",
                 vec!["spec.volumes[m].archive.sha256", "sha256sum"],
+            ),
+            (
+                "steps: 3",
+                "volumes: [{name: m, archive: {url: http://a/b, sha256: 00, credentials: s}}]",
+                vec!["spec.volumes[m].archive.credentials", "s3://BUCKET/KEY"],
             ),
             ("steps: 3", "volumes: [{name: m, archive: {url: http://a/b}}]", vec!["missing field `sha256`"]),
         ] {

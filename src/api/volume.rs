@@ -72,7 +72,7 @@ pub struct Image {
     pub reference: String,
 }
 
-/// A tar archive, plain or packed by gzip, that is fetched over HTTP(S) and unpacked into the volume before training
+/// A tar archive, plain or packed by gzip, that is fetched over HTTP(S) or from S3 and unpacked into the volume before training
 /// begins. The volume cannot be written to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -84,23 +84,34 @@ pub struct Image {
     {
         "rule": "self.sha256 == oldSelf.sha256",
         "message": "sha256 cannot change once a job exists: all its workers train the same model; make another job"
+    },
+    {
+        "rule": "!has(self.credentials) || self.url.startsWith('s3://')",
+        "message": "credentials are for an s3:// url; leave them out, or write the url as s3://BUCKET/KEY"
     }
 ]))]
 pub struct Archive {
-    /// `https://...`, or `http://...`: what is taken is told by sha256 alone. In an object store, the public or the presigned
-    /// URL of the object. May be renewed while the job exists.
+    /// `https://...`, or `http://...`: what is taken is told by sha256 alone; in an object store, the public or the presigned
+    /// URL of the object. Or `s3://BUCKET/KEY`, with credentials. May be renewed while the job exists.
     #[schemars(length(min = 1, max = 4096), regex(pattern = URL))]
     pub url: String,
     /// Digest of the archive in hexadecimal, as `sha256sum FILE` prints it. Nothing is unpacked that has another.
     #[schemars(length(min = 64, max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
     pub sha256: String,
+    /// On a cluster, of an `s3://` url: a secret of the job's namespace whose entries are what the object store wants to see,
+    /// such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT. `foreshard local run` takes them from its
+    /// own environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub credentials: Option<String>,
     /// Most that the archive, and what it unpacks to, may take; 4Gi when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub size_limit: Option<String>,
 }
 
-const URL: &str = r"^https?://[^/?#\s]+[^\s]*$";
+const URL: &str = r"^(https?://[^/?#\s]+[^\s]*|s3://[^/?#\s]+/[^/?#\s][^?#\s]*)$";
+const S3: &str = "s3://";
 const SIZE_LIMIT: u64 = 4 << 30;
 
 impl Archive {
@@ -113,9 +124,18 @@ impl Archive {
         }
     }
 
+    /// What the names of environment variables begin with that hold the credentials of the n-th of a job's volumes, where one
+    /// container fetches several archives.
+    pub fn prefix(volume: usize) -> String {
+        format!("VOLUME_{volume}_")
+    }
+
     fn check(&self) -> Result<(), String> {
-        if !["https://", "http://"].iter().any(|scheme| self.url.starts_with(scheme)) {
-            return Err(format!("url: {:?} begins with neither https:// nor http://", self.url));
+        if !["https://", "http://", S3].iter().any(|scheme| self.url.starts_with(scheme)) {
+            return Err(format!("url: {:?} begins with none of https://, http:// and s3://", self.url));
+        }
+        if self.credentials.is_some() && !self.url.starts_with(S3) {
+            return Err(format!("credentials: are for {S3}BUCKET/KEY, and url is another; leave them out"));
         }
         if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             let found = &self.sha256;

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 
-use super::local::on_signal;
+use super::local::{environment, on_signal};
 use super::{TERMINATED, bad_input, log_to_stderr};
 use crate::api;
-use crate::fetch::fill;
+use crate::fetch::{Settings, fill};
 
 /// Fill the directories of archives.
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,14 @@ fn fetch(path: &Path) -> anyhow::Result<()> {
     let yaml = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
     let job = api::parse(&yaml).map_err(|e| bad_input(anyhow!("{shown}: {e}")))?;
     let name = job.metadata.name.unwrap_or_default();
-    let fetched = fill(&job.spec.volumes, Path::new("."));
+    let variables = environment();
+    // One container fetches all archives, and each has its own credentials.
+    let settings = |volume: usize| -> Settings {
+        let prefix = api::Archive::prefix(volume);
+        let own = |(name, value): &(String, String)| Some((name.strip_prefix(&prefix)?.to_owned(), value.clone()));
+        variables.iter().filter_map(own).collect()
+    };
+    let fetched = fill(&job.spec.volumes, Path::new("."), settings);
     let fetched = fetched.map_err(|e| if e.source.is_permanent() { bad_input(e) } else { e.into() })?;
     for got in fetched {
         tracing::info!(job = name, volume = got.volume, bytes = got.bytes, files = got.files, "fetched");

@@ -11,7 +11,8 @@ use reqwest::redirect::Policy;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{FetchError, write};
+use super::s3::{SCHEME, signed};
+use super::{FetchError, Settings, write};
 use crate::api::Archive;
 
 const CONNECT: Duration = Duration::from_secs(15);
@@ -23,7 +24,7 @@ const WHOLE: Duration = Duration::from_secs(1500);
 const REDIRECTS: usize = 5;
 
 /// Writes what lies at the URL to `file`, and goes back to its beginning. Returns its bytes.
-pub fn get(archive: &Archive, limit: u64, file: &mut File) -> Result<u64, FetchError> {
+pub fn get(archive: &Archive, settings: &Settings, limit: u64, file: &mut File) -> Result<u64, FetchError> {
     let url =
         Url::parse(&archive.url).map_err(|e| FetchError::NotUrl { url: shown(&archive.url), why: e.to_string() })?;
     let no_client = |e: &dyn Error| FetchError::NoClient(causes(e));
@@ -40,7 +41,10 @@ pub fn get(archive: &Archive, limit: u64, file: &mut File) -> Result<u64, FetchE
         .no_zstd()
         .build()
         .map_err(|e| no_client(&e.without_url()))?;
-    let (found, bytes) = runtime.block_on(download(&client, url, limit, file))?;
+    let (found, bytes) = runtime.block_on(async {
+        let at = if url.scheme() == SCHEME { signed(&url, settings).await? } else { url.clone() };
+        download(&client, &url, at, limit, file).await
+    })?;
     if found != archive.sha256 {
         let (url, expected) = (shown(&archive.url), archive.sha256.clone());
         return Err(FetchError::OtherDigest { url, bytes, found, expected });
@@ -49,21 +53,22 @@ pub fn get(archive: &Archive, limit: u64, file: &mut File) -> Result<u64, FetchE
     Ok(bytes)
 }
 
-/// Digest in hex, and bytes.
+/// Digest in hex, and bytes, of what lies `at` a URL that people know as `url`.
 async fn download(
     client: &reqwest::Client,
-    url: Url,
+    url: &Url,
+    at: Url,
     limit: u64,
     file: &mut File,
 ) -> Result<(String, u64), FetchError> {
-    let at = || shown(url.as_str());
-    let broken = |e: reqwest::Error| FetchError::Unreachable { url: at(), why: why(e) };
-    let mut answer = client.get(url.clone()).send().await.map_err(broken)?;
+    let url = || shown(url.as_str());
+    let broken = |e: reqwest::Error| FetchError::Unreachable { url: url(), why: why(e) };
+    let mut answer = client.get(at).send().await.map_err(broken)?;
     let status = answer.status();
     if status != StatusCode::OK {
-        return Err(FetchError::Status { url: at(), status: status.to_string(), hint: hint(status) });
+        return Err(FetchError::Status { url: url(), status: status.to_string(), hint: hint(status) });
     }
-    let too_large = || FetchError::TooLarge { url: at(), limit };
+    let too_large = || FetchError::TooLarge { url: url(), limit };
     let expected = answer.content_length();
     if expected.is_some_and(|n| n > limit) {
         return Err(too_large());
@@ -74,7 +79,7 @@ async fn download(
             Ok(Some(piece)) => piece,
             Ok(None) => break,
             Err(e) if !e.is_timeout() && expected.is_some_and(|n| bytes < n) => {
-                return Err(FetchError::CutShort { url: at(), found: bytes, expected: expected.unwrap_or_default() });
+                return Err(FetchError::CutShort { url: url(), found: bytes, expected: expected.unwrap_or_default() });
             }
             Err(e) => return Err(broken(e)),
         };
@@ -105,7 +110,10 @@ fn redirects() -> Policy {
 
 fn hint(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        401 | 403 => "it may not be read; a presigned URL may have run out: set a new one, sha256 stays",
+        401 | 403 => {
+            "it may not be read; the credentials of an s3:// url may be wrong, and a presigned URL may have run out: set a new \
+             one, sha256 stays"
+        }
         404 | 410 => "nothing lies there; correct the URL, or put the archive there",
         429 | 500..=599 => "the server is busy or broken; the next try may go better",
         _ => "an archive is answered with 200",

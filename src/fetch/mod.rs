@@ -1,4 +1,4 @@
-//! Archives that are fetched over HTTP(S) before a job begins, such as a bundle in an object store.
+//! Archives that are fetched over HTTP(S) or from S3 before a job begins, such as a bundle in an object store.
 //!
 //! # Guarantees
 //! Nothing is unpacked before the digest of the whole archive is right. What is written lies in its own directory, and is
@@ -8,6 +8,7 @@
 //! A fetch that was cut off begins anew; whoever called tries again.
 
 mod get;
+mod s3;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -30,6 +31,10 @@ pub enum FetchError {
     NotUrl { url: String, why: String },
     #[error("url: HTTP cannot be spoken here: {0}; an image needs the certificates of authorities (ca-certificates)")]
     NoClient(String),
+    #[error(
+        "url: {url}: no request can be signed: {why}; credentials has to give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )]
+    NotSigned { url: String, why: String },
     #[error("url: {url}: {why}")]
     Unreachable { url: String, why: String },
     #[error("url: {url} answered {status}; {hint}")]
@@ -63,6 +68,8 @@ impl FetchError {
         !matches!(
             self,
             FetchError::NoClient(_)
+                // The secret may be corrected.
+                | FetchError::NotSigned { .. }
                 | FetchError::Unreachable { .. }
                 // A URL may be renewed while a job waits, and what it names may yet come.
                 | FetchError::Status { .. }
@@ -89,9 +96,12 @@ pub struct Fetched {
     pub files: u64,
 }
 
+/// What an object store wants to see, under the names that cloud tools use (`AWS_ACCESS_KEY_ID`); others are ignored.
+pub type Settings = Vec<(String, String)>;
+
 /// Fetches every archive whose directory is not there. A directory without our mark is the user's own, and taken as it is.
-pub fn missing(volumes: &[Volume], under: &Path) -> Result<Vec<Fetched>, Failed> {
-    each(volumes, |volume, archive| {
+pub fn missing(volumes: &[Volume], under: &Path, settings: &Settings) -> Result<Vec<Fetched>, Failed> {
+    each(volumes, |_, volume, archive| {
         let to = under.join(&volume.name);
         if to.exists() {
             return match mark(&to) {
@@ -103,46 +113,47 @@ pub fn missing(volumes: &[Volume], under: &Path) -> Result<Vec<Fetched>, Failed>
         }
         let made = tempfile::Builder::new().prefix(".fetch-").tempdir_in(under);
         let made = made.map_err(|source| FetchError::Write { path: under.to_owned(), source })?;
-        let fetched = one(archive, made.path())?;
+        let fetched = one(archive, made.path(), settings)?;
         readable(made.path()).and_then(|()| fs::rename(made.path(), &to)).map_err(|source| write(&to, source))?;
         Ok(Some(fetched))
     })
 }
 
-/// Fills directories that stand ready, one for each archive; what an earlier try left there goes.
-pub fn fill(volumes: &[Volume], under: &Path) -> Result<Vec<Fetched>, Failed> {
-    each(volumes, |volume, archive| {
+/// Fills directories that stand ready, one for each archive; what an earlier try left there goes. `settings`: of a volume, by
+/// its place among all.
+pub fn fill(volumes: &[Volume], under: &Path, settings: impl Fn(usize) -> Settings) -> Result<Vec<Fetched>, Failed> {
+    each(volumes, |i, volume, archive| {
         let to = under.join(&volume.name);
         if mark(&to).is_some_and(|found| found == archive.sha256) {
             return Ok(None);
         }
         clear(&to).map_err(|source| write(&to, source))?;
-        one(archive, &to).map(Some)
+        one(archive, &to, &settings(i)).map(Some)
     })
 }
 
 /// `fetch` says how many bytes and files came, if any did.
 fn each(
     volumes: &[Volume],
-    fetch: impl Fn(&Volume, &Archive) -> Result<Option<(u64, u64)>, FetchError>,
+    fetch: impl Fn(usize, &Volume, &Archive) -> Result<Option<(u64, u64)>, FetchError>,
 ) -> Result<Vec<Fetched>, Failed> {
     let mut all = Vec::new();
-    for volume in volumes {
+    for (i, volume) in volumes.iter().enumerate() {
         let Some(archive) = &volume.archive else { continue };
         let name = volume.name.clone();
-        let fetched = fetch(volume, archive).map_err(|source| Failed { volume: name.clone(), source })?;
+        let fetched = fetch(i, volume, archive).map_err(|source| Failed { volume: name.clone(), source })?;
         all.extend(fetched.map(|(bytes, files)| Fetched { volume: name, bytes, files }));
     }
     Ok(all)
 }
 
 /// Fetches one archive into an empty directory: (its bytes, files in it).
-fn one(archive: &Archive, into: &Path) -> Result<(u64, u64), FetchError> {
+fn one(archive: &Archive, into: &Path, settings: &Settings) -> Result<(u64, u64), FetchError> {
     let limit = archive.limit().map_err(FetchError::Limit)?;
     // A file without a name, where there has to be room anyway.
     let mut file = tempfile::tempfile_in(into).map_err(|source| write(into, source))?;
     let shown = get::shown(&archive.url);
-    let bytes = get::get(archive, limit, &mut file)?;
+    let bytes = get::get(archive, settings, limit, &mut file)?;
     let files = unpack::unpack(&mut file, into, limit, &shown)?;
     let path = into.join(MARK);
     fs::write(&path, &archive.sha256).map_err(|source| write(&path, source))?;

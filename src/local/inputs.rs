@@ -55,7 +55,7 @@ impl Inputs {
         let yaml = std::fs::read_to_string(&options.job).with_context(|| format!("{path}")).map_err(input)?;
         let job = api::parse(&yaml).map_err(|e| input(anyhow!("{path}: {e}")))?;
         let spec = &job.spec;
-        for got in fetch::missing(&spec.volumes, Path::new(".")).map_err(input)? {
+        for got in fetch::missing(&spec.volumes, Path::new("."), &options.storage).map_err(input)? {
             if !options.quiet {
                 eprintln!("fetched {}: {} in {} files", got.volume, Bytes(got.bytes), got.files);
             }

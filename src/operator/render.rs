@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::place::topology;
 use super::pods::complete;
-use crate::api::{PartitionPlanSpec, Seat, TrainingJob, Volume};
+use crate::api::{Archive, PartitionPlanSpec, Seat, TrainingJob, Volume};
 use crate::device::pjrt::CPU_KERNELS;
 use crate::tls::{Certificate, FILES, Name};
 
@@ -305,14 +305,21 @@ impl Of<'_> {
 
     /// Fetches archives, where there are any: it sees nothing else of the job, and shows itself to nobody.
     fn fetch(&self) -> Option<Value> {
-        let archives = self.job.spec.volumes.iter().filter(|v| v.archive.is_some());
-        let mut mounts: Vec<Value> =
-            archives.map(|v| json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)})).collect();
+        let archives =
+            || self.job.spec.volumes.iter().enumerate().filter_map(|(i, v)| Some((i, v, v.archive.as_ref()?)));
+        let mut mounts: Vec<Value> = archives()
+            .map(|(_, v, _)| json!({"name": mounted(v), "mountPath": format!("{DIRECTORY}/{}", v.name)}))
+            .collect();
         if mounts.is_empty() {
             return None;
         }
         mounts.push(json!({"name": "config", "mountPath": "/etc/foreshard", "readOnly": true}));
-        Some(json!({
+        let credentials: Vec<Value> = archives()
+            .filter_map(|(i, _, archive)| {
+                Some(json!({"prefix": Archive::prefix(i), "secretRef": {"name": archive.credentials.as_ref()?}}))
+            })
+            .collect();
+        let mut container = json!({
             "name": FETCH,
             "image": self.site.image,
             "imagePullPolicy": self.site.pull_policy,
@@ -323,7 +330,11 @@ impl Of<'_> {
                 "requests": {"cpu": format!("{HEAD_CPU}m"), "memory": FETCH_MEMORY}, "limits": {"memory": FETCH_MEMORY},
             },
             "volumeMounts": mounts,
-        }))
+        });
+        if !credentials.is_empty() {
+            container["envFrom"] = json!(credentials);
+        }
+        Some(container)
     }
 
     /// Makes the data, where a program of the user's does: it shares the job's directory with the head, which listens there,

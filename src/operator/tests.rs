@@ -608,6 +608,21 @@ fn archives_are_fetched_by_a_container_that_sees_nothing_else_before_the_others_
 }
 
 #[test]
+fn credentials_of_an_archive_are_given_to_the_container_that_fetches_it_and_to_nobody_else() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.job = fetching("s3://store/m.tgz");
+    let archive = world.job.spec.volumes.iter().position(|v| v.archive.is_some()).unwrap();
+    world.job.spec.volumes[archive].archive.as_mut().unwrap().credentials = Some("store".to_owned());
+    let plan = world.decide().plan.unwrap();
+    for (_, pod) in render(&world.job, &plan, &site()).pods {
+        assert!(is_restricted(&pod), "{pod:#}");
+        let given = json!([{"prefix": format!("VOLUME_{archive}_"), "secretRef": {"name": "store"}}]);
+        assert_eq!(pod["spec"]["initContainers"][0]["envFrom"], given);
+        assert_eq!(pod.to_string().matches("envFrom").count(), 1);
+    }
+}
+
+#[test]
 fn what_could_not_be_fetched_is_told_and_fails_the_job_only_where_no_other_try_can_help() {
     let seen = |code: i32, words: &str| {
         let pod = json!({
