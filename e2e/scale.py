@@ -10,6 +10,7 @@ FORESHARD_BINARY or target/debug/foreshard. Needs root; see README.md.
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -57,6 +58,26 @@ def metrics():
     text = cluster("in", "curl", "-s", "http://127.0.0.1:8080/metrics", capture_output=True).stdout
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name.removeprefix("foreshard_operator_"): float(value) for name, value in lines}
+
+
+# What nobody but the operator writes here, as the API server names it.
+WRITTEN = {
+    "POST partitionplans", "POST secrets", "POST configmaps", "POST services", "POST networkpolicies", "POST pods",
+    "PATCH pods", "APPLY trainingjobs/status", "APPLY partitionplans/status", "APPLY configmaps", "APPLY services",
+    "APPLY networkpolicies", "APPLY modelprofiles",
+}  # fmt: skip
+
+
+def written():
+    """How often the API server was asked for each of these."""
+    found = dict.fromkeys(WRITTEN, 0)
+    for line in kubectl("get", "--raw", "/metrics").splitlines():
+        if line.startswith("apiserver_request_total{"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            what = f"{labels['verb']} {labels['resource']}" + (f"/{labels['subresource']}" if labels["subresource"] else "")
+            if what in WRITTEN:
+                found[what] += float(line.rsplit(" ", 1)[1])
+    return found
 
 
 def quantile(before, after, share):
@@ -166,6 +187,7 @@ def measure(n, programs):
     operator = programs["operator"]
     namespace = f"scale-{n}"
     prepare(namespace)
+    asked = written()
     before, start, began = metrics(), time.monotonic(), computed(programs)
     creating = [create(namespace, range(first, n, CREATORS)) for first in range(CREATORS)]
     applied = None
@@ -193,6 +215,7 @@ def measure(n, programs):
     except RuntimeError:
         ran = "not within 300 s"
     after = metrics()
+    asked = {what: n_asked - asked[what] for what, n_asked in written().items()}
     looks, writes = (after[f"{name}_total"] - before[f"{name}_total"] for name in ("reconciles", "writes"))
     mean = (after["reconcile_seconds_sum"] - before["reconcile_seconds_sum"]) / max(looks, 1)
     time.sleep(20)
@@ -206,6 +229,8 @@ def measure(n, programs):
     latency = f"mean {mean * 1e3:.1f} ms, half within {quantile(before, after, 0.5)} s"
     print(f"  look at a job                    {latency}, 99 of 100 within {quantile(before, after, 0.99)} s")
     print(f"  looks per job                    {looks / n:.1f}, writes per job {writes / n:.1f}, per look {writes / looks:.2f}")
+    kinds = sorted(asked.items(), key=lambda item: (-item[1], item[0]))
+    print(f"  of these                         {', '.join(f'{what} {times / n:.1f}' for what, times in kinds if times >= 0.05 * n)}")
     told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(split.items(), key=lambda item: -item[1]))
     print(f"  computed until all pods were     {sum(split.values()):.0f} of {made_in * os.cpu_count():.0f} s: {told}")
     print(f"  of it for one job                {sum(split.values()) / n * 1e3:.0f} ms, by the operator {split['operator'] / n * 1e3:.1f} ms")
