@@ -449,12 +449,28 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     let nodes: BTreeSet<&str> = plan.shards.iter().map(|s| s.node.as_str()).collect();
     let text = format!("{} workers on {}", plan.shards.len(), nodes.into_iter().collect::<Vec<_>>().join(", "));
     set(s, &mut d.status, condition::PLACED, ConditionStatus::True, "Planned", &text);
-    let (status, state, text) = progress(s, plan);
+    let known = d.status.condition(condition::TRAINING).filter(|c| c.reason == reason::RUNNING && unheard(s, plan));
+    let (status, state, text) = match known {
+        Some(known) => (known.status, reason::RUNNING, known.message.clone()),
+        None => progress(s, plan),
+    };
     let known = d.status.condition(condition::TRAINING).is_some_and(|c| c.reason == state);
     if !known && state == reason::RUNNING {
         d.events.push(("Running", text.clone(), false));
     }
     set(s, &mut d.status, condition::TRAINING, status, state, &text);
+}
+
+/// Whether all pods run and their head says nothing. It is busy, or it has ended and its pod will say so in a moment: that is
+/// no reason to take it for one that starts.
+fn unheard(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> bool {
+    let runs = |seat: &Seat| {
+        let pod = s.pods.iter().find(|p| p.worker == seat.worker && p.node == seat.node);
+        pod.is_some_and(|p| p.phase == "Running" && !p.terminating && p.stuck.is_none())
+    };
+    let has_ended = |h: &HeadSeen| h.exit_code.is_some() || h.last_words.is_some();
+    let ended = s.pods.iter().filter_map(|p| p.head.as_ref()).any(has_ended);
+    s.report.is_none() && !ended && plan.shards.iter().all(runs)
 }
 
 /// (status, reason, message) of the condition `Training`.

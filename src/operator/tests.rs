@@ -558,6 +558,23 @@ fn a_feeder_stands_beside_the_head_and_sees_nothing_of_the_job_but_its_directory
     assert_eq!(seen.stuck.as_deref(), Some("container feeder ends again and again: no such file: work/rows"));
 }
 
+/// `Running` used to become `Starting` for a second before `Complete`, when the head no longer listened.
+#[test]
+fn a_head_that_is_silent_for_a_moment_is_not_said_to_start() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    world.report = Some(JobReport { state: JobState::Training, step: 3, loss: Some(4.0), ..JobReport::default() });
+    world.turn();
+    let told = world.job.status.clone();
+    world.report = None;
+    let desired = world.turn();
+    assert_eq!((world.state(), desired.events.len()), ("Running", 0));
+    assert_eq!(world.job.status, told);
+    world.pods[0].head = Some(HeadSeen { restarts: 1, last_words: Some(Err("killed".into())), ..HeadSeen::default() });
+    world.turn();
+    assert_eq!(world.state(), "Starting", "one that was started again is not where it was");
+}
+
 #[test]
 fn credentials_are_given_to_whoever_fetches_data_and_to_nobody_else() {
     let feeder = "data: {socket: f.sock, credentials: store, feeder: {image: 'u:1'}}";
