@@ -78,7 +78,7 @@ fn a_gpt_learns_the_same_in_less_memory() {
 fn enough(recompute: Recompute) -> Bytes {
     let model = support::load("bundles/char_gpt.bundle");
     let device = Device { memory: Bytes(1 << 20), ..nominal("cpu").unwrap() };
-    let topology = Topology { devices: vec![device; 2], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![device; 2], LOOPBACK, LOOPBACK);
     let problem = Problem {
         model: &model,
         topology: &topology,

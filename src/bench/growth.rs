@@ -62,7 +62,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
     let import = began.elapsed();
 
     let device = nominal("cpu").expect("CPUs are known");
-    let topology = Topology { devices: vec![device; SHARDS], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![device; SHARDS], LOOPBACK, LOOPBACK);
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -123,7 +123,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         device.speed = [1.0, 0.7, 0.4][3 * i / n_devices];
         device
     });
-    let topology = Topology { devices: devices.collect(), local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(devices.collect(), LOOPBACK, LOOPBACK);
     let mut slower = topology.clone();
     slower.devices[n_devices / 2].speed /= 2.0;
     let problem = |topology| Problem {

@@ -343,6 +343,6 @@ impl Machine {
                 ..one.clone()
             })
             .collect();
-        Ok(Topology { devices, local: LOOPBACK, remote: LOOPBACK })
+        Ok(Topology::new(devices, LOOPBACK, LOOPBACK))
     }
 }

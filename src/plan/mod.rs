@@ -11,6 +11,7 @@ pub mod coordinate;
 pub mod count;
 pub mod estimate;
 pub mod explain;
+pub mod foreseen;
 pub mod graph_picture;
 pub mod memory;
 pub mod moves;

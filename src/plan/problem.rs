@@ -181,6 +181,18 @@ fn check_figures(topology: &Topology) -> Result<(), Infeasible> {
             })?;
         }
     }
+    for slowed in &topology.slowed {
+        let [a, b] = slowed.between.map(|d| topology.devices.get(d.index()));
+        let Some((a, b)) = a.zip(b) else { continue };
+        if !(LEAST..=1.0).contains(&slowed.share) {
+            return Err(Infeasible::Link {
+                which: format!("between devices {} and {}", a.name, b.name),
+                field: "share".to_owned(),
+                found: slowed.share.to_string(),
+                expected: "a positive number, at most 1".to_owned(),
+            });
+        }
+    }
     Ok(())
 }
 

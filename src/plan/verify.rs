@@ -282,9 +282,21 @@ fn duration_on(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Devi
 }
 
 fn travel(topology: &Topology, a: DeviceId, b: DeviceId, bytes: u64) -> f64 {
-    let (a, b) = (&topology.devices[a.index()], &topology.devices[b.index()]);
-    let link = if a.node == b.node { topology.local } else { topology.remote };
-    link.latency.0 + bytes as f64 / link.bandwidth.0
+    let (one, other) = (&topology.devices[a.index()], &topology.devices[b.index()]);
+    let link = if one.node == other.node { topology.local } else { topology.remote };
+    link.latency.0 + bytes as f64 / (link.bandwidth.0 * left(topology, a, b))
+}
+
+/// Share of its bandwidth that a link has now: the least that is said of it.
+fn left(topology: &Topology, a: DeviceId, b: DeviceId) -> f64 {
+    let mut left = 1.0;
+    for slowed in &topology.slowed {
+        let [from, to] = slowed.between;
+        if (from == a && to == b || from == b && to == a) && slowed.share < left {
+            left = slowed.share;
+        }
+    }
+    left
 }
 
 /// From shard to shard of the first replica. Pairs of replicas on the same nodes do the same at the same time.
@@ -304,7 +316,8 @@ impl Way {
         let link = if from == to { topology.local } else { topology.remote };
         let same = senders.iter().zip(receivers).filter(|(a, b)| (node(**a), node(**b)) == (from, to));
         let nics = (from != to).then(|| [from, to].map(|node| (node.to_owned(), nic(topology, node))));
-        Self { latency: link.latency.0, bandwidth: link.bandwidth.0, nics, copies: same.count() as f64 }
+        let bandwidth = link.bandwidth.0 * left(topology, senders[0], receivers[0]);
+        Self { latency: link.latency.0, bandwidth, nics, copies: same.count() as f64 }
     }
 }
 

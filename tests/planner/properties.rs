@@ -13,7 +13,7 @@ use foreshard::plan::{
     ShardId, graph_picture, repriced, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
-use foreshard::topology::{Device, Measured, Topology};
+use foreshard::topology::{Device, DeviceId, Measured, Slowed, Topology};
 use foreshard::units::{Bytes, BytesPerSec, Seconds};
 use proptest::prelude::*;
 
@@ -104,6 +104,14 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
     let nothing_measured = Calibration::default();
     let of_variant = |v: &String| priced.estimate(v, &nothing_measured, &|_| 1.0, None).unwrap();
     let estimates: Vec<BatchEstimate> = plan.grads.keys().map(of_variant).collect();
+    // Links may change without everything being priced anew; memory is that of the orders on the links before.
+    let mut even = problem.topology.clone();
+    even.slowed.clear();
+    let elsewhere = Priced::new(problem.model, &even, plan).unwrap().on_links(problem.model, problem.topology, plan);
+    for (name, estimate) in plan.grads.keys().zip(&estimates) {
+        let found = elsewhere.estimate(name, &nothing_measured, &|_| 1.0, None).unwrap();
+        prop_assert_eq!((found.step, found.messages), (estimate.step, estimate.messages));
+    }
     let step = estimates.iter().map(|e| e.step.0).fold(0.0, f64::max);
     // Planned is a step alone; among others it begins while others end.
     let busiest = plan.shards.iter().map(|s| s.busy.0).fold(0.0, f64::max);
@@ -152,6 +160,7 @@ fn knowing_the_model_changes_nothing(problem: &Problem<'_>, plan: &Plan) -> Resu
     let (mut slower, mut other) = (problem.topology.clone(), problem.topology.clone());
     slower.devices[0].speed *= 0.5;
     slower.local.bandwidth = slower.local.bandwidth * 0.5;
+    slower.slowed.push(Slowed { between: [DeviceId(0), DeviceId(1)], share: 0.3 });
     other.devices[0].flops = other.devices[0].flops * 0.3;
     for topology in [&slower, &other, problem.topology] {
         let problem = Problem { topology, ..*problem };

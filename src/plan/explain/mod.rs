@@ -283,12 +283,12 @@ fn with_wider_links(topology: &Topology, times: f64) -> Topology {
 
 /// One more device behind those of each replica.
 fn with_devices_like(topology: &Topology, like: usize, n_shards: usize, n_replicas: usize) -> Topology {
-    let mut devices = topology.devices.clone();
+    let mut devices: Vec<usize> = (0..topology.devices.len()).collect();
     for replica in (0..n_replicas).rev() {
         let at = ((replica + 1) * n_shards).min(devices.len());
-        devices.insert(at, topology.devices[like].clone());
+        devices.insert(at, like);
     }
-    Topology { devices, ..topology.clone() }
+    topology.of(&devices)
 }
 
 /// The fastest plan that differs in one choice.

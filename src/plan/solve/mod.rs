@@ -270,5 +270,5 @@ fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
 /// A topology of equal devices on one node, for tests and quick questions.
 pub fn even_topology(n: usize, device: &Device, link: Link) -> Topology {
     let devices = (0..n).map(|i| Device { name: format!("{}{i}", device.name), ..device.clone() }).collect();
-    Topology { devices, local: link, remote: link }
+    Topology::new(devices, link, link)
 }

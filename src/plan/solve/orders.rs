@@ -19,8 +19,8 @@ pub(crate) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
     let n = problem.n_shards as usize;
     let devices: &[Device] = &problem.topology.devices[..n];
     let identity: Vec<usize> = (0..n).collect();
-    let one_place =
-        problem.topology.local == problem.topology.remote || devices.iter().all(|d| d.node == devices[0].node);
+    let one_place = problem.topology.slowed.is_empty()
+        && (problem.topology.local == problem.topology.remote || devices.iter().all(|d| d.node == devices[0].node));
     if one_place && devices.iter().all(|d| alike(d, &devices[0])) {
         return vec![identity];
     }
@@ -67,7 +67,7 @@ impl Line<'_> {
             for i in 0..n {
                 for j in i + 1..n {
                     let (a, b) = (&devices[order[i]], &devices[order[j]]);
-                    if alike(a, b) && a.node == b.node {
+                    if alike(a, b) && a.node == b.node && problem.topology.slowed.is_empty() {
                         continue;
                     }
                     let Some(left) = tries.checked_sub(1) else { return (best < first).then_some(order) };

@@ -52,13 +52,16 @@ impl Line<'_> {
         let memory: Vec<Bytes> = order.iter().map(|&d| problem.topology.devices[d].memory).collect();
         // Time of what crosses each border, by the link there.
         let near = problem.topology.local;
-        let times = |link: Link| -> Vec<Seconds> { self.crossing.iter().map(|&bytes| link.time(bytes)).collect() };
-        let of_link = [times(near), times(problem.topology.remote)];
-        let is_far = |w: &[usize]| {
-            let link = problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32));
-            usize::from(rule != Rule::Near && link != near)
+        let link = |w: &[usize]| match rule {
+            Rule::Near => near,
+            _ => problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32)),
         };
-        let between: Vec<&[Seconds]> = order.windows(2).map(|w| &of_link[is_far(w)][..]).collect();
+        let links: Vec<Link> = order.windows(2).map(link).collect();
+        let mut known: Vec<Link> = Vec::new();
+        let of: Vec<usize> = links.iter().map(|link| distinct(&mut known, *link)).collect();
+        let times = |link: &Link| self.crossing.iter().map(|&bytes| link.time(bytes)).collect();
+        let of_link: Vec<Vec<Seconds>> = known.iter().map(times).collect();
+        let between: Vec<&[Seconds]> = of.iter().map(|&link| &of_link[link][..]).collect();
         // Work before a stage, at the mean pace of the shards that have it.
         let mut before: Vec<Vec<f64>> = Vec::new();
         if rule == Rule::Fill {
@@ -146,6 +149,15 @@ impl Line<'_> {
         let given = Bytes(if from > 0 { self.crossing[from].0 / 2 } else { 0 });
         (state + residuals * in_flight, state + given * in_flight + residuals)
     }
+}
+
+/// Position of a link among those that are known: behind the last one when it is new.
+fn distinct(known: &mut Vec<Link>, link: Link) -> usize {
+    let at = known.iter().position(|k| *k == link).unwrap_or(known.len());
+    if at == known.len() {
+        known.push(link);
+    }
+    at
 }
 
 /// Where the stages of a cut can end, if each of them has to be short.

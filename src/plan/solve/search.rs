@@ -239,7 +239,7 @@ impl Search<'_> {
             if !moved && stride == 1 {
                 for i in 0..at.order.len() - 1 {
                     let (a, b) = (&devices[at.order[i]], &devices[at.order[i + 1]]);
-                    if alike(a, b) && a.node == b.node {
+                    if alike(a, b) && a.node == b.node && self.problem.topology.slowed.is_empty() {
                         continue;
                     }
                     let mut tried = at.clone();
