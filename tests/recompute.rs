@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use foreshard::plan::{Aim, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
+use foreshard::plan::{Aim, Fixed, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
 use foreshard::topology::{Device, LOOPBACK, Topology, nominal};
 use foreshard::units::Bytes;
 use serde_json::Value;
@@ -87,6 +87,7 @@ fn enough(recompute: Recompute) -> Bytes {
         microbatch: None,
         schedule: Some(ScheduleKind::GPipe),
         aim: Aim { recompute, ..Aim::default() },
+        fixed: Fixed::none(),
     };
     match solve(&problem, None) {
         Err(Infeasible::Memory { enough: Some(enough), .. }) => enough,

@@ -11,7 +11,7 @@ use crate::graph::manifest::{FORMAT, FileSpec, FunctionSpec, GradSpec, ParamSpec
 use crate::graph::proto::{Writer, instruction};
 use crate::graph::{ArrayShape, CompId, Computation, DType, Graph, GraphError, Manifest, Model, OpId, Shape};
 use crate::plan::segment::{Parameters, Segmentation, follow_parameters};
-use crate::plan::{Aim, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
+use crate::plan::{Aim, Fixed, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
 use crate::topology::{LOOPBACK, Topology, nominal};
 
 /// Shards the model is planned for.
@@ -71,6 +71,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
         microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let began = Instant::now();
     let plan = solve(&problem, None)?;
@@ -134,6 +135,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let began = Instant::now();
     let prepared = Prepared::new(&model);

@@ -173,6 +173,7 @@ pub fn explained(
         microbatch: None,
         schedule: Some(plan.schedule),
         aim: plan.aim,
+        fixed: &plan.fixed,
     };
     let shares = Shares::of(model, topology, plan, known)?;
     let known_bound = bound::bound(&problem, prepared.work()).map_err(|_| Unexplained::Empty)?;

@@ -1,6 +1,7 @@
 //! Dynamic programs over ranges of parts.
 
 use super::line::Line;
+use crate::plan::fixed::Target;
 use crate::plan::problem::Problem;
 use crate::plan::{Recompute, ScheduleKind};
 use crate::topology::{DeviceId, Link};
@@ -71,7 +72,25 @@ impl Line<'_> {
                 sum.iter_mut().zip(*work).for_each(|(sum, w)| *sum += w.0);
             }
         }
+        // By stage: parts before each border that belong to another shard.
+        let targets = self.targets();
+        let stranger = |s: usize, target: &Target| match *target {
+            Target::Shard(shard) => s % (problem.n_shards as usize).max(1) != shard,
+            Target::Device(device) => order[s] != device,
+        };
+        let strangers: Vec<Vec<usize>> = match targets.is_empty() {
+            true => Vec::new(),
+            false => (0..n_shards)
+                .map(|s| {
+                    let parts: Vec<usize> = targets.iter().filter(|t| stranger(s, &t.1)).map(|t| t.0).collect();
+                    (0..=n).map(|border| parts.partition_point(|&part| part < border)).collect()
+                })
+                .collect(),
+        };
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
+            if strangers.get(s).is_some_and(|before| before[from] < before[to]) {
+                return None;
+            }
             let (kept, again) = self.needs(problem, s, from, to);
             let (needs, more) = match problem.aim.recompute {
                 Recompute::Never => (kept, 0.0),

@@ -60,7 +60,7 @@ impl Search<'_> {
         let tries = self.tries();
         let small = tries >= FEW_TRIES;
         let mut found = Found { search: self, tried: Vec::new(), plans: Vec::new(), refusal: None };
-        let orders = device_orders(self.problem);
+        let orders = device_orders(self.problem, &self.line.targets());
         let devices = &self.problem.topology.devices;
         let mixed = devices.iter().any(|d| d.node != devices[0].node);
         let rounds = self.rounds();
