@@ -14,7 +14,7 @@ use foreshard::graph::cut::{accumulate, zeros};
 use foreshard::graph::export::{Alias, to_hlo};
 use foreshard::graph::import::from_hlo;
 use foreshard::graph::{ArrayShape, DType};
-use foreshard::plan::{Aim, Problem, ScheduleKind, ShardId, solve};
+use foreshard::plan::{Aim, Fixed, Problem, ScheduleKind, ShardId, solve};
 use foreshard::runtime::program::{CacheUse, Compiler};
 use foreshard::runtime::wiring::{Rank, Wiring};
 use foreshard::topology::parse_devices;
@@ -302,6 +302,7 @@ fn a_shard_that_was_compiled_before_is_loaded() {
         microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let plan = solve(&problem, None).unwrap();
     let wiring = Wiring::new(&model, &plan).unwrap();

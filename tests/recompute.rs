@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use foreshard::plan::{Aim, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
+use foreshard::plan::{Aim, Fixed, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
 use foreshard::topology::{Device, LOOPBACK, Topology, nominal};
 use foreshard::units::Bytes;
 use serde_json::Value;
@@ -78,7 +78,7 @@ fn a_gpt_learns_the_same_in_less_memory() {
 fn enough(recompute: Recompute) -> Bytes {
     let model = support::load("bundles/char_gpt.bundle");
     let device = Device { memory: Bytes(1 << 20), ..nominal("cpu").unwrap() };
-    let topology = Topology { devices: vec![device; 2], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![device; 2], LOOPBACK, LOOPBACK);
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -87,6 +87,7 @@ fn enough(recompute: Recompute) -> Bytes {
         microbatch: None,
         schedule: Some(ScheduleKind::GPipe),
         aim: Aim { recompute, ..Aim::default() },
+        fixed: Fixed::none(),
     };
     match solve(&problem, None) {
         Err(Infeasible::Memory { enough: Some(enough), .. }) => enough,

@@ -10,7 +10,7 @@ use foreshard::graph::verify::verify;
 use foreshard::graph::{Manifest, Model};
 use foreshard::plan::check::check;
 use foreshard::plan::solve::even_topology;
-use foreshard::plan::{Aim, Plan, Problem, ScheduleKind, solve};
+use foreshard::plan::{Aim, Fixed, Plan, Problem, ScheduleKind, solve};
 use foreshard::topology::{LOOPBACK, Topology, nominal, parse_devices};
 use foreshard::wire::control::{MAX_HELLO, Peer, ToParent, ToWorker};
 use foreshard::wire::frame::{Header, read_header, read_message, write_message};
@@ -75,6 +75,7 @@ fn plan(model: &Model) {
             microbatch: None,
             schedule,
             aim: Aim::default(),
+            fixed: Fixed::none(),
         };
         let _ = solve(&problem, None);
     }
@@ -134,7 +135,7 @@ pub fn problem(text: &[u8]) {
         return;
     }
     let (n_shards, n_replicas, microbatch, schedule, aim) = (*n_shards, *n_replicas, *microbatch, *schedule, *aim);
-    let problem = Problem { model, topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let problem = Problem { model, topology, n_shards, n_replicas, microbatch, schedule, aim, fixed: Fixed::none() };
     let previous = previous.as_ref().filter(|plan| check(plan, model).is_ok());
     match solve(&problem, previous) {
         Ok(plan) => {

@@ -6,6 +6,8 @@ extern crate self as foreshard;
 #[path = "../../src/units.rs"]
 pub mod units;
 
+#[path = "../../src/forecast/mod.rs"]
+pub mod forecast;
 #[path = "../../src/graph/mod.rs"]
 pub mod graph;
 #[path = "../../src/topology/mod.rs"]

@@ -14,7 +14,7 @@ use super::volume::Volume;
 use crate::graph::error::explain;
 use crate::graph::{self, split::MAX_PARTS};
 use crate::plan::count::Wanted;
-use crate::plan::{self, Aim, ScheduleKind};
+use crate::plan::{self, Aim, Fixed, ScheduleKind, To};
 use crate::transition::{self, Settings};
 use crate::units::Seconds;
 
@@ -58,6 +58,8 @@ use crate::units::Seconds;
         .message("partition.granularity: parallelism.cuts are made where layers begin; leave one of them out"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.granularity) || self.partition.granularity != 'layer' || !has(self.partition.split) || size(self.partition.split) == 0")
         .message("partition.split: granularity layer keeps layers whole, and a split goes inside; leave one of them out"),
+    validation = Rule::new("!has(self.partition) || !has(self.partition.pins) || self.partition.pins.all(p, has(p.shard) && !has(p.device))")
+        .message("partition.pins: on a cluster devices get their names later; give each pin a shard, and no device"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.cheapest)")
         .message("partition.cheapest: on a cluster as many devices are taken as are free; leave it out"),
     validation = Rule::new("!has(self.parallelism) || !has(self.parallelism.shards) || !has(self.resources) || !has(self.resources.devices) || self.resources.devices.exists(d, d.min <= self.parallelism.shards * self.parallelism.replicas && self.parallelism.shards * self.parallelism.replicas <= d.max)")
@@ -453,6 +455,14 @@ pub struct Partition {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
     pub split: Vec<Split>,
+    /// Ops that run on a certain worker, whatever that costs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub pins: Vec<Pin>,
+    /// Sets of ops that stay on one shard, each a list of patterns as in `pins`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 16), inner(length(min = 1, max = 256))))]
+    pub together: Vec<Vec<String>>,
     /// On one machine with resources.cores, of a range of devices: so many that a step takes the least time of all devices
     /// together, instead of so many that the plan is best.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -534,6 +544,38 @@ impl From<&Partition> for Aim {
             },
         }
     }
+}
+
+impl From<&Partition> for Fixed {
+    fn from(partition: &Partition) -> Self {
+        let pin = |pin: &Pin| {
+            let to = match (&pin.shard, &pin.device) {
+                (Some(shard), _) => To::Shard(*shard),
+                // Neither is refused when a manifest is read.
+                (None, device) => To::Device(device.clone().unwrap_or_default()),
+            };
+            plan::Pin { ops: pin.ops.clone(), to }
+        };
+        Self { pins: partition.pins.iter().map(pin).collect(), together: partition.together.clone() }
+    }
+}
+
+/// Ops, and the shard or the device that runs them: one of both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pin {
+    /// A named scope of the model, as the columns of `foreshard graph --picture` have it, a param, or an op by its name or
+    /// path; `*` stands for any characters, as in `block*`. What computes a derivative goes with what it is the derivative of.
+    #[schemars(length(min = 1, max = 256))]
+    pub ops: String,
+    /// Position of the shard, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 4095))]
+    pub shard: Option<u32>,
+    /// On one machine: name of the device, such as `cpu1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub device: Option<String>,
 }
 
 /// Params that are split along one axis.
@@ -674,6 +716,18 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
             return Err(format!("spec.partition.split[{i}].tensor: {tensor:?} is empty or there twice"));
         }
     }
+    for (i, Pin { ops, shard, device }) in spec.partition.pins.iter().enumerate() {
+        if ops.is_empty() || shard.is_some() == device.is_some() {
+            return Err(format!(
+                "spec.partition.pins[{i}]: ops is {ops:?}; give a pattern, and either shard or device"
+            ));
+        }
+    }
+    if let Some(i) = spec.partition.together.iter().position(|set| set.is_empty() || set.iter().any(String::is_empty)) {
+        return Err(format!(
+            "spec.partition.together[{i}]: it or one of its patterns is empty; name ops, or leave it out"
+        ));
+    }
     if spec.data.uri.is_some() == spec.data.socket.is_some() {
         return Err("spec.data: give either uri or socket".to_owned());
     }
@@ -719,6 +773,16 @@ mod tests {
                 "steps: 3",
                 "steps: 3\n  partition: {split: [{tensor: a, axes: 0, parts: 2}]}",
                 vec!["unknown field `axes`", "did you mean \"axis\"?"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {pins: [{ops: a, shard: 0}, {ops: b}]}",
+                vec!["spec.partition.pins[1]", "ops is \"b\"", "either shard or device"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {together: [[a, \"\"]]}",
+                vec!["spec.partition.together[0]", "is empty"],
             ),
             (
                 "steps: 3",

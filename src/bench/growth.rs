@@ -11,7 +11,7 @@ use crate::graph::manifest::{FORMAT, FileSpec, FunctionSpec, GradSpec, ParamSpec
 use crate::graph::proto::{Writer, instruction};
 use crate::graph::{ArrayShape, CompId, Computation, DType, Graph, GraphError, Manifest, Model, OpId, Shape};
 use crate::plan::segment::{Parameters, Segmentation, follow_parameters};
-use crate::plan::{Aim, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
+use crate::plan::{Aim, Fixed, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
 use crate::topology::{LOOPBACK, Topology, nominal};
 
 /// Shards the model is planned for.
@@ -62,7 +62,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
     let import = began.elapsed();
 
     let device = nominal("cpu").expect("CPUs are known");
-    let topology = Topology { devices: vec![device; SHARDS], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![device; SHARDS], LOOPBACK, LOOPBACK);
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -71,6 +71,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
         microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let began = Instant::now();
     let plan = solve(&problem, None)?;
@@ -123,7 +124,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         device.speed = [1.0, 0.7, 0.4][3 * i / n_devices];
         device
     });
-    let topology = Topology { devices: devices.collect(), local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(devices.collect(), LOOPBACK, LOOPBACK);
     let mut slower = topology.clone();
     slower.devices[n_devices / 2].speed /= 2.0;
     let problem = |topology| Problem {
@@ -134,6 +135,7 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
         microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let began = Instant::now();
     let prepared = Prepared::new(&model);

@@ -14,8 +14,8 @@ use crate::plan::check::check;
 use crate::plan::count::{self, Wanted};
 use crate::plan::moves::moved;
 use crate::plan::{
-    Aim, Granularity, Moving, Objective, Plan, Prepared, Problem, Recompute, ScheduleKind, picture, pinned, solve,
-    table,
+    Aim, Fixed, Granularity, Moving, Objective, Pin, Plan, Prepared, Problem, Recompute, ScheduleKind, picture, pinned,
+    solve, table,
 };
 use crate::topology::parse_devices;
 
@@ -62,6 +62,13 @@ pub struct Args {
     /// columns of `foreshard graph --picture`.
     #[arg(long, value_name = "BLOCK", conflicts_with = "shards")]
     cut: Vec<String>,
+    /// Run these ops on this shard or device, whatever that costs, as in `block3:1` or `embed:cpu0`; once for each. OPS is a
+    /// named scope (a column of `foreshard graph --picture`), a param, or an op by name or path; `*` stands for any text.
+    #[arg(long, value_name = "OPS:SHARD|DEVICE")]
+    pin: Vec<Pin>,
+    /// Keep these ops on one shard, as in `embed,unembed`; once for each set.
+    #[arg(long, value_name = "OPS,OPS,...")]
+    together: Vec<String>,
     /// Split params along an axis first, as in `blocks.*.mlp.up:1:2` for two parts of the columns; once for each.
     #[arg(long, value_name = "TENSOR:AXIS:PARTS")]
     split: Vec<Split>,
@@ -138,6 +145,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let all = n_devices / args.replicas.max(1);
         all..=all
     });
+    let together = args.together.iter().map(|set| set.split(',').map(|ops| ops.trim().to_owned()).collect());
+    let fixed = Fixed { pins: args.pin.clone(), together: together.collect() };
     let problem = Problem {
         model: &model,
         topology: &topology,
@@ -163,6 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 RecomputeArg::Always => Recompute::Always,
             },
         },
+        fixed: &fixed,
     };
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
     let wanted = args.cheapest.map_or(Wanted::Best, |floor| Wanted::Cheapest { floor });

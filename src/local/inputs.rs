@@ -16,7 +16,7 @@ use crate::graph::{self, Model};
 use crate::plan::count::{self, Offer};
 use crate::plan::split::choose;
 use crate::plan::verify::{Fault, verify};
-use crate::plan::{self, Aim, Infeasible, Plan, Prepared};
+use crate::plan::{self, Aim, Fixed, Infeasible, Plan, Prepared};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
@@ -109,14 +109,14 @@ impl Inputs {
         }
         let prepared = Prepared::new(&model);
         let may_split = splits.is_empty() && spec.parallelism.cuts.is_empty();
-        let aim = Aim::from(&spec.partition);
+        let (aim, fixed) = (Aim::from(&spec.partition), Fixed::from(&spec.partition));
         // The plan, and where the planner splits tensors the model; and why.
         type Solved = (Plan, Option<Model>, Option<String>);
         let best = |microbatch, splits: bool| -> Result<Solved, Infeasible> {
             let counted = count::best(counts.clone(), spec.partition.wanted(), |n_shards| {
                 let (ask, topology) = (Ask { n_shards, microbatch }, &topologies[&n_shards]);
                 let found = if splits {
-                    let chosen = choose(&ask.problem(spec, &model, topology))?;
+                    let chosen = choose(&ask.problem(spec, &fixed, &model, topology))?;
                     holds(chosen.model.as_ref().unwrap_or(&model), topology, &chosen.plan)?;
                     let why = chosen.why();
                     (chosen.plan, chosen.model, why)
@@ -212,7 +212,13 @@ pub struct Ask {
 }
 
 impl Ask {
-    fn problem<'a>(&self, spec: &api::TrainingJobSpec, model: &'a Model, topology: &'a Topology) -> plan::Problem<'a> {
+    fn problem<'a>(
+        &self,
+        spec: &api::TrainingJobSpec,
+        fixed: &'a Fixed,
+        model: &'a Model,
+        topology: &'a Topology,
+    ) -> plan::Problem<'a> {
         plan::Problem {
             model,
             topology,
@@ -221,6 +227,7 @@ impl Ask {
             microbatch: self.microbatch,
             schedule: spec.parallelism.schedule.kind(),
             aim: (&spec.partition).into(),
+            fixed,
         }
     }
 
@@ -233,7 +240,8 @@ impl Ask {
         topology: &Topology,
         previous: Option<&Plan>,
     ) -> Result<Plan, Infeasible> {
-        let problem = self.problem(spec, model, topology);
+        let fixed = Fixed::from(&spec.partition);
+        let problem = self.problem(spec, &fixed, model, topology);
         // Other shards than the job's were asked for by hand, and take other cuts.
         let plan = match Some(self.n_shards) == spec.parallelism.shards && !spec.parallelism.cuts.is_empty() {
             true => prepared.pinned(&problem, &spec.parallelism.cuts)?,
@@ -251,7 +259,8 @@ impl Ask {
         topology: &Topology,
         earlier: &Plan,
     ) -> Option<Plan> {
-        prepared.repriced(&self.problem(spec, model, topology), earlier)
+        let fixed = Fixed::from(&spec.partition);
+        prepared.repriced(&self.problem(spec, &fixed, model, topology), earlier)
     }
 }
 
@@ -343,6 +352,6 @@ impl Machine {
                 ..one.clone()
             })
             .collect();
-        Ok(Topology { devices, local: LOOPBACK, remote: LOOPBACK })
+        Ok(Topology::new(devices, LOOPBACK, LOOPBACK))
     }
 }

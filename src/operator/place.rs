@@ -286,5 +286,5 @@ pub fn topology(seats: &[Seat]) -> Topology {
             },
         }
     };
-    Topology { devices: seats.iter().map(device).collect(), local: LOOPBACK, remote: NETWORK }
+    Topology::new(seats.iter().map(device).collect(), LOOPBACK, NETWORK)
 }

@@ -49,7 +49,7 @@ impl Blocks {
 }
 
 /// Ops under no named scope.
-const OTHER: &str = "other";
+pub(super) const OTHER: &str = "other";
 
 /// The block an op belongs to: the named scope inside `jvp(...)`, or the loop iteration.
 pub fn block_of(scope: &str) -> String {

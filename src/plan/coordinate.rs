@@ -145,7 +145,8 @@ fn everywhere(graph: &Graph, n_params: usize, costs: &[OpCost]) -> Vec<bool> {
     everywhere
 }
 
-fn ancestors(graph: &Graph, of: &[OpId]) -> Vec<bool> {
+/// By op: whether one of these needs it, or is it.
+pub(super) fn ancestors(graph: &Graph, of: &[OpId]) -> Vec<bool> {
     let mut found = vec![false; graph.n_ops()];
     of.iter().for_each(|o| found[o.index()] = true);
     for (id, op) in graph.ops().rev() {

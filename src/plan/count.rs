@@ -100,8 +100,7 @@ pub fn choose(
         let mut found: Option<Plan> = None;
         let mut refusal = None;
         for devices in picks(problem.topology, n, wanted) {
-            let some = devices.iter().map(|&d| problem.topology.devices[d].clone()).collect();
-            let topology = Topology { devices: some, ..problem.topology.clone() };
+            let topology = problem.topology.of(&devices);
             match prepared.solve(&Problem { topology: &topology, n_shards, ..*problem }, None) {
                 Ok(mut plan) => {
                     let all = plan.shards.iter_mut().flat_map(|s| &mut s.devices);

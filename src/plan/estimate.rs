@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::memory::Memory;
 use super::predict::{Costs, average_time, predict};
 use super::schedule::{Between, TaskGraph};
-use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
+use super::segment::{Message, Parameters, Segment, SegmentError, Segmentation, follow_parameters};
 use super::traffic::Nics;
 use super::{Place, Plan, ShardId, Task};
 use crate::cost::OpCost;
@@ -45,6 +45,8 @@ struct Seat {
 #[derive(Clone, Debug)]
 struct Variant {
     tasks: TaskGraph,
+    /// From shard to shard, by message.
+    messages: Vec<(ShardId, ShardId, Bytes)>,
     /// Shard of each segment, in the order of the segmentation.
     shards: Vec<ShardId>,
     /// By rank, then segment of its shard.
@@ -123,9 +125,11 @@ impl Priced {
             let graph = &grad.graph;
             let cut = plan.cut(model, graph, assignment)?;
             let costs = &known.grads[name];
-            let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, message| {
-                let from = cut.segments[message.from].shard;
-                nics.travel(topology, &plan.shards, from, message.to, cut.bytes(graph, i))
+            let sent = |(i, m): (usize, &Message)| (cut.segments[m.from].shard, m.to, cut.bytes(graph, i));
+            let messages: Vec<(ShardId, ShardId, Bytes)> = cut.messages.iter().enumerate().map(sent).collect();
+            let tasks = TaskGraph::new(graph, &cut, n_shards, &vec![Seconds(0.0); cut.segments.len()], |i, _| {
+                let (from, to, bytes) = messages[i];
+                nics.travel(topology, &plan.shards, from, to, bytes)
             });
             // Memory depends on the variant: a plan that runs no other.
             let grads = BTreeMap::from([(name.clone(), assignment.clone())]);
@@ -140,6 +144,7 @@ impl Priced {
                 .collect();
             let variant = Variant {
                 tasks,
+                messages,
                 shards: cut.segments.iter().map(|s| s.shard).collect(),
                 terms: ranks().map(|rank| of_shard(&cut, graph, costs, sums, rank)).collect(),
                 orders: plan.orders.get(name).cloned().unwrap_or_default(),
@@ -152,6 +157,23 @@ impl Priced {
         let averaging = average_time(model, plan, topology);
         let together = !update.messages.is_empty();
         Ok(Self { seats, n_shards, n_microbatches: plan.n_microbatches, variants, averaging, together })
+    }
+
+    /// The same plan where links carry more or less. `model`, `plan`: those it was made of. Memory stays what it was.
+    ///
+    /// # Complexity
+    /// O(messages).
+    pub fn on_links(&self, model: &Model, topology: &Topology, plan: &Plan) -> Self {
+        let nics = Nics::of(topology);
+        let mut priced = self.clone();
+        for variant in priced.variants.values_mut() {
+            variant.tasks = variant.tasks.with_travel(|i| {
+                let (from, to, bytes) = variant.messages[i];
+                nics.travel(topology, &plan.shards, from, to, bytes)
+            });
+        }
+        priced.averaging = average_time(model, plan, topology);
+        priced
     }
 
     /// Device and kind of every worker, by rank.

@@ -11,6 +11,8 @@ pub mod coordinate;
 pub mod count;
 pub mod estimate;
 pub mod explain;
+pub mod fixed;
+pub mod foreseen;
 pub mod graph_picture;
 pub mod memory;
 pub mod moves;
@@ -42,6 +44,7 @@ use crate::units::{Bytes, Seconds};
 
 pub use aim::{Aim, Granularity, Objective, Recompute};
 pub use estimate::{BatchEstimate, Priced};
+pub use fixed::{Fixed, Pin, To};
 pub use moves::Moving;
 pub use pin::pinned;
 pub use problem::{Infeasible, Problem};
@@ -133,6 +136,9 @@ pub struct Plan {
     pub schedule: ScheduleKind,
     #[serde(default, skip_serializing_if = "Aim::is_default")]
     pub aim: Aim,
+    /// What people have said of places; what replaces the plan heeds it too.
+    #[serde(default, skip_serializing_if = "Fixed::is_none")]
+    pub fixed: Fixed,
     /// Order of work by variant and shard; `segment` indexes the variant's [`segment::Segmentation`].
     pub orders: BTreeMap<String, Vec<Vec<Task>>>,
     /// Predicted time of one step.

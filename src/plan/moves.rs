@@ -88,7 +88,7 @@ fn moves(
 mod tests {
     use super::*;
     use crate::plan::solve::even_topology;
-    use crate::plan::{Aim, Problem, ScheduleKind, solve};
+    use crate::plan::{Aim, Fixed, Problem, ScheduleKind, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::BytesPerSec;
 
@@ -102,7 +102,16 @@ mod tests {
         let (n_shards, n_replicas, microbatch) = (2, 1, Some(16));
         let (schedule, aim) = (Some(ScheduleKind::OneFOneB), Aim::default());
         let plan_on = |topology: &Topology, previous: Option<&Plan>| {
-            let problem = Problem { model: &model, topology, n_shards, n_replicas, microbatch, schedule, aim };
+            let problem = Problem {
+                model: &model,
+                topology,
+                n_shards,
+                n_replicas,
+                microbatch,
+                schedule,
+                aim,
+                fixed: Fixed::none(),
+            };
             solve(&problem, previous).unwrap()
         };
         let plan = plan_on(&topology, None);

@@ -43,7 +43,7 @@ impl Prepared {
             let begins = |graph, line| begins(&Blocks::new(graph, line), names);
             let cuts = variants.iter().zip(&line.outline.coordinates).map(|(v, line)| begins(&v.graph, line));
             let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
-            for order in device_orders(problem) {
+            for order in device_orders(problem, &line.targets()) {
                 match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
                     Ok(plan) if best.as_ref().is_none_or(|b| problem.cost(&plan) < problem.cost(b)) => {
                         best = Some(plan)

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::aim::Cost;
-use super::{Aim, GAIN, Plan, ScheduleKind};
+use super::{Aim, Fixed, GAIN, Plan, ScheduleKind};
 use crate::graph::{GradGraph, Model, Split};
 use crate::topology::{Measured, Topology};
 use crate::units::{Bytes, Seconds};
@@ -24,6 +24,7 @@ pub struct Problem<'a> {
     /// The one whose plan is best when absent.
     pub schedule: Option<ScheduleKind>,
     pub aim: Aim,
+    pub fixed: &'a Fixed,
 }
 
 /// A problem without a plan: which limit it meets, and the way out.
@@ -67,6 +68,8 @@ pub enum Infeasible {
         "the plan that was found does not hold: {why}; this is an error of Foreshard, please report it with the bundle's manifest and the devices"
     )]
     Unsound { why: String },
+    #[error("{wish} cannot be: {why}; change that, or leave it to the planner")]
+    Fixed { wish: String, why: String },
     #[error("{n_cuts} cuts make {} shards, {n_shards} were asked for", n_cuts + 1)]
     CutCount { n_cuts: usize, n_shards: u32 },
     #[error("no block {name:?} to cut at; the model has {known:?}{hint}")]
@@ -179,6 +182,18 @@ fn check_figures(topology: &Topology) -> Result<(), Infeasible> {
                 found,
                 expected,
             })?;
+        }
+    }
+    for slowed in &topology.slowed {
+        let [a, b] = slowed.between.map(|d| topology.devices.get(d.index()));
+        let Some((a, b)) = a.zip(b) else { continue };
+        if !(LEAST..=1.0).contains(&slowed.share) {
+            return Err(Infeasible::Link {
+                which: format!("between devices {} and {}", a.name, b.name),
+                field: "share".to_owned(),
+                found: slowed.share.to_string(),
+                expected: "a positive number, at most 1".to_owned(),
+            });
         }
     }
     Ok(())

@@ -2,13 +2,15 @@
 //!
 //! Nothing of `solve`, `predict`, `schedule` or `estimate` is used here. The cut of a graph into segments is what workers
 //! run, so it is taken as it is and checked op by op; then every value of every microbatch is followed through an
-//! event-driven simulation of its own.
+//! event-driven simulation of its own. Which ops a person has pinned is what their words mean, so that too is shared; where
+//! these ops are is looked up here.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use super::fixed::meant;
 use super::segment::{Parameters, Segment, SegmentError, Segmentation, follow_parameters};
-use super::{Place, Plan, ShardId, Task};
+use super::{Place, Plan, ShardId, Task, To};
 use crate::cost::{self, OpCost};
 use crate::graph::{Graph, Model, OpId};
 use crate::topology::{Class, Device, DeviceId, Measured, Topology};
@@ -54,6 +56,7 @@ fn wrong(what: &str, found: impl ToString, expected: impl ToString) -> Fault {
 pub fn verify(model: &Model, topology: &Topology, plan: &Plan) -> Result<Verified, Fault> {
     let n = plan.shards.len();
     check_shape(model, topology, plan)?;
+    check_fixed(model, topology, plan)?;
     // A shard is as fast as its slowest replica, in each segment.
     let devices: Vec<Vec<&Device>> =
         plan.shards.iter().map(|s| s.devices.iter().map(|d| &topology.devices[d.index()]).collect()).collect();
@@ -155,6 +158,47 @@ fn check_shape(model: &Model, topology: &Topology, plan: &Plan) -> Result<(), Fa
         let expected = tensor.param.map(|p| plan.owners[p]);
         if expected.is_some_and(|e| i >= model.n_params && e != plan.owners[i]) {
             return Err(wrong("owner of a slot", format!("{:?}", plan.owners[i]), "that of its param"));
+        }
+    }
+    Ok(())
+}
+
+/// What people have fixed is so, in every variant. Ops that all shards compute are nowhere.
+fn check_fixed(model: &Model, topology: &Topology, plan: &Plan) -> Result<(), Fault> {
+    // Shard of every op that a pattern means, with its name.
+    let places = |pattern: &str| {
+        let mut places: Vec<(usize, String)> = Vec::new();
+        for (name, assignment) in &plan.grads {
+            let Some(variant) = model.variant(name) else { continue };
+            for op in meant(pattern, model, variant) {
+                if let Place::Shard(shard) = assignment.place(op) {
+                    places.push((shard.index(), format!("{} of {name}", variant.graph.op(op).name)));
+                }
+            }
+        }
+        places
+    };
+    for pin in &plan.fixed.pins {
+        for (shard, op) in places(&pin.ops) {
+            let devices = plan.shards.get(shard).map_or(&[][..], |s| &s.devices);
+            let is_there = match &pin.to {
+                To::Shard(wished) => shard == *wished as usize,
+                // Each replica has a device for the shard, one of which may be meant.
+                To::Device(name) => devices.iter().any(|d| topology.devices[d.index()].name == *name),
+            };
+            if !is_there {
+                return Err(wrong(&format!("{pin}: {op}"), format!("on shard {shard}"), "as pinned"));
+            }
+        }
+    }
+    for set in &plan.fixed.together {
+        let all: Vec<(usize, String)> = set.iter().flat_map(|pattern| places(pattern)).collect();
+        if let Some(((first, _), (other, op))) = all.first().zip(all.iter().find(|(shard, _)| *shard != all[0].0)) {
+            return Err(wrong(
+                &format!("{set:?} on one shard: {op}"),
+                format!("on shard {other}"),
+                format!("shard {first}"),
+            ));
         }
     }
     Ok(())
@@ -282,9 +326,21 @@ fn duration_on(graph: &Graph, segment: &Segment, costs: &[OpCost], device: &Devi
 }
 
 fn travel(topology: &Topology, a: DeviceId, b: DeviceId, bytes: u64) -> f64 {
-    let (a, b) = (&topology.devices[a.index()], &topology.devices[b.index()]);
-    let link = if a.node == b.node { topology.local } else { topology.remote };
-    link.latency.0 + bytes as f64 / link.bandwidth.0
+    let (one, other) = (&topology.devices[a.index()], &topology.devices[b.index()]);
+    let link = if one.node == other.node { topology.local } else { topology.remote };
+    link.latency.0 + bytes as f64 / (link.bandwidth.0 * left(topology, a, b))
+}
+
+/// Share of its bandwidth that a link has now: the least that is said of it.
+fn left(topology: &Topology, a: DeviceId, b: DeviceId) -> f64 {
+    let mut left = 1.0;
+    for slowed in &topology.slowed {
+        let [from, to] = slowed.between;
+        if (from == a && to == b || from == b && to == a) && slowed.share < left {
+            left = slowed.share;
+        }
+    }
+    left
 }
 
 /// From shard to shard of the first replica. Pairs of replicas on the same nodes do the same at the same time.
@@ -304,7 +360,8 @@ impl Way {
         let link = if from == to { topology.local } else { topology.remote };
         let same = senders.iter().zip(receivers).filter(|(a, b)| (node(**a), node(**b)) == (from, to));
         let nics = (from != to).then(|| [from, to].map(|node| (node.to_owned(), nic(topology, node))));
-        Self { latency: link.latency.0, bandwidth: link.bandwidth.0, nics, copies: same.count() as f64 }
+        let bandwidth = link.bandwidth.0 * left(topology, senders[0], receivers[0]);
+        Self { latency: link.latency.0, bandwidth, nics, copies: same.count() as f64 }
     }
 }
 

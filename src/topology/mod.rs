@@ -121,6 +121,15 @@ impl Link {
     }
 }
 
+/// A link that carries less than others of its sort, both ways: a forecast or an observation says so.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slowed {
+    pub between: [DeviceId; 2],
+    /// Of the bandwidth, at most 1.
+    pub share: f64,
+}
+
 /// Devices and every link between two of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Topology {
@@ -129,11 +138,39 @@ pub struct Topology {
     pub local: Link,
     /// Link between nodes.
     pub remote: Link,
+    /// Exceptions from both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slowed: Vec<Slowed>,
 }
 
 impl Topology {
+    /// Devices whose links are as good as their nodes have them.
+    pub fn new(devices: Vec<Device>, local: Link, remote: Link) -> Self {
+        Self { devices, local, remote, slowed: Vec::new() }
+    }
+
+    /// Some of the devices, by position, in this order; one that is named twice has the same links twice.
+    pub fn of(&self, picked: &[usize]) -> Self {
+        let at = |device: DeviceId| {
+            let at = picked.iter().enumerate().filter(move |(_, d)| **d == device.index());
+            at.map(|(i, _)| DeviceId(i as u32))
+        };
+        let slowed = self.slowed.iter().flat_map(|s| {
+            let [a, b] = s.between;
+            at(a).flat_map(move |a| at(b).map(move |b| Slowed { between: [a, b], ..*s }))
+        });
+        let devices = picked.iter().map(|&d| self.devices[d].clone()).collect();
+        Self { devices, local: self.local, remote: self.remote, slowed: slowed.collect() }
+    }
+
+    /// # Complexity
+    /// O(links that are slowed).
     pub fn link(&self, a: DeviceId, b: DeviceId) -> Link {
-        if self.devices[a.index()].node == self.devices[b.index()].node { self.local } else { self.remote }
+        let near = self.devices[a.index()].node == self.devices[b.index()].node;
+        let link = if near { self.local } else { self.remote };
+        let these = self.slowed.iter().filter(|s| s.between == [a, b] || s.between == [b, a]);
+        let share = these.map(|s| s.share).fold(1.0, f64::min);
+        Link { bandwidth: link.bandwidth * share, ..link }
     }
 }
 
@@ -238,7 +275,7 @@ pub fn parse_devices(text: &str) -> Result<Topology, String> {
             devices.push(Device { name, ..device.clone() });
         }
     }
-    Ok(Topology { devices, local: LOOPBACK, remote: NETWORK })
+    Ok(Topology::new(devices, LOOPBACK, NETWORK))
 }
 
 /// A positive number, as [`units::quantity`](crate::units::quantity) reads it.
@@ -260,6 +297,16 @@ mod tests {
         assert_eq!(topology.devices[2].speed, 0.5);
         assert_eq!([0, 2].map(|d| topology.devices[d].nic), [None, Some(BytesPerSec(1e9))]);
         assert_eq!(topology.link(DeviceId(0), DeviceId(2)), topology.remote);
+    }
+
+    #[test]
+    fn a_slowed_link_is_slow_both_ways_and_no_other_is() {
+        let mut topology = parse_devices("3xcpu").unwrap();
+        topology.slowed = vec![Slowed { between: [DeviceId(0), DeviceId(1)], share: 0.25 }];
+        let share = |t: &Topology, a: u32, b: u32| t.link(DeviceId(a), DeviceId(b)).bandwidth.0 / t.local.bandwidth.0;
+        assert_eq!([share(&topology, 0, 1), share(&topology, 1, 0), share(&topology, 1, 2)], [0.25, 0.25, 1.0]);
+        let picked = topology.of(&[2, 1, 0]);
+        assert_eq!([share(&picked, 1, 2), share(&picked, 0, 1), share(&picked, 0, 2)], [0.25, 1.0, 1.0]);
     }
 
     #[test]

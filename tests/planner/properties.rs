@@ -9,11 +9,11 @@ use foreshard::plan::schedule::TaskGraph;
 use foreshard::plan::segment::Segmentation;
 use foreshard::plan::verify::verify;
 use foreshard::plan::{
-    Aim, BatchEstimate, Infeasible, Objective, Place, Plan, Prepared, Priced, Problem, Recompute, ScheduleKind,
-    ShardId, graph_picture, repriced, solve,
+    Aim, BatchEstimate, Fixed, Infeasible, Objective, Pin, Place, Plan, Prepared, Priced, Problem, Recompute,
+    ScheduleKind, ShardId, To, graph_picture, repriced, solve,
 };
 use foreshard::profile::{Calibration, TensorView, profile};
-use foreshard::topology::{Device, Measured, Topology};
+use foreshard::topology::{Device, DeviceId, Measured, Slowed, Topology};
 use foreshard::units::{Bytes, BytesPerSec, Seconds};
 use proptest::prelude::*;
 
@@ -104,6 +104,14 @@ fn batches_take_what_was_planned(problem: &Problem<'_>, plan: &Plan) -> Result<(
     let nothing_measured = Calibration::default();
     let of_variant = |v: &String| priced.estimate(v, &nothing_measured, &|_| 1.0, None).unwrap();
     let estimates: Vec<BatchEstimate> = plan.grads.keys().map(of_variant).collect();
+    // Links may change without everything being priced anew; memory is that of the orders on the links before.
+    let mut even = problem.topology.clone();
+    even.slowed.clear();
+    let elsewhere = Priced::new(problem.model, &even, plan).unwrap().on_links(problem.model, problem.topology, plan);
+    for (name, estimate) in plan.grads.keys().zip(&estimates) {
+        let found = elsewhere.estimate(name, &nothing_measured, &|_| 1.0, None).unwrap();
+        prop_assert_eq!((found.step, found.messages), (estimate.step, estimate.messages));
+    }
     let step = estimates.iter().map(|e| e.step.0).fold(0.0, f64::max);
     // Planned is a step alone; among others it begins while others end.
     let busiest = plan.shards.iter().map(|s| s.busy.0).fold(0.0, f64::max);
@@ -152,6 +160,7 @@ fn knowing_the_model_changes_nothing(problem: &Problem<'_>, plan: &Plan) -> Resu
     let (mut slower, mut other) = (problem.topology.clone(), problem.topology.clone());
     slower.devices[0].speed *= 0.5;
     slower.local.bandwidth = slower.local.bandwidth * 0.5;
+    slower.slowed.push(Slowed { between: [DeviceId(0), DeviceId(1)], share: 0.3 });
     other.devices[0].flops = other.devices[0].flops * 0.3;
     for topology in [&slower, &other, problem.topology] {
         let problem = Problem { topology, ..*problem };
@@ -179,7 +188,7 @@ proptest! {
         let model = model(&recipe);
         let objective = if roomy { Objective::Memory } else { Objective::Throughput };
         let aim = Aim { objective, recompute, ..Aim::default() };
-        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim, fixed: Fixed::none() };
         match solve(&problem, None) {
             Ok(plan) => {
                 let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
@@ -235,7 +244,7 @@ proptest! {
         let model = model(&recipe);
         let schedule = Some(ScheduleKind::OneFOneB);
         let problem =
-            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: Some(microbatch), schedule, aim: Aim::default() };
+            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: Some(microbatch), schedule, aim: Aim::default(), fixed: Fixed::none() };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
         let costs = Costs::of(&model);
         let (variant, assignment) = plan.grads.first_key_value().unwrap();
@@ -270,7 +279,7 @@ proptest! {
     fn what_is_explained_adds_up(recipe in recipe(), topology in devices(), n_shards in 1u32..4) {
         let model = model(&recipe);
         let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas: 1, microbatch, schedule, aim: Aim::default() };
+        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas: 1, microbatch, schedule, aim: Aim::default(), fixed: Fixed::none() };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
         let said = explain(&model, &topology, &plan).unwrap();
         let step = said.shares.step.0;
@@ -291,5 +300,58 @@ proptest! {
         prop_assert!(!text.contains("NaN") && !text.contains("inf"), "{}", text);
         let device_first = matches!(said.more[0].of, Resource::Device { .. });
         prop_assert!(device_first);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// What is pinned to where it would be anyway can be there, and whatever else is fixed is so or is named.
+    #[test]
+    fn what_is_fixed_is_so_or_is_named(
+        recipe in recipe(),
+        topology in devices(),
+        n_shards in 1u32..4,
+        anywhere in (prop::sample::select(&["tanh", "dot", "add", "s0", "s1", "s*"][..]), 0u32..3),
+        together in prop::sample::subsequence(&["tanh", "dot", "add", "s0", "s1"][..], 0..3),
+    ) {
+        let model = model(&recipe);
+        let mut topology = topology;
+        topology.devices.iter_mut().for_each(|d| d.memory = Bytes(1 << 40));
+        let schedule = Some(ScheduleKind::OneFOneB);
+        let free = Problem {
+            model: &model,
+            topology: &topology,
+            n_shards,
+            n_replicas: 1,
+            microbatch: Some(2),
+            schedule,
+            aim: Aim::default(),
+            fixed: Fixed::none(),
+        };
+        let Ok(plan) = solve(&free, None) else { return Ok(()) };
+        let owners = plan.owners[..model.n_params].iter().zip(&model.state).filter_map(|(owner, param)| match owner {
+            Place::Shard(shard) => Some(Pin { ops: param.name.clone(), to: To::Shard(shard.0) }),
+            Place::Everywhere => None,
+        });
+        let as_it_is = Fixed { pins: owners.collect(), together: Vec::new() };
+        let problem = Problem { fixed: &as_it_is, ..free };
+        match solve(&problem, None) {
+            Ok(plan) => verified(&problem, &plan)?,
+            Err(e) => prop_assert!(!matches!(e, Infeasible::Fixed { .. }), "{e}"),
+        }
+        let kept = solve(&problem, Some(&plan)).unwrap();
+        prop_assert!(kept.step_time <= plan.step_time, "{} and {}", kept.step_time, plan.step_time);
+        let pins = vec![Pin { ops: anywhere.0.to_owned(), to: To::Shard(anywhere.1) }];
+        let together = vec![together.into_iter().map(str::to_owned).collect()];
+        let fixed = Fixed { pins, together };
+        let problem = Problem { fixed: &fixed, ..free };
+        match solve(&problem, None) {
+            Ok(plan) => {
+                sound(&problem, &plan)?;
+                verified(&problem, &plan)?;
+            }
+            Err(e) => prop_assert!(matches!(e, Infeasible::Fixed { .. } | Infeasible::TooFewOps { .. }), "{e}"),
+        }
     }
 }

@@ -4,7 +4,7 @@ use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
 use foreshard::plan::ScheduleKind;
-use foreshard::topology::{LOOPBACK, NETWORK, Topology, nominal};
+use foreshard::topology::{DeviceId, LOOPBACK, NETWORK, Slowed, Topology, nominal};
 use foreshard::units::{Bytes, BytesPerSec};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -159,7 +159,7 @@ pub fn model(recipe: &Recipe) -> Model {
     }
 }
 
-/// Devices of any speed, some with little memory, on up to two nodes.
+/// Devices of any speed, some with little memory, on up to two nodes, some links slowed.
 pub fn devices() -> impl Strategy<Value = Topology> {
     let device = (
         1u32..100,
@@ -168,7 +168,8 @@ pub fn devices() -> impl Strategy<Value = Topology> {
         any::<bool>(),
         prop_oneof![3 => Just(None), 1 => (1e6..1e10).prop_map(Some)],
     );
-    prop::collection::vec(device, 1..7).prop_map(|all| Topology {
+    let slowed = prop::collection::vec((0u32..7, 0u32..7, 1e-3..=1.0), 0..4);
+    (prop::collection::vec(device, 1..7), slowed).prop_map(|(all, slowed)| Topology {
         devices: all
             .into_iter()
             .enumerate()
@@ -185,6 +186,7 @@ pub fn devices() -> impl Strategy<Value = Topology> {
             .collect(),
         local: LOOPBACK,
         remote: NETWORK,
+        slowed: slowed.into_iter().map(|(a, b, share)| Slowed { between: [DeviceId(a), DeviceId(b)], share }).collect(),
     })
 }
 

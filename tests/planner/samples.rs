@@ -9,10 +9,12 @@ use foreshard::plan::predict::Costs;
 use foreshard::plan::segment::{Parameters, Segmentation, follow_parameters};
 use foreshard::plan::verify::{Fault, verify};
 use foreshard::plan::{
-    Aim, Granularity, Infeasible, Objective, Place, Plan, Prepared, Problem, Recompute, ScheduleKind, ShardId, pinned,
-    repriced, solve,
+    Aim, Fixed, Granularity, Infeasible, Objective, Pin, Place, Plan, Prepared, Problem, Recompute, ScheduleKind,
+    ShardId, To, pinned, repriced, solve,
 };
-use foreshard::topology::{Device, LOOPBACK, Link, Measured, NETWORK, Topology, nominal, parse_devices};
+use foreshard::topology::{
+    Device, DeviceId, LOOPBACK, Link, Measured, NETWORK, Slowed, Topology, nominal, parse_devices,
+};
 use foreshard::units::{Bytes, BytesPerSec, Seconds};
 
 use crate::random::{Recipe, model};
@@ -31,9 +33,18 @@ fn scheduled(
 ) -> (Model, Topology, Result<Plan, Infeasible>) {
     let model = load("bundles/char_gpt.bundle");
     let device = |i: usize| Device { speed: 1.0 - 0.1 * i as f64, ..nominal("cpu").unwrap() };
-    let topology = Topology { devices: (0..n).map(device).collect(), local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new((0..n).map(device).collect(), LOOPBACK, LOOPBACK);
     let (n_shards, n_replicas, microbatch) = (n as u32, 1, None);
-    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards,
+        n_replicas,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let plan = solve(&problem, previous);
     (model, topology, plan)
 }
@@ -120,7 +131,7 @@ fn room_to_spare_is_worth_time_where_that_is_asked_for() {
 #[test]
 fn the_verifier_finds_what_was_tampered_with() {
     let model = load("bundles/mlp_digits.bundle");
-    let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![nominal("cpu").unwrap(); 2], LOOPBACK, LOOPBACK);
     let (microbatch, schedule) = (Some(16), Some(ScheduleKind::OneFOneB));
     let problem = Problem {
         model: &model,
@@ -130,6 +141,7 @@ fn the_verifier_finds_what_was_tampered_with() {
         microbatch,
         schedule,
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let plan = solve(&problem, None).unwrap();
     let variant = plan.grads.keys().next().unwrap().clone();
@@ -152,9 +164,18 @@ fn the_verifier_finds_what_was_tampered_with() {
 fn gpt_on_three(schedule: ScheduleKind, memory: Bytes, aim: Aim) -> (Model, Topology, Result<Plan, Infeasible>) {
     let model = load("bundles/char_gpt.bundle");
     let device = Device { memory, ..nominal("cpu").unwrap() };
-    let topology = Topology { devices: vec![device; 3], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![device; 3], LOOPBACK, LOOPBACK);
     let (n_shards, n_replicas, microbatch, schedule) = (3, 1, Some(2), Some(schedule));
-    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards,
+        n_replicas,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let plan = solve(&problem, None);
     (model, topology, plan)
 }
@@ -219,7 +240,16 @@ fn a_search_that_is_stopped_has_the_best_until_then() {
     let prepared = Prepared::new(&model);
     let (n_shards, n_replicas, microbatch, schedule) = (3, 1, None, Some(ScheduleKind::OneFOneB));
     let aim = Aim::default();
-    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards,
+        n_replicas,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let asked = |most: u32| {
         let asked = std::cell::Cell::new(0);
         let go_on = || {
@@ -261,7 +291,7 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
     let plan = |nodes: [&str; 4]| {
         let devices = nodes.map(|node| Device { node: node.to_owned(), ..nominal("cpu").unwrap() }).to_vec();
         let remote = Link { bandwidth: BytesPerSec(2e7), latency: Seconds(5e-4) };
-        let topology = Topology { devices, local: LOOPBACK, remote };
+        let topology = Topology::new(devices, LOOPBACK, remote);
         let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
         let problem = Problem {
             model: &model,
@@ -271,10 +301,41 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
             microbatch,
             schedule,
             aim: Aim::default(),
+            fixed: Fixed::none(),
         };
         solve(&problem, None).unwrap().step_time
     };
     assert_eq!(plan(["a", "b", "a", "b"]), plan(["a", "a", "b", "b"]));
+}
+
+/// One link of three has become slow. A plan for what links have at a mean keeps it in the middle of the pipeline.
+#[test]
+fn a_link_that_is_slowed_alone_is_planned_around() {
+    let model = load("bundles/char_gpt.bundle");
+    let topology = |slowed: &[(u32, u32, f64)]| {
+        let all = Topology::new(vec![nominal("cpu").unwrap(); 3], LOOPBACK, LOOPBACK);
+        let slowed = slowed.iter().map(|&(a, b, share)| Slowed { between: [DeviceId(a), DeviceId(b)], share });
+        Topology { slowed: slowed.collect(), ..all }
+    };
+    let alone = topology(&[(0, 1, 0.02)]);
+    let evenly = topology(&[(0, 1, 0.67), (0, 2, 0.67), (1, 2, 0.67)]);
+    let problem = |topology| Problem {
+        model: &model,
+        topology,
+        n_shards: 3,
+        n_replicas: 1,
+        microbatch: Some(4),
+        schedule: Some(ScheduleKind::OneFOneB),
+        aim: Aim::default(),
+        fixed: Fixed::none(),
+    };
+    let (aware, unaware) = (solve(&problem(&alone), None).unwrap(), solve(&problem(&evenly), None).unwrap());
+    verify(&model, &alone, &aware).unwrap();
+    let found = repriced(&problem(&alone), &unaware).unwrap();
+    assert!(aware.step_time.0 < 0.95 * found.step_time.0, "{} and {}", aware.step_time, found.step_time);
+    // The plan in force keeps its devices in their order, and sends less over that link.
+    let again = solve(&problem(&alone), Some(&unaware)).unwrap();
+    assert!(again.step_time < found.step_time, "{} and {}", again.step_time, found.step_time);
 }
 
 /// The factor by which gradients are clipped went from shard to shard in the shape of every gradient, and the updates of
@@ -287,7 +348,7 @@ fn messages_that_share_a_nic_count_together() {
         let device =
             |node: &str| Device { node: node.to_owned(), nic: Some(BytesPerSec(nic)), ..nominal("cpu").unwrap() };
         let remote = Link { bandwidth: BytesPerSec(link), ..NETWORK };
-        Topology { devices: ["a", "a", "b", "b"].map(device).to_vec(), local: LOOPBACK, remote }
+        Topology::new(["a", "a", "b", "b"].map(device).to_vec(), LOOPBACK, remote)
     };
     for link in [2e7, 5e7] {
         let (shared, alone) = (topology(link, link), topology(link, 1e15));
@@ -299,6 +360,7 @@ fn messages_that_share_a_nic_count_together() {
             microbatch: Some(2),
             schedule: Some(ScheduleKind::Interleaved),
             aim: Aim::default(),
+            fixed: Fixed::none(),
         };
         let (aware, unaware) = (solve(&problem(&shared), None).unwrap(), solve(&problem(&alone), None).unwrap());
         for (topology, plan) in [(&shared, &aware), (&alone, &unaware)] {
@@ -313,7 +375,7 @@ fn messages_that_share_a_nic_count_together() {
 #[test]
 fn shards_exchange_only_numbers_to_update_their_params() {
     let model = load("bundles/char_gpt.bundle");
-    let topology = Topology { devices: vec![nominal("cpu").unwrap(); 2], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![nominal("cpu").unwrap(); 2], LOOPBACK, LOOPBACK);
     let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
     let problem = Problem {
         model: &model,
@@ -323,6 +385,7 @@ fn shards_exchange_only_numbers_to_update_their_params() {
         microbatch,
         schedule,
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let plan = solve(&problem, None).unwrap();
     let gradients = plan.owners[..model.n_params].iter().copied();
@@ -349,8 +412,16 @@ fn devices_and_links_that_cannot_be_are_a_reason() {
         change(&mut topology);
         let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
         let aim = Aim::default();
-        let problem =
-            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim };
+        let problem = Problem {
+            model: &model,
+            topology: &topology,
+            n_shards: 2,
+            n_replicas: 1,
+            microbatch,
+            schedule,
+            aim,
+            fixed: Fixed::none(),
+        };
         let e = solve(&problem, None).unwrap_err().to_string();
         assert!(e.starts_with(says), "{e}");
         assert!(pinned(&problem, &["layer1".to_owned()]).is_err());
@@ -365,6 +436,10 @@ fn devices_and_links_that_cannot_be_are_a_reason() {
     // One node cannot be reached from the other.
     check(&|t| t.remote.bandwidth.0 = 0.0, "links between nodes: bandwidth is 0, expected a positive number");
     check(&|t| t.remote.latency.0 = f64::INFINITY, "links between nodes: latency is inf");
+    for (share, says) in [(0.0, "0"), (f64::NAN, "NaN"), (1.5, "1.5, expected a positive number, at most 1")] {
+        let slowed = Slowed { between: [DeviceId(1), DeviceId(0)], share };
+        check(&|t| t.slowed = vec![slowed], &format!("links between devices cpu1 and cpu0: share is {says}"));
+    }
 }
 
 /// What is left above the bound is mostly that a pipeline fills and drains.
@@ -375,8 +450,16 @@ fn the_planner_chooses_a_schedule_that_fills_sooner() {
     let plan = |schedule| {
         let microbatch = Some(4);
         let aim = Aim::default();
-        let problem =
-            Problem { model: &model, topology: &topology, n_shards: 4, n_replicas: 1, microbatch, schedule, aim };
+        let problem = Problem {
+            model: &model,
+            topology: &topology,
+            n_shards: 4,
+            n_replicas: 1,
+            microbatch,
+            schedule,
+            aim,
+            fixed: Fixed::none(),
+        };
         let plan = solve(&problem, None).unwrap();
         verify(&model, &topology, &plan).unwrap();
         // In force, it stays, and so does its schedule where none is asked for.
@@ -400,7 +483,16 @@ fn a_plan_is_valued_by_its_own_schedule() {
     let model = load("bundles/char_gpt.bundle");
     let topology = parse_devices("2xcpu").unwrap();
     let (microbatch, schedule, aim) = (Some(4), Some(ScheduleKind::ZeroBubble), Aim::default());
-    let problem = Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch, schedule, aim };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards: 2,
+        n_replicas: 1,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let zero_bubble = solve(&problem, None).unwrap();
     let plain = Plan { schedule: ScheduleKind::OneFOneB, ..zero_bubble.clone() };
     let prepared = Prepared::new(&model);
@@ -422,7 +514,16 @@ fn takes_as_many_devices_as_gain_something_and_the_best_of_them() {
     let topology = parse_devices("2xcpu:speed=0.1,cpu,cpu:speed=0.05,cpu:price=3").unwrap();
     let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
     let aim = Aim::default();
-    let problem = Problem { model: &model, topology: &topology, n_shards: 1, n_replicas: 1, microbatch, schedule, aim };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards: 1,
+        n_replicas: 1,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let choose = |range, wanted| count::choose(&prepared, &problem, range, wanted);
     let devices = |plan: &Plan| {
         let mut all: Vec<u32> = plan.shards.iter().flat_map(|s| &s.devices).map(|d| d.0).collect();
@@ -453,7 +554,7 @@ fn takes_as_many_devices_as_gain_something_and_the_best_of_them() {
 fn numbers_beyond_all_devices_are_a_reason_not_an_overflow() {
     let (forward, backward, gradients) = (Vec::new(), Vec::new(), Vec::new());
     let model = model(&Recipe { params: vec![1], forward, backward, gradients });
-    let topology = Topology { devices: vec![nominal("cpu").unwrap()], local: LOOPBACK, remote: LOOPBACK };
+    let topology = Topology::new(vec![nominal("cpu").unwrap()], LOOPBACK, LOOPBACK);
     let many = u32::MAX;
     let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
     let problem = Problem {
@@ -464,7 +565,103 @@ fn numbers_beyond_all_devices_are_a_reason_not_an_overflow() {
         microbatch,
         schedule,
         aim: Aim::default(),
+        fixed: Fixed::none(),
     };
     let e = solve(&problem, None).unwrap_err().to_string();
     assert!(e.contains("need 18446744065119617025 devices, there are 1"), "{e}");
+}
+
+/// What is fixed, planned for on equal CPUs.
+fn fixed(n_shards: u32, pins: &[&str], together: &[&[&str]], previous: Option<&Plan>) -> Result<Plan, Infeasible> {
+    let model = load("bundles/char_gpt.bundle");
+    let topology = parse_devices(&format!("{n_shards}xcpu")).unwrap();
+    let set = |set: &&[&str]| set.iter().map(|ops| (*ops).to_owned()).collect();
+    let pins: Vec<Pin> = pins.iter().map(|pin| pin.parse().unwrap()).collect();
+    let fixed = Fixed { pins, together: together.iter().map(set).collect() };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards,
+        n_replicas: 1,
+        microbatch: Some(4),
+        schedule: Some(ScheduleKind::OneFOneB),
+        aim: Aim::default(),
+        fixed: &fixed,
+    };
+    let plan = solve(&problem, previous)?;
+    verify(&model, &topology, &plan).unwrap();
+    assert_eq!(plan.fixed, fixed);
+    let again = solve(&problem, Some(&plan)).unwrap();
+    verify(&model, &topology, &again).unwrap();
+    assert!(again.step_time <= plan.step_time);
+    Ok(plan)
+}
+
+/// The shard that owns a param.
+fn owner(model: &Model, plan: &Plan, param: &str) -> u32 {
+    let at = model.state.iter().position(|p| p.name == param).unwrap();
+    let Place::Shard(shard) = plan.owners[at] else { panic!("{param} is everywhere") };
+    shard.0
+}
+
+#[test]
+fn ops_run_where_they_are_pinned() {
+    let model = load("bundles/char_gpt.bundle");
+    let free = fixed(2, &[], &[], None).unwrap();
+    let up = "blocks.1.mlp.up";
+    assert_eq!(owner(&model, &free, up), 0);
+    // By the scope of its ops, by its name, by a pattern; a plan in force that has it elsewhere does not stay.
+    for pin in ["block1:1", "blocks.1.mlp.up:1", "blocks.1.*:1", "block1:cpu1"] {
+        let plan = fixed(2, &[pin], &[], Some(&free)).unwrap();
+        let devices = &plan.shards[owner(&model, &plan, up) as usize].devices;
+        assert_eq!(devices, &[DeviceId(1)], "{pin}");
+        let topology = parse_devices("2xcpu").unwrap();
+        // The verifier looks for itself.
+        let mut other = plan.clone();
+        let elsewhere = 1 - owner(&model, &plan, up);
+        other.fixed.pins[0].to = To::Shard(elsewhere);
+        let fault = verify(&model, &topology, &other).unwrap_err().to_string();
+        assert!(fault.starts_with("pin of") && fault.contains(&format!("to shard {elsewhere}")), "{fault}");
+    }
+    // The first device comes last, though the devices are alike.
+    let plan = fixed(2, &["block3:cpu0"], &[], None).unwrap();
+    assert_eq!(plan.shards[owner(&model, &plan, "blocks.3.mlp.up") as usize].devices, [DeviceId(0)]);
+    let plan = fixed(2, &["block3:cpu0", "block0:cpu1"], &[], None).unwrap();
+    assert_eq!((plan.shards[0].devices[0], plan.shards[1].devices[0]), (DeviceId(1), DeviceId(0)));
+}
+
+#[test]
+fn ops_stay_together_where_a_cut_would_be() {
+    let model = load("bundles/char_gpt.bundle");
+    let free = fixed(2, &[], &[], None).unwrap();
+    let cut = (0..3).find(|i| {
+        let owners = [format!("blocks.{i}.attn.wq"), format!("blocks.{}.mlp.down", i + 1)];
+        owner(&model, &free, &owners[0]) != owner(&model, &free, &owners[1])
+    });
+    let (a, b) = (format!("block{}", cut.unwrap()), format!("block{}", cut.unwrap() + 1));
+    let plan = fixed(2, &[], &[&[&a, &b]], Some(&free)).unwrap();
+    for i in [cut.unwrap(), cut.unwrap() + 1] {
+        let all =
+            ["attn.wq", "attn.wo", "mlp.up", "mlp.down"].map(|p| owner(&model, &plan, &format!("blocks.{i}.{p}")));
+        assert_eq!(all, [all[0]; 4]);
+        assert_eq!(all[0], owner(&model, &plan, &format!("blocks.{}.mlp.up", cut.unwrap())));
+    }
+    assert!(plan.step_time > free.step_time, "{} and {}", plan.step_time, free.step_time);
+}
+
+#[test]
+fn a_pin_that_cannot_be_is_named() {
+    let says = |n_shards, pins: &[&str], together: &[&[&str]], expected: &[&str]| {
+        let refusal = fixed(n_shards, pins, together, None).unwrap_err();
+        assert!(matches!(refusal, Infeasible::Fixed { .. }), "{refusal:?}");
+        let text = refusal.to_string();
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+    };
+    says(2, &["block0:1", "block3:0"], &[], &["pin of \"block3\" to shard 0 cannot be", "follow each other"]);
+    says(2, &["block0:cpu0", "block1:cpu1", "block3:cpu0"], &[], &["pin of \"block3\" to device cpu0"]);
+    says(2, &["block0:7"], &[], &["pin of \"block0\" to shard 7", "2 shards, 0 to 1"]);
+    says(2, &["block0:cpu9"], &[], &["to device cpu9", "none of the 2 devices"]);
+    says(2, &["blocc3:1"], &[], &["no op or param \"blocc3\"; did you mean \"block3\"?"]);
+    says(2, &[], &[&["*"]], &["[\"*\"] on one shard cannot be", "fewer parts of the model, 1, than shards, 2"]);
+    assert!("block3".parse::<Pin>().unwrap_err().contains("OPS:SHARD"));
 }

@@ -204,7 +204,7 @@ fn cut(split: &Split, tensor: &StateTensor) -> Cut {
 ///
 /// # Complexity
 /// O(pattern + name) for each `*`.
-fn fits(pattern: &str, name: &str) -> bool {
+pub fn fits(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut left) = name.strip_prefix(head) else { return false };
     let Some((middle, tail)) = rest.rsplit_once('*') else {

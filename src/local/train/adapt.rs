@@ -15,6 +15,7 @@ use super::background;
 use super::propose::{Preparing, Proposed, Question, propose, same, trained};
 use super::rehearse::Rehearsals;
 use super::watch::{Watch, What};
+use crate::forecast::Forecast;
 use crate::local::inputs::Inputs;
 use crate::local::workers::Used;
 use crate::plan::estimate::{BatchEstimate, Priced};
@@ -325,14 +326,21 @@ impl Adapt {
         self.priced.seats().all(|(d, _)| self.calibration.speed(d) > QUIET)
     }
 
-    /// What is foreseen of the slowest link, if it is to hold steps up.
-    fn narrow_link(&self) -> Option<BytesPerSec> {
-        let step = self.predicted.as_ref()?.0;
-        let slow = |(rank, (device, _)): (usize, (DeviceId, &str))| {
-            let rate = BytesPerSec(self.watch.forecast(What::Link(device))?.min().band.mean.max(1.0));
-            (*self.received.get(rank)? / rate > step * LINK_LIMIT).then_some(rate)
+    /// What is foreseen of what each device receives, if that is to hold steps up anywhere.
+    fn links(&self) -> BTreeMap<DeviceId, (f64, Forecast)> {
+        let Some((step, _)) = &self.predicted else { return BTreeMap::new() };
+        let devices = || self.priced.seats().map(|(device, _)| device);
+        let of = |device: DeviceId| {
+            let seen = self.watch.watched(What::Link(device));
+            seen.now.zip(seen.forecast).map(|seen| (device, seen))
         };
-        self.priced.seats().enumerate().filter_map(slow).reduce(BytesPerSec::min)
+        let all: BTreeMap<DeviceId, (f64, Forecast)> = devices().filter_map(of).collect();
+        let slow = |(rank, device): (usize, DeviceId)| {
+            let rate = all.get(&device).map(|(_, f)| BytesPerSec(f.min().band.mean.max(1.0)));
+            let takes = self.received.get(rank).zip(rate).map(|(bytes, rate)| *bytes / rate);
+            takes.is_some_and(|takes| takes > *step * LINK_LIMIT)
+        };
+        if devices().enumerate().any(slow) { all } else { BTreeMap::new() }
     }
 
     /// Asks the planner.
@@ -346,7 +354,7 @@ impl Adapt {
             running: self.running.clone(),
             priced: self.priced.clone(),
             forecasts: self.watch.speeds(),
-            bandwidth: self.narrow_link(),
+            links: self.links(),
             known: self.rehearsals.known().to_vec(),
             variant: self.variant.clone(),
             now,

@@ -8,17 +8,16 @@ use crate::forecast::Forecast;
 use crate::graph::Model;
 use crate::local::inputs::Ask;
 use crate::plan::estimate::Priced;
+use crate::plan::foreseen::{Foreseen, Outlook};
 use crate::plan::moves::moved;
 use crate::plan::{Infeasible, Plan, Prepared};
 use crate::profile::Calibration;
 use crate::topology::{DeviceId, Topology};
 use crate::transition::Candidate;
-use crate::units::{BytesPerSec, Seconds};
+use crate::units::Seconds;
 
 /// Intervals that predictions are made for.
 const INTERVALS: usize = 64;
-/// So many of them are the near future.
-const NEAR: usize = 4;
 /// A cutover takes that long, however little moves.
 const LEAST_PAUSE: Seconds = Seconds(10e-3);
 
@@ -36,8 +35,8 @@ pub struct Question {
     /// The variant that is trained.
     pub variant: String,
     pub now: Seconds,
-    /// Of the slowest link, if it is foreseen to hold steps up.
-    pub bandwidth: Option<BytesPerSec>,
+    /// Bytes a second that devices receive while they do, if any of these is foreseen to hold steps up.
+    pub links: BTreeMap<DeviceId, (f64, Forecast)>,
     /// Plans whose executables are on disk.
     pub known: Vec<Plan>,
     pub preparing: Preparing,
@@ -95,6 +94,22 @@ pub fn trained(plan: &Plan, variant: &str) -> String {
     same.or_else(|| plan.grads.keys().next()).cloned().unwrap_or_default()
 }
 
+/// What is foreseen of each link, by what the devices at its ends receive.
+///
+/// A device has one rate for all that it receives: one link that is slow makes the others look slow from there. So a link
+/// has the rate of the end that sees more.
+fn pairs(base: &Topology, received: &BTreeMap<DeviceId, (f64, Forecast)>) -> BTreeMap<[DeviceId; 2], Outlook> {
+    let mut pairs = BTreeMap::new();
+    for (&a, of_a) in received {
+        for (&b, of_b) in received.range(a..).skip(1) {
+            let more = if of_a.1.average().mean >= of_b.1.average().mean { of_a } else { of_b };
+            let (now, forecast) = (more.0, Some(more.1.clone()));
+            pairs.insert([a, b], Outlook { now, forecast, one: base.link(a, b).bandwidth.0 });
+        }
+    }
+    pairs
+}
+
 /// What the planner found.
 pub enum Proposed {
     /// Other plans than the running one; their revisions are still to be given.
@@ -102,35 +117,24 @@ pub enum Proposed {
     Infeasible(Infeasible),
 }
 
-/// Plans for the present, for the near future, for the slowest moment foreseen and for the mean of what is foreseen, and
-/// those that can be had at once, each with its step times and those of the running plan over the horizon.
+/// Plans for each [view](Foreseen::views) of what is foreseen, and those that can be had at once, each with its step times and
+/// those of the running plan over the horizon.
 pub fn propose(q: &Question) -> Proposed {
-    let base = q.base();
-    let now = |d: DeviceId| q.calibration.speed(d);
-    let foreseen = |d: DeviceId, of: &dyn Fn(&Forecast) -> f64| q.forecasts.get(&d).map_or(now(d), of);
-    let near = |d: DeviceId| (0..NEAR).map(|i| q.expected(d, i)).sum::<f64>() / NEAR as f64;
-    let futures: [Vec<f64>; 4] = [
-        q.each(&now),
-        q.each(&near),
-        q.each(&|d| foreseen(d, &|f| f.min().band.mean)),
-        q.each(&|d| foreseen(d, &|f| f.average().mean)),
-    ];
-    let at = |speeds: &[f64]| {
-        let mut topology = q.calibration.correct(base.clone());
-        for (device, speed) in topology.devices.iter_mut().zip(speeds) {
-            device.speed *= speed;
+    let foreseen = q.foreseen();
+    let base = q.calibration.correct(q.base.clone());
+    let mut pictures: Vec<Topology> = Vec::new();
+    for view in foreseen.views() {
+        let picture = foreseen.at(&base, view);
+        if !pictures.contains(&picture) {
+            pictures.push(picture);
         }
-        topology
-    };
+    }
     // Other microbatches are other dropout masks: only a person may change them.
     let ask = Ask { n_shards: q.running.shards.len() as u32, microbatch: Some(q.running.microbatch) };
     let mut plans: Vec<Plan> = Vec::new();
     let mut refusal = None;
-    for (i, speeds) in futures.iter().enumerate() {
-        if futures[..i].contains(speeds) {
-            continue;
-        }
-        match ask.solve(&q.spec, &q.model, &q.prepared, &at(speeds), Some(&q.running)) {
+    for picture in &pictures {
+        match ask.solve(&q.spec, &q.model, &q.prepared, picture, Some(&q.running)) {
             Ok(plan) if plan.revision == q.running.revision => {}
             Ok(plan) if plans.iter().any(|p| same(p, &plan)) => {}
             Ok(plan) => plans.push(plan),
@@ -140,27 +144,26 @@ pub fn propose(q: &Question) -> Proposed {
     if let Some(problem) = refusal.filter(|_| plans.is_empty()) {
         return Proposed::Infeasible(problem);
     }
-    let today = at(&futures[0]);
     for known in &q.known {
         let shape = |p: &Plan| (p.shards.len(), p.n_replicas, p.microbatch);
         let fits = shape(known) == shape(&q.running);
         if fits && !same(known, &q.running) && !plans.iter().any(|p| same(p, known)) {
             // What was predicted of it then was for other speeds.
-            plans.extend(ask.repriced(&q.spec, &q.model, &q.prepared, &today, known));
+            plans.extend(ask.repriced(&q.spec, &q.model, &q.prepared, &pictures[0], known));
         }
     }
-    // Both sides are priced alike.
-    let running = match q.bandwidth {
-        Some(_) => q.prepared.priced(&q.model, &base, &q.running).ok(),
-        None => Some(q.priced.clone()),
-    };
-    let Some(running) = running else { return Proposed::Plans(Vec::new()) };
-    Proposed::Plans(plans.into_iter().filter_map(|plan| q.candidate(plan, &running, &base)).collect())
+    Proposed::Plans(plans.into_iter().filter_map(|plan| q.candidate(plan, &foreseen)).collect())
 }
 
 impl Question {
-    fn each(&self, of: &dyn Fn(DeviceId) -> f64) -> Vec<f64> {
-        (0..self.base.devices.len() as u32).map(|d| of(DeviceId(d)).max(1e-3)).collect()
+    /// Every device at its speed, and the links between devices that have measured what they receive.
+    fn foreseen(&self) -> Foreseen {
+        let devices = (0..self.base.devices.len() as u32).map(DeviceId);
+        let speed = |d: DeviceId| {
+            let forecast = self.forecasts.get(&d).cloned();
+            (d, Outlook { now: self.calibration.speed(d), forecast, one: 1.0 })
+        };
+        Foreseen { now: self.now, speeds: devices.map(speed).collect(), links: pairs(&self.base, &self.links) }
     }
 
     /// Speed of a device in an interval from now.
@@ -169,29 +172,26 @@ impl Question {
         self.forecasts.get(&device).map_or(now, |f| f.expect(self.now, now, ahead))
     }
 
-    /// The devices, with links as they are foreseen.
-    fn base(&self) -> Topology {
-        let mut base = self.base.clone();
-        if let Some(foreseen) = self.bandwidth {
-            for link in [&mut base.local, &mut base.remote] {
-                link.bandwidth = link.bandwidth.min(foreseen);
-            }
-        }
-        base
-    }
-
     /// A plan with what is predicted of it; `None` for one that cannot be priced.
-    fn candidate(&self, plan: Plan, running: &Priced, base: &Topology) -> Option<(Plan, Candidate)> {
-        let before = running;
-        let priced = self.prepared.priced(&self.model, base, &plan).ok()?;
+    fn candidate(&self, plan: Plan, foreseen: &Foreseen) -> Option<(Plan, Candidate)> {
+        let priced = self.prepared.priced(&self.model, &self.base, &plan).ok()?;
         let variant = trained(&plan, &self.variant);
         let interval = self.forecasts.values().map(|f| f.interval).next().unwrap_or(Seconds(1.0));
         let horizon = self.forecasts.values().map(Forecast::horizon).min().unwrap_or(1).clamp(1, INTERVALS);
         let speed = |i: usize| move |d: DeviceId| self.expected(d, i).max(1e-3);
         let (mut running, mut step_times) = (Vec::new(), Vec::new());
+        // Both plans on the links of an interval, kept as long as these are the same.
+        let mut links = self.base.clone();
+        let mut on = (self.priced.clone(), priced.clone());
         for i in 0..horizon {
-            running.push(before.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
-            step_times.push(priced.estimate(&variant, &self.calibration, &speed(i), None)?.step);
+            let at = foreseen.links_at(&self.base, interval * i as f64);
+            if at != links {
+                let of = |priced: &Priced, plan: &Plan| priced.on_links(&self.model, &at, plan);
+                on = (of(&self.priced, &self.running), of(&priced, &plan));
+                links = at;
+            }
+            running.push(on.0.estimate(&self.variant, &self.calibration, &speed(i), None)?.step);
+            step_times.push(on.1.estimate(&variant, &self.calibration, &speed(i), None)?.step);
         }
         let moved = moved(&self.model, &self.running, &plan);
         let workers = priced
@@ -202,6 +202,7 @@ impl Question {
             true => self.preparing.warm,
             false => self.preparing.cold(workers),
         };
+        let least = foreseen.links_at(&self.base, Seconds(0.0)).slowed.iter().map(|s| s.share).fold(1.0, f64::min);
         let memory = (0..plan.n_replicas).flat_map(|_| plan.shards.iter().map(|s| s.memory)).collect();
         let candidate = Candidate {
             revision: 0,
@@ -211,7 +212,7 @@ impl Question {
             step_times,
             memory,
             bytes_to_move: moved,
-            pause: Preparing::cost(LEAST_PAUSE + moved / base.local.bandwidth, prepare),
+            pause: Preparing::cost(LEAST_PAUSE + moved / (self.base.local.bandwidth * least), prepare),
             prepare,
         };
         Some((plan, candidate))
@@ -221,6 +222,135 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::forecast::{Held, Method};
+    use crate::plan::solve::even_topology;
+    use crate::topology::{LOOPBACK, nominal};
+    use crate::transition::{Observed, Running, Settings, Snapshot, weigh};
+
+    /// A model in two shards on equal devices, and a question about it.
+    fn question(forecasts: BTreeMap<DeviceId, Forecast>) -> Question {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/char_gpt.bundle");
+        let model = Arc::new(Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap());
+        let spec: TrainingJobSpec =
+            serde_yaml::from_str("{bundle: a, data: {uri: b}, steps: 1, parallelism: {shards: 2, microbatch: 4}}")
+                .unwrap();
+        let base = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
+        let prepared = Arc::new(Prepared::new(&model));
+        let ask = Ask { n_shards: 2, microbatch: Some(4) };
+        let running = ask.solve(&spec, &model, &prepared, &base, None).unwrap();
+        Question {
+            spec,
+            priced: Priced::new(&model, &base, &running).unwrap(),
+            variant: running.grads.keys().next().unwrap().clone(),
+            model,
+            prepared,
+            base,
+            calibration: Calibration::default(),
+            running,
+            forecasts,
+            now: Seconds(0.0),
+            links: BTreeMap::new(),
+            known: Vec::new(),
+            preparing: Preparing::default(),
+        }
+    }
+
+    /// What is expected, and nearly always this share of it at least.
+    fn forecast(sure: f64, mean: &[f64]) -> Forecast {
+        let highest = mean.iter().copied().fold(0.0, f64::max);
+        Forecast {
+            method: Method::Naive,
+            start: Seconds(0.0),
+            interval: Seconds(10.0),
+            level: 0.9,
+            n_values: 100,
+            mase: 1.0,
+            known: (0.0, highest),
+            doubt: 0.0,
+            held: Held::default(),
+            lower: mean.iter().map(|m| m * sure).collect(),
+            mean: mean.to_vec(),
+            upper: vec![highest; mean.len()],
+        }
+    }
+
+    fn plans(q: &Question) -> Vec<(Plan, Candidate)> {
+        match propose(q) {
+            Proposed::Plans(plans) => plans,
+            Proposed::Infeasible(e) => panic!("{e}"),
+        }
+    }
+
+    /// The candidate to move to, as the loop decides.
+    fn chosen(plans: &[(Plan, Candidate)]) -> usize {
+        let numbered = |(i, (_, c)): (usize, &(Plan, Candidate))| Candidate { revision: i as u64, ..c.clone() };
+        let candidates: Vec<Candidate> = plans.iter().enumerate().map(numbered).collect();
+        let running = Running {
+            revision: 0,
+            since_step: 0,
+            since: Seconds(0.0),
+            predicted: candidates[0].running[0],
+            observed: Observed::default(),
+            forecast: None,
+        };
+        let snapshot = Snapshot {
+            step: 100,
+            time: Seconds(0.0),
+            steps_left: None,
+            settings: Settings { horizon: Seconds(640.0), cooldown: Seconds(640.0), ..Settings::default() },
+            running,
+            workers: Vec::new(),
+            proposal: None,
+            moves: Vec::new(),
+            in_flight: None,
+            considered: None,
+            approved: None,
+        };
+        let (best, weighed) = weigh(&snapshot, &candidates.iter().collect::<Vec<_>>()).unwrap();
+        assert!(weighed.balance.net() > Seconds(0.0), "{}", weighed.balance);
+        best.revision as usize
+    }
+
+    /// A neighbour that comes and goes: most of the time it leaves 0.4 of a core, sometimes all or nearly nothing. The mean is
+    /// a speed that the core never has; what it is sure to have nearly always is nearer to the plan that takes least.
+    #[test]
+    fn the_cautious_plan_is_chosen_where_the_mean_is_one_that_never_comes() {
+        let mean: Vec<f64> = (0..64).map(|i| [1.0, 0.4, 1.0, 0.4, 0.4, 0.1, 0.4, 0.4][i % 8]).collect();
+        let with = |sure: f64| {
+            let speeds = [(DeviceId(0), forecast(sure, &mean)), (DeviceId(1), forecast(1.0, &[1.0; 64]))];
+            plans(&question(speeds.into()))
+        };
+        let total = |c: &Candidate| c.step_times.iter().zip(&c.running).map(|(a, b)| *a / *b).sum::<f64>();
+        let (without, offered) = (with(0.95), with(0.76));
+        assert_eq!(offered.len(), without.len() + 1, "one more plan is offered");
+        let (best, plain) = (&offered[chosen(&offered)], &without[chosen(&without)]);
+        assert!(same(&best.0, &offered.last().unwrap().0), "another than the cautious one is chosen");
+        assert!(total(&best.1) < 0.98 * total(&plain.1), "{} and {}", total(&best.1), total(&plain.1));
+    }
+
+    #[test]
+    fn nothing_is_offered_where_all_stays_as_it_is() {
+        let steady = || forecast(0.95, &[1.0; 64]);
+        let mut q = question([(DeviceId(0), steady()), (DeviceId(1), steady())].into());
+        assert!(plans(&q).is_empty());
+        // Links that do as well as they are said to.
+        let received = || (2e9, forecast(1.0, &[2e9; 16]));
+        q.links = [(DeviceId(0), received()), (DeviceId(1), received())].into();
+        assert!(plans(&q).is_empty());
+    }
+
+    #[test]
+    fn a_link_has_the_rate_of_the_end_that_sees_more() {
+        let base = even_topology(3, &nominal("cpu").unwrap(), LOOPBACK);
+        // The first two share a slow link; the second gets half of what it gets from the third.
+        let rates = [1e8, 3e8, 1e9].map(|rate| (rate, forecast(1.0, &[rate; 4])));
+        let received = (0..3).map(DeviceId).zip(rates).collect();
+        let foreseen = Foreseen { links: pairs(&base, &received), ..Foreseen::default() };
+        let slowed = foreseen.links_at(&base, Seconds(0.0)).slowed;
+        let [first] = &slowed[..] else { panic!("{slowed:?}") };
+        assert_eq!((first.between, first.share), ([DeviceId(0), DeviceId(1)], 0.3));
+    }
 
     #[test]
     fn what_compiling_takes_counts_modules_and_the_speed_of_the_core() {

@@ -173,6 +173,7 @@ pub fn explained(
         microbatch: None,
         schedule: Some(plan.schedule),
         aim: plan.aim,
+        fixed: &plan.fixed,
     };
     let shares = Shares::of(model, topology, plan, known)?;
     let known_bound = bound::bound(&problem, prepared.work()).map_err(|_| Unexplained::Empty)?;
@@ -283,12 +284,12 @@ fn with_wider_links(topology: &Topology, times: f64) -> Topology {
 
 /// One more device behind those of each replica.
 fn with_devices_like(topology: &Topology, like: usize, n_shards: usize, n_replicas: usize) -> Topology {
-    let mut devices = topology.devices.clone();
+    let mut devices: Vec<usize> = (0..topology.devices.len()).collect();
     for replica in (0..n_replicas).rev() {
         let at = ((replica + 1) * n_shards).min(devices.len());
-        devices.insert(at, topology.devices[like].clone());
+        devices.insert(at, like);
     }
-    Topology { devices, ..topology.clone() }
+    topology.of(&devices)
 }
 
 /// The fastest plan that differs in one choice.

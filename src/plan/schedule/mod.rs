@@ -78,6 +78,8 @@ struct Node {
 #[derive(Clone, Copy, Debug)]
 struct Need {
     segment: usize,
+    /// That brings its values; `None` where they are at hand.
+    message: Option<usize>,
     /// Time its values travel, alone.
     transfer: Seconds,
     /// Position among the flows, of a message that shares NICs with others.
@@ -164,7 +166,7 @@ impl TaskGraph {
         for (i, (s, &duration)) in segmentation.segments.iter().zip(durations).enumerate() {
             let mut need = |d: &Dependency| {
                 let Some(message) = d.message else {
-                    return Need { segment: d.segment, transfer: Seconds(0.0), flow: None };
+                    return Need { segment: d.segment, message: None, transfer: Seconds(0.0), flow: None };
                 };
                 let Travel { time, shared } = transfer(message, &segmentation.messages[message]).into();
                 let flow = shared.map(|shared| {
@@ -178,7 +180,7 @@ impl TaskGraph {
                     sent[at].users.push(i);
                     at
                 });
-                Need { segment: d.segment, transfer: time, flow }
+                Need { segment: d.segment, message: Some(message), transfer: time, flow }
             };
             let needs = dependencies[i].iter().map(&mut need).collect();
             nodes.push(Node { shard: s.shard, level: s.level, duration, needs });
@@ -198,6 +200,23 @@ impl TaskGraph {
         for flow in tasks.flows.iter_mut().flatten() {
             // It may be less than it takes alone: then it takes no time.
             flow.latency += late;
+        }
+        tasks
+    }
+
+    /// The same tasks on links that carry more or less: how each message travels now, over as many nodes as before.
+    pub(super) fn with_travel(&self, travel: impl Fn(usize) -> Travel) -> Self {
+        let mut tasks = self.clone();
+        for need in tasks.nodes.iter_mut().flat_map(|node| &mut node.needs) {
+            if let Some(message) = need.message {
+                need.transfer = travel(message).time;
+            }
+        }
+        for flow in tasks.flows.iter_mut().flatten() {
+            let Travel { time, shared } = travel(flow.message);
+            if let Some(shared) = shared {
+                (flow.shared, flow.latency) = (shared, time - shared.alone());
+            }
         }
         tasks
     }

@@ -10,7 +10,7 @@ fn pipeline(n: usize, transfer: f64) -> TaskGraph {
             l => (2 * (n - 1) - l, 2.0),
         };
         let mut needs = Vec::new();
-        let need = |segment, transfer| Need { segment, transfer: Seconds(transfer), flow: None };
+        let need = |segment, transfer| Need { segment, message: None, transfer: Seconds(transfer), flow: None };
         if level > 0 {
             needs.push(need(level - 1, transfer));
         }
@@ -44,7 +44,7 @@ fn finer(n: usize, rounds: usize, apart: bool) -> TaskGraph {
     let mut nodes: Vec<Node> = Vec::new();
     let mut push = |stage: usize, level: usize, late: bool, duration: f64, needs: &[usize]| {
         let level = if apart { 2 * level + usize::from(late) } else { level } as u32;
-        let need = |&segment| Need { segment, transfer: Seconds(0.0), flow: None };
+        let need = |&segment| Need { segment, message: None, transfer: Seconds(0.0), flow: None };
         let needs = needs.iter().map(need).collect();
         nodes.push(Node { shard: ShardId((stage % n) as u32), level, duration: Seconds(duration * unit), needs });
         nodes.len() - 1

@@ -42,7 +42,7 @@ mod tests {
     use crate::graph::{Model, Split};
     use crate::plan::solve::even_topology;
     use crate::plan::verify::verify;
-    use crate::plan::{Aim, Place, Problem, ScheduleKind, ShardId, solve};
+    use crate::plan::{Aim, Fixed, Place, Problem, ScheduleKind, ShardId, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::Bytes;
 
@@ -66,6 +66,7 @@ mod tests {
                 microbatch,
                 schedule,
                 aim: Aim::default(),
+                fixed: Fixed::none(),
             };
             let plan = solve(&problem, None).unwrap();
             verify(model, &topology, &plan).unwrap();

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::lanes;
+use super::orders::device_orders;
 use super::outline::Outline;
 use super::search::Start;
 use super::{again, blank, check_memory, finish};
 use crate::graph::{GradGraph, Graph, Model};
 use crate::plan::coordinate::Coordinates;
+use crate::plan::fixed::{Target, Wish};
 use crate::plan::predict::{Costs, predict};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::plan::{Assignment, Granularity, Place, Plan, ScheduleKind, ShardId};
@@ -17,6 +19,9 @@ use crate::units::{Bytes, Seconds};
 
 /// Most parts the line is coarsened into.
 const PARTS: usize = 384;
+
+/// A wish, and by variant the first and the last coordinate of its ops.
+type Placed = (Wish, Vec<Option<(u32, u32)>>);
 
 /// The model as a line of parts.
 pub(crate) struct Line<'a> {
@@ -36,7 +41,9 @@ pub(crate) struct Line<'a> {
     pub(super) residuals: Vec<Bytes>,
     has_lanes: bool,
     /// By variant, where parts are layers: coordinates at which they begin.
-    layers: Option<&'a [Vec<u32>]>,
+    layers: Option<Vec<Vec<u32>>>,
+    /// What people have fixed, and by variant where that stands.
+    pub(super) wishes: Vec<Placed>,
 }
 
 impl<'a> Line<'a> {
@@ -63,17 +70,31 @@ impl<'a> Line<'a> {
         let on = |device: &Device, terms: &Terms| terms.time(&device.measured.unwrap_or_default()) / device.speed;
         let of_first: Vec<f64> = at_full_speed[of_kind[kind[0]]].iter().map(|t| on(kinds[kind[0]], t).0).collect();
         let n_shards = problem.n_shards;
-        let layers = (problem.aim.granularity == Granularity::Layer).then(|| outline.layers(variants));
-        let begins = match layers {
+        let mut layers = (problem.aim.granularity == Granularity::Layer).then(|| outline.layers(variants).to_vec());
+        let mut begins = match &layers {
             Some(layers) => layers[outline.main].clone(),
             None => coarsen(&of_first, &outline.crossing, n_shards as usize),
         };
         if begins.len() < n_shards as usize {
             let n = begins.len();
-            return Err(match layers {
+            return Err(match &layers {
                 Some(_) => Infeasible::TooFewLayers { n_shards, n_layers: n },
                 None => Infeasible::TooFewOps { n_shards, n_parts: n },
             });
+        }
+        let wishes = wishes(problem, variants, outline)?;
+        for (wish, ranges) in &wishes {
+            let Some((first, last)) = ranges[outline.main] else { continue };
+            // Nothing begins inside.
+            let keep: Vec<bool> = begins.iter().map(|&b| b <= first || b > last).collect();
+            for begins in layers.iter_mut().flatten().chain([&mut begins]) {
+                let mut keep = keep.iter();
+                begins.retain(|_| keep.next().copied().unwrap_or(true));
+            }
+            if begins.len() < n_shards as usize {
+                let n = begins.len();
+                return Err(wish.cannot(format!("it leaves fewer parts of the model, {n}, than shards, {n_shards}")));
+            }
         }
         let at_borders: Vec<Vec<Terms>> = at_full_speed.iter().map(|work| sums(work, &begins)).collect();
         let of = |(device, rates): (&&Device, &usize)| at_borders[*rates].iter().map(|t| on(device, t)).collect();
@@ -83,7 +104,57 @@ impl<'a> Line<'a> {
         let crossing = begins.iter().map(|&b| outline.crossing[b as usize]).collect();
         // Lanes run through layers.
         let has_lanes = !outline.lanes.is_empty() && n_shards > 1 && layers.is_none();
-        Ok(Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes, layers })
+        let line =
+            Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes, layers, wishes };
+        line.check_wishes(problem).map(|()| line)
+    }
+
+    /// Where people want parts to be, in the order of the line.
+    pub(in crate::plan) fn targets(&self) -> Vec<(usize, Target)> {
+        self.targets_of(&self.wishes)
+    }
+
+    fn targets_of(&self, wishes: &[Placed]) -> Vec<(usize, Target)> {
+        let of = |(wish, ranges): &Placed| {
+            let (first, _) = ranges[self.outline.main]?;
+            Some((self.begins.partition_point(|&b| b <= first).saturating_sub(1), wish.target?))
+        };
+        let mut targets: Vec<(usize, Target)> = wishes.iter().filter_map(of).collect();
+        targets.sort_by_key(|(part, _)| *part);
+        targets
+    }
+
+    /// Names the first wish that no order of devices can meet beside those before it.
+    fn check_wishes(&self, problem: &Problem<'_>) -> Result<(), Infeasible> {
+        let n = problem.n_shards as usize;
+        if self.wishes.iter().all(|(wish, _)| wish.target.is_none()) {
+            return Ok(());
+        }
+        for n_wishes in 1..=self.wishes.len() {
+            let targets = self.targets_of(&self.wishes[..n_wishes]);
+            let fits = |order: &[usize]| {
+                let stage = |target: &Target| match target {
+                    Target::Shard(shard) => Some(*shard),
+                    Target::Device(device) => order.iter().position(|d| d == device),
+                };
+                // Shards follow each other, and none of them is empty.
+                let mut last: Option<(usize, usize)> = None;
+                let mut follows = |(part, target): &(usize, Target)| {
+                    let Some(stage) = stage(target) else { return false };
+                    let (before, from) = last.replace((*part, stage)).unwrap_or((0, 0));
+                    stage >= from && part - before >= stage - from
+                };
+                targets.iter().all(&mut follows)
+                    && last.is_none_or(|(part, stage)| self.begins.len() - part >= n - stage)
+            };
+            if !device_orders(problem, &targets).iter().any(|order| fits(order)) {
+                return Err(self.wishes[n_wishes - 1].0.cannot(
+                    "shards follow each other along the model, none of them empty, and with what is fixed beside it they would not"
+                        .to_owned(),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the model can be cut across.
@@ -94,7 +165,7 @@ impl<'a> Line<'a> {
     /// Coordinates at which shards begin, by variant; those of other variants than the main one by layer, or by fraction.
     pub(super) fn cuts(&self, borders: &[usize]) -> Vec<Vec<u32>> {
         let Outline { coordinates, main, .. } = self.outline;
-        if let Some(layers) = self.layers {
+        if let Some(layers) = &self.layers {
             let begin = |(begins, line): (&Vec<u32>, &Coordinates)| {
                 borders.iter().map(|b| begins.get(*b).copied().unwrap_or(line.n)).collect()
             };
@@ -107,7 +178,19 @@ impl<'a> Line<'a> {
             let begin = |b: &usize| self.begins.get(*b).map_or(n_main, |&at| f64::from(at));
             borders.iter().map(|b| (begin(b) * scale).round() as u32).collect()
         };
-        coordinates.iter().map(of).collect()
+        let mut cuts: Vec<Vec<u32>> = coordinates.iter().map(of).collect();
+        for (_, ranges) in &self.wishes {
+            let Some((_, last)) = ranges[*main] else { continue };
+            let is_left: Vec<bool> = cuts[*main].iter().map(|&cut| last < cut).collect();
+            // What stands on one side of a border stands there in all variants.
+            for (cuts, range) in cuts.iter_mut().zip(ranges) {
+                let Some((first, last)) = *range else { continue };
+                for (cut, is_left) in cuts.iter_mut().zip(&is_left) {
+                    *cut = if *is_left { (*cut).max(last + 1) } else { (*cut).min(first) };
+                }
+            }
+        }
+        cuts
     }
 
     /// Where an earlier plan of this schedule cuts this line; `None` for one that does not.
@@ -124,7 +207,7 @@ impl<'a> Line<'a> {
         // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
         let line = &coordinates[*main];
         let assignment = plan.grads.get(&variants[*main].name)?;
-        let border = |&at: &u32| match self.layers {
+        let border = |&at: &u32| match &self.layers {
             // What a layer begins with may be computed everywhere.
             Some(_) => self.begins.partition_point(|&begin| begin <= at).saturating_sub(1),
             None => self.begins.partition_point(|&begin| begin < at),
@@ -221,8 +304,22 @@ impl<'a> Line<'a> {
         let plan = again::choose(problem, &with)
             .ok_or(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() })?;
         check_memory(problem, &plan)?;
+        // Lanes, and what goes with its param, do not follow the line.
+        self.wishes.iter().try_for_each(|(wish, _)| wish.check(variants, &plan))?;
         Ok(plan)
     }
+}
+
+/// What people have fixed, where it stands on the lines of the variants.
+fn wishes(problem: &Problem<'_>, variants: &[&GradGraph], outline: &Outline) -> Result<Vec<Placed>, Infeasible> {
+    if problem.fixed.is_none() {
+        return Ok(Vec::new());
+    }
+    let placed = |wish: Wish| {
+        let ranges = outline.coordinates.iter().enumerate().map(|(v, line)| wish.range(v, line)).collect();
+        (wish, ranges)
+    };
+    Ok(problem.fixed.wishes(problem, variants)?.into_iter().map(placed).collect())
 }
 
 /// Puts params and the ops that make their gradients on the owner, and elements with their tuples.

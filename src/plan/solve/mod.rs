@@ -179,7 +179,8 @@ impl Prepared {
         let shards = blank(&order_of(earlier), &earlier.recomputes());
         let plan = finish(problem, earlier.microbatch, grads, owners, shards, predict)?;
         let plan = Plan { revision: earlier.revision, ..plan };
-        check_memory(problem, &plan).ok().map(|()| plan)
+        check_memory(problem, &plan).ok()?;
+        problem.fixed.check(problem, &plan).ok().map(|()| plan)
     }
 }
 
@@ -221,6 +222,7 @@ fn finish(
         owners,
         schedule: problem.kind(),
         aim: problem.aim,
+        fixed: problem.fixed.clone(),
         orders: BTreeMap::new(),
         step_time: Seconds(0.0),
         bound: Seconds(0.0),
@@ -270,5 +272,5 @@ fn check_memory(problem: &Problem<'_>, plan: &Plan) -> Result<(), Infeasible> {
 /// A topology of equal devices on one node, for tests and quick questions.
 pub fn even_topology(n: usize, device: &Device, link: Link) -> Topology {
     let devices = (0..n).map(|i| Device { name: format!("{}{i}", device.name), ..device.clone() }).collect();
-    Topology { devices, local: link, remote: link }
+    Topology::new(devices, link, link)
 }

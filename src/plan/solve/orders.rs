@@ -2,6 +2,7 @@
 
 use super::line::Line;
 use super::partition::Rule;
+use crate::plan::fixed::Target;
 use crate::plan::problem::Problem;
 use crate::topology::Device;
 
@@ -14,14 +15,24 @@ const SWAPPED: usize = 24;
 /// Stages that all swaps together may look at.
 const LOOKED_AT: usize = 4_000_000;
 
-/// Orders of a replica's devices worth trying.
-pub(crate) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
+/// Orders of a replica's devices worth trying. `targets`: parts that have a certain shard or device, in the order of the
+/// line.
+pub(in crate::plan) fn device_orders(problem: &Problem<'_>, targets: &[(usize, Target)]) -> Vec<Vec<usize>> {
     let n = problem.n_shards as usize;
     let devices: &[Device] = &problem.topology.devices[..n];
     let identity: Vec<usize> = (0..n).collect();
-    let one_place =
-        problem.topology.local == problem.topology.remote || devices.iter().all(|d| d.node == devices[0].node);
-    if one_place && devices.iter().all(|d| alike(d, &devices[0])) {
+    let one_place = problem.topology.slowed.is_empty()
+        && (problem.topology.local == problem.topology.remote || devices.iter().all(|d| d.node == devices[0].node));
+    // Devices that are wanted, in the order in which they have to stand.
+    let mut wanted: Vec<usize> = Vec::new();
+    for (_, target) in targets {
+        if let Target::Device(device) = target
+            && !wanted.contains(device)
+        {
+            wanted.push(*device);
+        }
+    }
+    if wanted.is_empty() && one_place && devices.iter().all(|d| alike(d, &devices[0])) {
         return vec![identity];
     }
     if n <= FEW {
@@ -40,6 +51,11 @@ pub(crate) fn device_orders(problem: &Problem<'_>) -> Vec<Vec<usize>> {
             together.sort_by_key(|&d| first(&devices[d].node));
             orders.push(together);
         }
+    }
+    // Those that are wanted take each other's places.
+    for order in &mut orders {
+        let places: Vec<usize> = (0..n).filter(|&i| wanted.contains(&order[i])).collect();
+        places.into_iter().zip(&wanted).for_each(|(place, &device)| order[place] = device);
     }
     let mut seen: Vec<Vec<usize>> = Vec::new();
     orders.retain(|order| {
@@ -67,7 +83,7 @@ impl Line<'_> {
             for i in 0..n {
                 for j in i + 1..n {
                     let (a, b) = (&devices[order[i]], &devices[order[j]]);
-                    if alike(a, b) && a.node == b.node {
+                    if alike(a, b) && a.node == b.node && problem.topology.slowed.is_empty() {
                         continue;
                     }
                     let Some(left) = tries.checked_sub(1) else { return (best < first).then_some(order) };

@@ -1,6 +1,7 @@
 //! Dynamic programs over ranges of parts.
 
 use super::line::Line;
+use crate::plan::fixed::Target;
 use crate::plan::problem::Problem;
 use crate::plan::{Recompute, ScheduleKind};
 use crate::topology::{DeviceId, Link};
@@ -52,13 +53,16 @@ impl Line<'_> {
         let memory: Vec<Bytes> = order.iter().map(|&d| problem.topology.devices[d].memory).collect();
         // Time of what crosses each border, by the link there.
         let near = problem.topology.local;
-        let times = |link: Link| -> Vec<Seconds> { self.crossing.iter().map(|&bytes| link.time(bytes)).collect() };
-        let of_link = [times(near), times(problem.topology.remote)];
-        let is_far = |w: &[usize]| {
-            let link = problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32));
-            usize::from(rule != Rule::Near && link != near)
+        let link = |w: &[usize]| match rule {
+            Rule::Near => near,
+            _ => problem.topology.link(DeviceId(w[0] as u32), DeviceId(w[1] as u32)),
         };
-        let between: Vec<&[Seconds]> = order.windows(2).map(|w| &of_link[is_far(w)][..]).collect();
+        let links: Vec<Link> = order.windows(2).map(link).collect();
+        let mut known: Vec<Link> = Vec::new();
+        let of: Vec<usize> = links.iter().map(|link| distinct(&mut known, *link)).collect();
+        let times = |link: &Link| self.crossing.iter().map(|&bytes| link.time(bytes)).collect();
+        let of_link: Vec<Vec<Seconds>> = known.iter().map(times).collect();
+        let between: Vec<&[Seconds]> = of.iter().map(|&link| &of_link[link][..]).collect();
         // Work before a stage, at the mean pace of the shards that have it.
         let mut before: Vec<Vec<f64>> = Vec::new();
         if rule == Rule::Fill {
@@ -68,7 +72,25 @@ impl Line<'_> {
                 sum.iter_mut().zip(*work).for_each(|(sum, w)| *sum += w.0);
             }
         }
+        // By stage: parts before each border that belong to another shard.
+        let targets = self.targets();
+        let stranger = |s: usize, target: &Target| match *target {
+            Target::Shard(shard) => s % (problem.n_shards as usize).max(1) != shard,
+            Target::Device(device) => order[s] != device,
+        };
+        let strangers: Vec<Vec<usize>> = match targets.is_empty() {
+            true => Vec::new(),
+            false => (0..n_shards)
+                .map(|s| {
+                    let parts: Vec<usize> = targets.iter().filter(|t| stranger(s, &t.1)).map(|t| t.0).collect();
+                    (0..=n).map(|border| parts.partition_point(|&part| part < border)).collect()
+                })
+                .collect(),
+        };
         let stage = |s: usize, from: usize, to: usize| -> Option<Seconds> {
+            if strangers.get(s).is_some_and(|before| before[from] < before[to]) {
+                return None;
+            }
             let (kept, again) = self.needs(problem, s, from, to);
             let (needs, more) = match problem.aim.recompute {
                 Recompute::Never => (kept, 0.0),
@@ -146,6 +168,15 @@ impl Line<'_> {
         let given = Bytes(if from > 0 { self.crossing[from].0 / 2 } else { 0 });
         (state + residuals * in_flight, state + given * in_flight + residuals)
     }
+}
+
+/// Position of a link among those that are known: behind the last one when it is new.
+fn distinct(known: &mut Vec<Link>, link: Link) -> usize {
+    let at = known.iter().position(|k| *k == link).unwrap_or(known.len());
+    if at == known.len() {
+        known.push(link);
+    }
+    at
 }
 
 /// Where the stages of a cut can end, if each of them has to be short.

@@ -60,7 +60,7 @@ impl Search<'_> {
         let tries = self.tries();
         let small = tries >= FEW_TRIES;
         let mut found = Found { search: self, tried: Vec::new(), plans: Vec::new(), refusal: None };
-        let orders = device_orders(self.problem);
+        let orders = device_orders(self.problem, &self.line.targets());
         let devices = &self.problem.topology.devices;
         let mixed = devices.iter().any(|d| d.node != devices[0].node);
         let rounds = self.rounds();
@@ -239,7 +239,7 @@ impl Search<'_> {
             if !moved && stride == 1 {
                 for i in 0..at.order.len() - 1 {
                     let (a, b) = (&devices[at.order[i]], &devices[at.order[i + 1]]);
-                    if alike(a, b) && a.node == b.node {
+                    if alike(a, b) && a.node == b.node && self.problem.topology.slowed.is_empty() {
                         continue;
                     }
                     let mut tried = at.clone();

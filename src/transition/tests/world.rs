@@ -2,6 +2,7 @@
 
 use crate::forecast::{self, Forecast, Gap, Series, robust};
 use crate::plan::ShardId;
+use crate::plan::foreseen::{CAUTIOUS, Outlook, View};
 use crate::transition::*;
 use crate::units::{Bytes, Seconds};
 
@@ -327,7 +328,8 @@ impl<'w, 'a> Job<'w, 'a> {
         }
     }
 
-    /// The planner has plans for the present, the next few intervals, the slowest, the fastest and the mean speeds foreseen.
+    /// The planner has plans for the present, the next few intervals, the slowest, the fastest and the mean speeds foreseen, and
+    /// with caution where little is certain.
     fn answer(&mut self) {
         if !self.solved_at.is_some_and(|done| self.time >= done) {
             return;
@@ -340,13 +342,19 @@ impl<'w, 'a> Job<'w, 'a> {
         let now = Seconds(self.time);
         let expected = |w: &Watched, i: usize| w.forecast.as_ref().map_or(w.now, |f| f.expect(now, w.now, i).max(0.01));
         let near = |w: &Watched| (0..NEAR).map(|i| expected(w, i)).sum::<f64>() / NEAR as f64;
-        let futures = [
+        let mut futures = vec![
             self.speeds(),
             self.workers.iter().map(near).collect(),
             ahead(&|f| f.min().band.mean),
             ahead(&|f| f.max().band.mean),
             ahead(&|f| f.average().mean),
         ];
+        let outlook = |w: &Watched| Outlook { now: w.now, forecast: w.forecast.clone(), one: 1.0 };
+        let outlooks: Vec<Outlook> = self.workers.iter().map(outlook).collect();
+        if outlooks.iter().any(Outlook::is_wide) {
+            let cautious = View::Mean { quantile: CAUTIOUS };
+            futures.push(outlooks.iter().map(|o| o.view(now, cautious).max(0.01)).collect());
+        }
         let split = |speeds: &Vec<f64>| -> Split { speeds.iter().map(|s| s / speeds.iter().sum::<f64>()).collect() };
         let differs = |split: &Split| split.iter().zip(&self.split).any(|(a, b)| (a - b).abs() > 0.01);
         let splits: Vec<Split> = futures.iter().map(split).filter(differs).collect();
