@@ -54,7 +54,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let topology = parse_devices(DEVICES)?;
     let (n_shards, n_replicas, microbatch, schedule) = (2, 1, None, None);
     let aim = Aim::default();
-    let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim, fixed: Fixed::none() };
+    let problem = Problem {
+        model: &model,
+        topology: &topology,
+        n_shards,
+        n_replicas,
+        microbatch,
+        schedule,
+        aim,
+        fixed: Fixed::none(),
+    };
     let previous = Some(solve(&problem, None)?);
     let asked = Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous };
     seed("problem", &serde_json::to_vec(&asked)?)?;
