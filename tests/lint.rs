@@ -84,6 +84,13 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
         false,
         "keeps layers whole",
     ),
+    (
+        JOB,
+        "  resources: {memory",
+        "  partition: {pins: [{ops: a, device: cpu0}]}\n  resources: {memory",
+        false,
+        "devices get their names later",
+    ),
     (JOB, "source: work/b-1", "source: elsewhere/b-1", false, "checkpoint.source must lie on a volume"),
     (JOB, "source: work/b-1", "source: work/b-2", true, "checkpoint.source cannot change once a job exists"),
     (JOB, "  results: work", "  weights: work/w\n  results: work", false, "checkpoint.source brings params"),
