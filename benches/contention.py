@@ -411,7 +411,7 @@ def compare(done: dict[str, list[dict]]) -> None:
     measures = [
         ("all days", lambda r: r["throughput"]),
         ("all days, by the machine's speed", lambda r: r["throughput"] / r["machine"]),
-        ("the last two", lambda r: sum(r["days"][-2:]) / 2),
+        ("the last two", lambda r: statistics.mean(r["days"][-2:])),
     ]
     for what, of in measures:
         value = {name: statistics.median(map(of, runs)) for name, runs in done.items() if runs}

@@ -14,7 +14,7 @@ use foreshard::graph::cut::{accumulate, zeros};
 use foreshard::graph::export::{Alias, to_hlo};
 use foreshard::graph::import::from_hlo;
 use foreshard::graph::{ArrayShape, DType};
-use foreshard::plan::{Aim, Fixed, Problem, ScheduleKind, ShardId, solve};
+use foreshard::plan::{Problem, ScheduleKind, ShardId, solve};
 use foreshard::runtime::program::{CacheUse, Compiler};
 use foreshard::runtime::wiring::{Rank, Wiring};
 use foreshard::topology::parse_devices;
@@ -294,16 +294,7 @@ fn a_shard_that_was_compiled_before_is_loaded() {
     let device = support::cpu();
     let model = support::load("bundles/mlp_digits.bundle");
     let topology = parse_devices("2xcpu").unwrap();
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch: None,
-        schedule: Some(ScheduleKind::OneFOneB),
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 2) };
     let plan = solve(&problem, None).unwrap();
     let wiring = Wiring::new(&model, &plan).unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ mod checks;
 
 use foreshard::api;
 use foreshard::graph::proto::{Fields, Value as Field, Writer};
-use foreshard::plan::{Aim, Fixed, Problem, ScheduleKind, solve};
+use foreshard::plan::{Aim, Problem, ScheduleKind, solve};
 use foreshard::topology::parse_devices;
 use serde_json::{Value, json};
 
@@ -164,16 +164,8 @@ fn every_value_of_a_problem_may_be_wrong() {
     let topology = parse_devices(DEVICES).unwrap();
     let (n_shards, n_replicas, microbatch, schedule) = (2, 1, None, Some(ScheduleKind::ZeroBubble));
     let aim = Aim::default();
-    let problem = Problem {
-        model: checks::stack(),
-        topology: &topology,
-        n_shards,
-        n_replicas,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem =
+        Problem { n_replicas, microbatch, schedule, aim, ..Problem::new(checks::stack(), &topology, n_shards) };
     let previous = Some(solve(&problem, None).unwrap());
     let asked = checks::Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous };
     let mut document = serde_json::to_value(&asked).unwrap();

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use foreshard::plan::{Aim, Fixed, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
+use foreshard::plan::{Aim, Infeasible, Plan, Problem, Recompute, ScheduleKind, solve};
 use foreshard::topology::{Device, LOOPBACK, Topology, nominal};
 use foreshard::units::Bytes;
 use serde_json::Value;
@@ -80,14 +80,9 @@ fn enough(recompute: Recompute) -> Bytes {
     let device = Device { memory: Bytes(1 << 20), ..nominal("cpu").unwrap() };
     let topology = Topology::new(vec![device; 2], LOOPBACK, LOOPBACK);
     let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch: None,
         schedule: Some(ScheduleKind::GPipe),
         aim: Aim { recompute, ..Aim::default() },
-        fixed: Fixed::none(),
+        ..Problem::new(&model, &topology, 2)
     };
     match solve(&problem, None) {
         Err(Infeasible::Memory { enough: Some(enough), .. }) => enough,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use foreshard_fuzz::checks::Asked;
 use foreshard_fuzz::graph::Model;
 use foreshard_fuzz::messages;
-use foreshard_fuzz::plan::{Aim, Fixed, Problem, solve};
+use foreshard_fuzz::plan::{Aim, Problem, solve};
 use foreshard_fuzz::topology::parse_devices;
 
 /// Larger modules make a run slow and show nothing new.
@@ -54,16 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let topology = parse_devices(DEVICES)?;
     let (n_shards, n_replicas, microbatch, schedule) = (2, 1, None, None);
     let aim = Aim::default();
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards,
-        n_replicas,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { n_replicas, microbatch, schedule, aim, ..Problem::new(&model, &topology, n_shards) };
     let previous = Some(solve(&problem, None)?);
     let asked = Asked { topology, n_shards, n_replicas, microbatch, schedule, aim, previous };
     seed("problem", &serde_json::to_vec(&asked)?)?;

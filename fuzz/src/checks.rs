@@ -10,7 +10,7 @@ use foreshard::graph::verify::verify;
 use foreshard::graph::{Manifest, Model};
 use foreshard::plan::check::check;
 use foreshard::plan::solve::even_topology;
-use foreshard::plan::{Aim, Fixed, Plan, Problem, ScheduleKind, solve};
+use foreshard::plan::{Aim, Plan, Problem, ScheduleKind, solve};
 use foreshard::topology::{LOOPBACK, Topology, nominal, parse_devices};
 use foreshard::wire::control::{MAX_HELLO, Peer, ToParent, ToWorker};
 use foreshard::wire::frame::{Header, read_header, read_message, write_message};
@@ -67,16 +67,7 @@ pub fn bundle(module: &[u8]) {
 fn plan(model: &Model) {
     let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
     for schedule in ScheduleKind::ALL.map(Some) {
-        let problem = Problem {
-            model,
-            topology: &topology,
-            n_shards: 2,
-            n_replicas: 1,
-            microbatch: None,
-            schedule,
-            aim: Aim::default(),
-            fixed: Fixed::none(),
-        };
+        let problem = Problem { schedule, ..Problem::new(model, &topology, 2) };
         let _ = solve(&problem, None);
     }
 }
@@ -134,8 +125,13 @@ pub fn problem(text: &[u8]) {
     if topology.devices.len() > MOST_DEVICES {
         return;
     }
-    let (n_shards, n_replicas, microbatch, schedule, aim) = (*n_shards, *n_replicas, *microbatch, *schedule, *aim);
-    let problem = Problem { model, topology, n_shards, n_replicas, microbatch, schedule, aim, fixed: Fixed::none() };
+    let problem = Problem {
+        n_replicas: *n_replicas,
+        microbatch: *microbatch,
+        schedule: *schedule,
+        aim: *aim,
+        ..Problem::new(model, topology, *n_shards)
+    };
     let previous = previous.as_ref().filter(|plan| check(plan, model).is_ok());
     match solve(&problem, previous) {
         Ok(plan) => {

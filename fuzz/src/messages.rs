@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use foreshard::graph::Model;
 use foreshard::plan::solve::even_topology;
-use foreshard::plan::{Aim, Fixed, Problem, ScheduleKind, solve};
+use foreshard::plan::{Problem, ScheduleKind, solve};
 use foreshard::topology::{LOOPBACK, nominal};
 use foreshard::wire::control::{
     FailureClass, Move, Peer, Prepare, ReadyReport, Seat, Span, StepDone, Switched, ToParent, ToWorker,
@@ -19,17 +19,7 @@ pub fn frames(model: &Model) -> Vec<Vec<u8>> {
     let address = SocketAddr::from(([127, 0, 0, 1], 4000));
     let seat = Seat { worker: 1, address };
     let topology = even_topology(2, &nominal("cpu").expect("CPUs are known"), LOOPBACK);
-    let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-    let problem = Problem {
-        model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch,
-        schedule,
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(model, &topology, 2) };
     let prepare = Prepare {
         bundle: "a.bundle".into(),
         plan: solve(&problem, None).expect("a plan for two shards"),

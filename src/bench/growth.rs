@@ -11,7 +11,7 @@ use crate::graph::manifest::{FORMAT, FileSpec, FunctionSpec, GradSpec, ParamSpec
 use crate::graph::proto::{Writer, instruction};
 use crate::graph::{ArrayShape, CompId, Computation, DType, Graph, GraphError, Manifest, Model, OpId, Shape};
 use crate::plan::segment::{Parameters, Segmentation, follow_parameters};
-use crate::plan::{Aim, Fixed, Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
+use crate::plan::{Infeasible, Place, Prepared, Problem, ScheduleKind, solve};
 use crate::topology::{LOOPBACK, Topology, nominal};
 
 /// Shards the model is planned for.
@@ -63,16 +63,7 @@ pub fn measure(n_ops: usize) -> Result<Taken, GrowthError> {
 
     let device = nominal("cpu").expect("CPUs are known");
     let topology = Topology::new(vec![device; SHARDS], LOOPBACK, LOOPBACK);
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: SHARDS as u32,
-        n_replicas: 1,
-        microbatch: None,
-        schedule: Some(ScheduleKind::OneFOneB),
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, SHARDS as u32) };
     let began = Instant::now();
     let plan = solve(&problem, None)?;
     let planned = began.elapsed();
@@ -128,14 +119,8 @@ pub fn replan(n_ops: usize, n_devices: usize) -> Result<Replanned, GrowthError> 
     let mut slower = topology.clone();
     slower.devices[n_devices / 2].speed /= 2.0;
     let problem = |topology| Problem {
-        model: &model,
-        topology,
-        n_shards: n_devices as u32,
-        n_replicas: 1,
-        microbatch: None,
         schedule: Some(ScheduleKind::OneFOneB),
-        aim: Aim::default(),
-        fixed: Fixed::none(),
+        ..Problem::new(&model, topology, n_devices as u32)
     };
     let began = Instant::now();
     let prepared = Prepared::new(&model);

@@ -161,24 +161,23 @@ impl Forecast {
 }
 
 #[cfg(test)]
+impl Forecast {
+    /// Of these values, for tests: nothing else is in doubt.
+    pub fn of(start: Seconds, interval: Seconds, [lower, mean, upper]: [Vec<f64>; 3]) -> Self {
+        let least = mean.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = mean.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (method, level, n_values, mase) = (Method::Naive, 0.9, 100, 1.0);
+        let (known, doubt, held) = ((least, most), 0.0, Held::default());
+        Self { method, start, interval, level, n_values, mase, known, doubt, held, lower, mean, upper }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn flat() -> Forecast {
-        Forecast {
-            method: Method::Naive,
-            start: Seconds(100.0),
-            interval: Seconds(10.0),
-            level: 0.9,
-            n_values: 9,
-            mase: 1.0,
-            known: (1.0, 2.0),
-            doubt: 0.0,
-            held: Held::default(),
-            lower: vec![0.0; 3],
-            mean: vec![1.0; 3],
-            upper: vec![4.0; 3],
-        }
+        Forecast::of(Seconds(100.0), Seconds(10.0), [vec![0.0; 3], vec![1.0; 3], vec![4.0; 3]])
     }
 
     #[test]

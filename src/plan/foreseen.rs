@@ -110,6 +110,11 @@ impl Foreseen {
         self.with(base, |outlook| outlook.view(self.now, view))
     }
 
+    /// The speed that is expected of a device so long from now.
+    pub fn speed(&self, device: DeviceId, after: Seconds) -> f64 {
+        self.speeds.get(&device).map_or(1.0, |outlook| outlook.expect(self.now, after)).max(LEAST)
+    }
+
     /// Links as they are expected so long from now, devices as they are in `base`.
     pub fn links_at(&self, base: &Topology, after: Seconds) -> Topology {
         let links = Self { speeds: BTreeMap::new(), ..self.clone() };
@@ -134,25 +139,11 @@ impl Foreseen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forecast::{Held, Method};
     use crate::topology::parse_devices;
     use crate::units::BytesPerSec;
 
     fn outlook(lower: f64, mean: [f64; 2], one: f64) -> Outlook {
-        let forecast = Forecast {
-            method: Method::Naive,
-            start: Seconds(0.0),
-            interval: Seconds(10.0),
-            level: 0.8,
-            n_values: 100,
-            mase: 1.0,
-            known: (0.0, mean[0]),
-            doubt: 0.0,
-            held: Held::default(),
-            lower: vec![lower; 2],
-            mean: mean.to_vec(),
-            upper: vec![mean[0]; 2],
-        };
+        let forecast = Forecast::of(Seconds(0.0), Seconds(10.0), [vec![lower; 2], mean.to_vec(), vec![mean[0]; 2]]);
         Outlook { now: mean[0], forecast: Some(forecast), one }
     }
 

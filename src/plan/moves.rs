@@ -88,7 +88,7 @@ fn moves(
 mod tests {
     use super::*;
     use crate::plan::solve::even_topology;
-    use crate::plan::{Aim, Fixed, Problem, ScheduleKind, solve};
+    use crate::plan::{Problem, ScheduleKind, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::BytesPerSec;
 
@@ -99,18 +99,11 @@ mod tests {
         let mut topology = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
         topology.remote.bandwidth = BytesPerSec(1e8);
         topology.devices[1].node = "other".to_owned();
-        let (n_shards, n_replicas, microbatch) = (2, 1, Some(16));
-        let (schedule, aim) = (Some(ScheduleKind::OneFOneB), Aim::default());
         let plan_on = |topology: &Topology, previous: Option<&Plan>| {
             let problem = Problem {
-                model: &model,
-                topology,
-                n_shards,
-                n_replicas,
-                microbatch,
-                schedule,
-                aim,
-                fixed: Fixed::none(),
+                microbatch: Some(16),
+                schedule: Some(ScheduleKind::OneFOneB),
+                ..Problem::new(&model, topology, 2)
             };
             solve(&problem, previous).unwrap()
         };

@@ -27,6 +27,15 @@ pub struct Problem<'a> {
     pub fixed: &'a Fixed,
 }
 
+impl<'a> Problem<'a> {
+    /// One copy of the model over the first so many devices; all else is left to the planner.
+    pub fn new(model: &'a Model, topology: &'a Topology, n_shards: u32) -> Self {
+        let (n_replicas, microbatch, schedule) = (1, None, None);
+        let (aim, fixed) = (Aim::default(), Fixed::none());
+        Self { model, topology, n_shards, n_replicas, microbatch, schedule, aim, fixed }
+    }
+}
+
 /// A problem without a plan: which limit it meets, and the way out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]

@@ -188,7 +188,7 @@ proptest! {
         let model = model(&recipe);
         let objective = if roomy { Objective::Memory } else { Objective::Throughput };
         let aim = Aim { objective, recompute, ..Aim::default() };
-        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas, microbatch, schedule, aim, fixed: Fixed::none() };
+        let problem = Problem { n_replicas, microbatch, schedule, aim, ..Problem::new(&model, &topology, n_shards) };
         match solve(&problem, None) {
             Ok(plan) => {
                 let picture = graph_picture::svg(&model, &model.grads[0], &topology.devices[0]);
@@ -243,8 +243,7 @@ proptest! {
         topology.devices.iter_mut().for_each(|d| d.memory = Bytes(1 << 40));
         let model = model(&recipe);
         let schedule = Some(ScheduleKind::OneFOneB);
-        let problem =
-            Problem { model: &model, topology: &topology, n_shards: 2, n_replicas: 1, microbatch: Some(microbatch), schedule, aim: Aim::default(), fixed: Fixed::none() };
+        let problem = Problem { microbatch: Some(microbatch), schedule, ..Problem::new(&model, &topology, 2) };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
         let costs = Costs::of(&model);
         let (variant, assignment) = plan.grads.first_key_value().unwrap();
@@ -278,8 +277,7 @@ proptest! {
     #[test]
     fn what_is_explained_adds_up(recipe in recipe(), topology in devices(), n_shards in 1u32..4) {
         let model = model(&recipe);
-        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-        let problem = Problem { model: &model, topology: &topology, n_shards, n_replicas: 1, microbatch, schedule, aim: Aim::default(), fixed: Fixed::none() };
+        let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, n_shards) };
         let Ok(plan) = solve(&problem, None) else { return Ok(()) };
         let said = explain(&model, &topology, &plan).unwrap();
         let step = said.shares.step.0;
@@ -319,16 +317,7 @@ proptest! {
         let mut topology = topology;
         topology.devices.iter_mut().for_each(|d| d.memory = Bytes(1 << 40));
         let schedule = Some(ScheduleKind::OneFOneB);
-        let free = Problem {
-            model: &model,
-            topology: &topology,
-            n_shards,
-            n_replicas: 1,
-            microbatch: Some(2),
-            schedule,
-            aim: Aim::default(),
-            fixed: Fixed::none(),
-        };
+        let free = Problem { microbatch: Some(2), schedule, ..Problem::new(&model, &topology, n_shards) };
         let Ok(plan) = solve(&free, None) else { return Ok(()) };
         let owners = plan.owners[..model.n_params].iter().zip(&model.state).filter_map(|(owner, param)| match owner {
             Place::Shard(shard) => Some(Pin { ops: param.name.clone(), to: To::Shard(shard.0) }),

@@ -34,17 +34,7 @@ fn scheduled(
     let model = load("bundles/char_gpt.bundle");
     let device = |i: usize| Device { speed: 1.0 - 0.1 * i as f64, ..nominal("cpu").unwrap() };
     let topology = Topology::new((0..n).map(device).collect(), LOOPBACK, LOOPBACK);
-    let (n_shards, n_replicas, microbatch) = (n as u32, 1, None);
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards,
-        n_replicas,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { schedule, aim, ..Problem::new(&model, &topology, n as u32) };
     let plan = solve(&problem, previous);
     (model, topology, plan)
 }
@@ -132,17 +122,8 @@ fn room_to_spare_is_worth_time_where_that_is_asked_for() {
 fn the_verifier_finds_what_was_tampered_with() {
     let model = load("bundles/mlp_digits.bundle");
     let topology = Topology::new(vec![nominal("cpu").unwrap(); 2], LOOPBACK, LOOPBACK);
-    let (microbatch, schedule) = (Some(16), Some(ScheduleKind::OneFOneB));
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch,
-        schedule,
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem =
+        Problem { microbatch: Some(16), schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 2) };
     let plan = solve(&problem, None).unwrap();
     let variant = plan.grads.keys().next().unwrap().clone();
     let fault = |change: &dyn Fn(&mut Plan)| {
@@ -165,17 +146,7 @@ fn gpt_on_three(schedule: ScheduleKind, memory: Bytes, aim: Aim) -> (Model, Topo
     let model = load("bundles/char_gpt.bundle");
     let device = Device { memory, ..nominal("cpu").unwrap() };
     let topology = Topology::new(vec![device; 3], LOOPBACK, LOOPBACK);
-    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, Some(2), Some(schedule));
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards,
-        n_replicas,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { microbatch: Some(2), schedule: Some(schedule), aim, ..Problem::new(&model, &topology, 3) };
     let plan = solve(&problem, None);
     (model, topology, plan)
 }
@@ -238,18 +209,7 @@ fn computes_again_what_does_not_fit_and_nothing_where_all_fits() {
 fn a_search_that_is_stopped_has_the_best_until_then() {
     let (model, topology, expected) = uneven(3, Aim::default(), None);
     let prepared = Prepared::new(&model);
-    let (n_shards, n_replicas, microbatch, schedule) = (3, 1, None, Some(ScheduleKind::OneFOneB));
-    let aim = Aim::default();
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards,
-        n_replicas,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 3) };
     let asked = |most: u32| {
         let asked = std::cell::Cell::new(0);
         let go_on = || {
@@ -292,17 +252,7 @@ fn devices_of_a_node_stand_together_where_links_are_slow() {
         let devices = nodes.map(|node| Device { node: node.to_owned(), ..nominal("cpu").unwrap() }).to_vec();
         let remote = Link { bandwidth: BytesPerSec(2e7), latency: Seconds(5e-4) };
         let topology = Topology::new(devices, LOOPBACK, remote);
-        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-        let problem = Problem {
-            model: &model,
-            topology: &topology,
-            n_shards: 4,
-            n_replicas: 1,
-            microbatch,
-            schedule,
-            aim: Aim::default(),
-            fixed: Fixed::none(),
-        };
+        let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 4) };
         solve(&problem, None).unwrap().step_time
     };
     assert_eq!(plan(["a", "b", "a", "b"]), plan(["a", "a", "b", "b"]));
@@ -320,14 +270,9 @@ fn a_link_that_is_slowed_alone_is_planned_around() {
     let alone = topology(&[(0, 1, 0.02)]);
     let evenly = topology(&[(0, 1, 0.67), (0, 2, 0.67), (1, 2, 0.67)]);
     let problem = |topology| Problem {
-        model: &model,
-        topology,
-        n_shards: 3,
-        n_replicas: 1,
         microbatch: Some(4),
         schedule: Some(ScheduleKind::OneFOneB),
-        aim: Aim::default(),
-        fixed: Fixed::none(),
+        ..Problem::new(&model, topology, 3)
     };
     let (aware, unaware) = (solve(&problem(&alone), None).unwrap(), solve(&problem(&evenly), None).unwrap());
     verify(&model, &alone, &aware).unwrap();
@@ -353,14 +298,9 @@ fn messages_that_share_a_nic_count_together() {
     for link in [2e7, 5e7] {
         let (shared, alone) = (topology(link, link), topology(link, 1e15));
         let problem = |topology| Problem {
-            model: &model,
-            topology,
-            n_shards: 4,
-            n_replicas: 1,
             microbatch: Some(2),
             schedule: Some(ScheduleKind::Interleaved),
-            aim: Aim::default(),
-            fixed: Fixed::none(),
+            ..Problem::new(&model, topology, 4)
         };
         let (aware, unaware) = (solve(&problem(&shared), None).unwrap(), solve(&problem(&alone), None).unwrap());
         for (topology, plan) in [(&shared, &aware), (&alone, &unaware)] {
@@ -376,17 +316,8 @@ fn messages_that_share_a_nic_count_together() {
 fn shards_exchange_only_numbers_to_update_their_params() {
     let model = load("bundles/char_gpt.bundle");
     let topology = Topology::new(vec![nominal("cpu").unwrap(); 2], LOOPBACK, LOOPBACK);
-    let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch,
-        schedule,
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem =
+        Problem { microbatch: Some(4), schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 2) };
     let plan = solve(&problem, None).unwrap();
     let gradients = plan.owners[..model.n_params].iter().copied();
     let places: Vec<Place> = plan.owners.iter().copied().chain(gradients).chain([Place::Everywhere]).collect();
@@ -410,18 +341,7 @@ fn devices_and_links_that_cannot_be_are_a_reason() {
     let check = |change: &dyn Fn(&mut Topology), says: &str| {
         let mut topology = good.clone();
         change(&mut topology);
-        let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-        let aim = Aim::default();
-        let problem = Problem {
-            model: &model,
-            topology: &topology,
-            n_shards: 2,
-            n_replicas: 1,
-            microbatch,
-            schedule,
-            aim,
-            fixed: Fixed::none(),
-        };
+        let problem = Problem { schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 2) };
         let e = solve(&problem, None).unwrap_err().to_string();
         assert!(e.starts_with(says), "{e}");
         assert!(pinned(&problem, &["layer1".to_owned()]).is_err());
@@ -448,18 +368,7 @@ fn the_planner_chooses_a_schedule_that_fills_sooner() {
     let model = load("bundles/char_gpt.bundle");
     let topology = parse_devices("4xcpu").unwrap();
     let plan = |schedule| {
-        let microbatch = Some(4);
-        let aim = Aim::default();
-        let problem = Problem {
-            model: &model,
-            topology: &topology,
-            n_shards: 4,
-            n_replicas: 1,
-            microbatch,
-            schedule,
-            aim,
-            fixed: Fixed::none(),
-        };
+        let problem = Problem { microbatch: Some(4), schedule, ..Problem::new(&model, &topology, 4) };
         let plan = solve(&problem, None).unwrap();
         verify(&model, &topology, &plan).unwrap();
         // In force, it stays, and so does its schedule where none is asked for.
@@ -482,17 +391,8 @@ fn the_planner_chooses_a_schedule_that_fills_sooner() {
 fn a_plan_is_valued_by_its_own_schedule() {
     let model = load("bundles/char_gpt.bundle");
     let topology = parse_devices("2xcpu").unwrap();
-    let (microbatch, schedule, aim) = (Some(4), Some(ScheduleKind::ZeroBubble), Aim::default());
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 2,
-        n_replicas: 1,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let schedule = Some(ScheduleKind::ZeroBubble);
+    let problem = Problem { microbatch: Some(4), schedule, ..Problem::new(&model, &topology, 2) };
     let zero_bubble = solve(&problem, None).unwrap();
     let plain = Plan { schedule: ScheduleKind::OneFOneB, ..zero_bubble.clone() };
     let prepared = Prepared::new(&model);
@@ -512,18 +412,8 @@ fn takes_as_many_devices_as_gain_something_and_the_best_of_them() {
     let model = load("bundles/char_gpt.bundle");
     let prepared = Prepared::new(&model);
     let topology = parse_devices("2xcpu:speed=0.1,cpu,cpu:speed=0.05,cpu:price=3").unwrap();
-    let (microbatch, schedule) = (Some(4), Some(ScheduleKind::OneFOneB));
-    let aim = Aim::default();
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: 1,
-        n_replicas: 1,
-        microbatch,
-        schedule,
-        aim,
-        fixed: Fixed::none(),
-    };
+    let problem =
+        Problem { microbatch: Some(4), schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, 1) };
     let choose = |range, wanted| count::choose(&prepared, &problem, range, wanted);
     let devices = |plan: &Plan| {
         let mut all: Vec<u32> = plan.shards.iter().flat_map(|s| &s.devices).map(|d| d.0).collect();
@@ -556,17 +446,8 @@ fn numbers_beyond_all_devices_are_a_reason_not_an_overflow() {
     let model = model(&Recipe { params: vec![1], forward, backward, gradients });
     let topology = Topology::new(vec![nominal("cpu").unwrap()], LOOPBACK, LOOPBACK);
     let many = u32::MAX;
-    let (microbatch, schedule) = (None, Some(ScheduleKind::OneFOneB));
-    let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards: many,
-        n_replicas: many,
-        microbatch,
-        schedule,
-        aim: Aim::default(),
-        fixed: Fixed::none(),
-    };
+    let problem =
+        Problem { n_replicas: many, schedule: Some(ScheduleKind::OneFOneB), ..Problem::new(&model, &topology, many) };
     let e = solve(&problem, None).unwrap_err().to_string();
     assert!(e.contains("need 18446744065119617025 devices, there are 1"), "{e}");
 }
@@ -579,14 +460,10 @@ fn fixed(n_shards: u32, pins: &[&str], together: &[&[&str]], previous: Option<&P
     let pins: Vec<Pin> = pins.iter().map(|pin| pin.parse().unwrap()).collect();
     let fixed = Fixed { pins, together: together.iter().map(set).collect() };
     let problem = Problem {
-        model: &model,
-        topology: &topology,
-        n_shards,
-        n_replicas: 1,
         microbatch: Some(4),
         schedule: Some(ScheduleKind::OneFOneB),
-        aim: Aim::default(),
         fixed: &fixed,
+        ..Problem::new(&model, &topology, n_shards)
     };
     let plan = solve(&problem, previous)?;
     verify(&model, &topology, &plan).unwrap();

@@ -166,14 +166,11 @@ pub fn explained(
     let known = prepared.costs();
     let n_shards = plan.shards.len() as u32;
     let problem = Problem {
-        model,
-        topology,
-        n_shards,
         n_replicas: plan.n_replicas,
-        microbatch: None,
         schedule: Some(plan.schedule),
         aim: plan.aim,
         fixed: &plan.fixed,
+        ..Problem::new(model, topology, n_shards)
     };
     let shares = Shares::of(model, topology, plan, known)?;
     let known_bound = bound::bound(&problem, prepared.work()).map_err(|_| Unexplained::Empty)?;

@@ -42,7 +42,7 @@ mod tests {
     use crate::graph::{Model, Split};
     use crate::plan::solve::even_topology;
     use crate::plan::verify::verify;
-    use crate::plan::{Aim, Fixed, Place, Problem, ScheduleKind, ShardId, solve};
+    use crate::plan::{Place, Problem, ScheduleKind, ShardId, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::Bytes;
 
@@ -57,16 +57,10 @@ mod tests {
         let model = whole.split(&[&columns[..], &rows[..]].concat()).unwrap();
         let topology = even_topology(2, &nominal("cpu").unwrap(), LOOPBACK);
         let plan = |model: &Model| {
-            let (microbatch, schedule) = (Some(16), Some(ScheduleKind::OneFOneB));
             let problem = Problem {
-                model,
-                topology: &topology,
-                n_shards: 2,
-                n_replicas: 1,
-                microbatch,
-                schedule,
-                aim: Aim::default(),
-                fixed: Fixed::none(),
+                microbatch: Some(16),
+                schedule: Some(ScheduleKind::OneFOneB),
+                ..Problem::new(model, &topology, 2)
             };
             let plan = solve(&problem, None).unwrap();
             verify(model, &topology, &plan).unwrap();

@@ -267,20 +267,9 @@ fn a_person_has_to_agree_where_plans_are_only_recommended() {
 /// Full speed for `n` intervals of 5 s, then `slow`.
 fn foreseen(n: usize, slow: f64) -> Forecast {
     let mean: Vec<f64> = (0..60).map(|i| if i < n { 1.0 } else { slow }).collect();
-    Forecast {
-        method: Method::SeasonalNaive { season: 90 },
-        start: Seconds(600.0),
-        interval: Seconds(5.0),
-        level: 0.9,
-        n_values: 300,
-        mase: 0.5,
-        known: (slow, 1.0),
-        doubt: 0.01,
-        held: Default::default(),
-        lower: mean.iter().map(|m| m - 0.1).collect(),
-        upper: mean.iter().map(|m| m + 0.1).collect(),
-        mean,
-    }
+    let [lower, upper] = [-0.1, 0.1].map(|away| mean.iter().map(|m| m + away).collect());
+    let method = Method::SeasonalNaive { season: 90 };
+    Forecast { method, doubt: 0.01, ..Forecast::of(Seconds(600.0), Seconds(5.0), [lower, mean, upper]) }
 }
 
 #[test]
