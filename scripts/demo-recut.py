@@ -58,6 +58,12 @@ class Run:
         whole = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [e for e in map(json.loads, (line for line in whole if line.endswith("\n"))) if e["event"] == kind]
 
+    def share(self, revision: int) -> float:
+        """Of the ops of a plan, those of the victim."""
+        plan = json.loads((self.directory / "plans" / f"plan-{revision}.json").read_text())
+        shards = [op["shard"] for op in next(iter(plan["grads"].values())) if "shard" in op]
+        return shards.count(int(VICTIM)) / len(shards)
+
     def rehearsed(self) -> None:
         """Waits until no more plans are compiled for later."""
         seen, since = -1, time.monotonic()
@@ -103,18 +109,23 @@ def main() -> int:
 
 
 def tell(run: Run, contentions: list[tuple[int, int]]) -> None:
-    """What the plan did about each contention, in steps."""
-    moves = [(e["at"], "is foreseen" in e.get("why", "")) for e in run.events("cutover")]
-    ends = [(0, 0), *contentions]
+    """What the plan did about each contention, in steps: when the victim got less to do, and when more again."""
+    now = run.share(1)
+    away, back = [], []
+    for move in run.events("cutover"):
+        before, now = now, run.share(move["revision"])
+        (away if now < before else back).append(move["at"])
     starts = [first for first, _ in contentions[1:]] + [sys.maxsize]
-    for (_, before), (first, last), after in zip(ends, contentions, starts):
-        said = [f"{first - m} steps before, as foreseen" for m, foreseen in moves if before < m <= first and foreseen]
-        said += [f"{m - first} steps after the start" for m, _ in moves if first < m <= last]
-        said += [f"{m - last} steps after the end" for m, foreseen in moves if last < m <= after and not foreseen]
-        print(f"competitors at steps {first} to {last}: the plan moved {', '.join(said) or 'not'}", file=sys.stderr)
-    over = contentions[-1][1] if contentions else 0
-    for step in [m for m, foreseen in moves if foreseen and m > over]:
-        print(f"at step {step}, after the last of them, the plan moved for what was foreseen", file=sys.stderr)
+    over = 0
+    for (first, last), after in zip(contentions, starts):
+        said = [f"away {first - m} steps before it" for m in away if over < m <= first][-1:]
+        said += [f"away {m - first} steps after its start" for m in away if first < m <= last]
+        said += [f"back {last - m} steps before its end" for m in back if first < m <= last]
+        said += [f"back {m - last} steps after its end" for m in back if last < m <= after]
+        print(f"competitors at steps {first} to {last}: work moved {', '.join(said) or 'not'}", file=sys.stderr)
+        over = last
+    for step in (m for m in away if m > over):
+        print(f"at step {step}, after the last of them, work moved away for one that did not come", file=sys.stderr)
 
 
 def stop(children: list[int]) -> None:

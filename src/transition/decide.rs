@@ -82,7 +82,8 @@ pub fn decide(s: &Snapshot) -> Decision {
         if let Some(reason) = does_not_pay(s, revision, balance) {
             return keep(reason);
         }
-        if at > s.time {
+        // The next look may come too late for it.
+        if at > s.time + s.settings.interval {
             return wait(Wait::BetterMoment { revision, at, balance });
         }
         if let Some(reason) = over_budget(s, balance.cost) {
@@ -146,7 +147,7 @@ fn cooldown(s: &Snapshot) -> Option<Seconds> {
 
 /// Of the last few moves.
 fn n_disappointing(s: &Snapshot) -> usize {
-    let latest = s.moves.iter().rev().take(LAST_MOVES).enumerate();
+    let latest = s.telling_moves().take(LAST_MOVES).enumerate();
     latest.filter(|&(i, m)| disappointed(m, i == 0)).count()
 }
 

@@ -195,6 +195,9 @@ impl Move {
     }
 }
 
+/// Horizons after which what a move brought says nothing about those to come: an hour of the usual ones.
+const FORGOTTEN: f64 = 12.0;
+
 /// An expectation and what came of it, once that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -222,6 +225,13 @@ pub struct Considered {
 }
 
 impl Snapshot {
+    /// Moves whose gain still says something about the next, the latest first. Without an end to it two bad ones would keep
+    /// a job from small gains for good: who does not move makes no better ones.
+    pub(super) fn telling_moves(&self) -> impl Iterator<Item = &Move> {
+        let since = self.time - self.settings.horizon * FORGOTTEN;
+        self.moves.iter().rev().take_while(move |m| m.time >= since)
+    }
+
     /// What the loop remembers when a proposal was weighed and the running plan stays; it then drops the proposal. `None`
     /// when nothing is settled yet.
     pub fn settled(&self, decision: &Decision) -> Option<Considered> {

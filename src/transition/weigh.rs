@@ -7,6 +7,8 @@ use crate::units::Seconds;
 
 /// Earlier moves that still teach something.
 const REMEMBERED: usize = 5;
+/// Steps that were begun before a plan was ready: it takes over behind them.
+const UNDER_WAY: f64 = 2.0;
 
 /// A candidate on the scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,11 +42,11 @@ pub fn weigh<'c>(s: &Snapshot, candidates: &[&'c Candidate]) -> Option<(&'c Cand
     let mut now: Option<Begun> = None;
     let mut best: Option<Begun> = None;
     for (plan, side) in sides.iter().enumerate() {
-        let later = side.rates.starts().filter(|&t| t > side.prepare && t < side.end);
-        for begin in std::iter::once(side.prepare.min(side.end)).chain(later) {
+        let later = side.rates.starts().filter(|&t| t > side.lead && t < side.end);
+        for begin in std::iter::once(side.lead.min(side.end)).chain(later) {
             let Some(begun) = course.begun(s, &sides, plan, begin) else { continue };
             let better = |than: &Option<Begun>| than.is_none_or(|b| begun.value > b.value);
-            if begin <= side.prepare && better(&now) {
+            if begin <= side.lead && better(&now) {
                 now = Some(begun);
             }
             if better(&best) {
@@ -57,12 +59,12 @@ pub fn weigh<'c>(s: &Snapshot, candidates: &[&'c Candidate]) -> Option<(&'c Cand
         return candidates.first().map(|&c| (c, Weighed { balance: Balance::default(), at: s.time }));
     };
     // To start one interval too early is better than to start too late.
-    let Side { rates: Rates { interval, .. }, prepare, .. } = &sides[best.plan];
+    let Side { rates: Rates { interval, .. }, lead, .. } = &sides[best.plan];
     let clearly =
         best.balance.begin > now.balance.begin + *interval * 2.0 && best.value > now.value + 0.1 * best.balance.cost.0;
     Some(match clearly {
         true => {
-            let at = best.balance.begin - *prepare - *interval;
+            let at = best.balance.begin - *lead - *interval;
             (candidates[best.plan], Weighed { balance: best.balance, at })
         }
         false => (candidates[now.plan], Weighed { balance: now.balance, at: s.time }),
@@ -72,7 +74,8 @@ pub fn weigh<'c>(s: &Snapshot, candidates: &[&'c Candidate]) -> Option<(&'c Cand
 /// What is known of one candidate. Times count from now.
 struct Side {
     rates: Rates,
-    prepare: Seconds,
+    /// From the decision until the plan runs.
+    lead: Seconds,
     pause: Seconds,
     /// What a move has to save.
     price: f64,
@@ -85,7 +88,7 @@ impl Side {
         let rates = Rates::new(s, c);
         let pause = corrected(c.pause, &s.moves, |m| m.pause);
         Self {
-            prepare: corrected(c.prepare, &s.moves, |m| m.prepare),
+            lead: corrected(c.prepare, &s.moves, |m| m.prepare) + step_time(s) * UNDER_WAY,
             pause,
             price: pause.0 * (1.0 + s.settings.hysteresis),
             end: rates.end().min(s.settings.horizon).min(time_left(s)),
@@ -162,7 +165,7 @@ impl Course {
             }
         }
         let all = rates.between(begin, until);
-        let saved = Seconds(if all > 0.0 { all * trust(&s.moves) } else { all });
+        let saved = Seconds(if all > 0.0 { all * trust(s) } else { all });
         let share = if until > begin { all / (until - begin).0 } else { 0.0 };
         let cost = *pause * n_moves;
         let balance = Balance { saved, cost, share, begin: s.time + begin, end: s.time + until };
@@ -240,8 +243,12 @@ fn lasting(s: &Snapshot) -> Seconds {
 }
 
 fn time_left(s: &Snapshot) -> Seconds {
-    let step = s.running.observed.now().unwrap_or(s.running.predicted.0);
-    s.steps_left.map_or(Seconds(f64::INFINITY), |n| Seconds(n as f64 * step))
+    s.steps_left.map_or(Seconds(f64::INFINITY), |n| step_time(s) * n as f64)
+}
+
+/// What steps take now.
+fn step_time(s: &Snapshot) -> Seconds {
+    s.running.observed.now().map_or(s.running.predicted, Seconds)
 }
 
 /// A prediction times how wrong the last ones were: the median of measured over expected.
@@ -254,8 +261,8 @@ fn corrected(expected: Seconds, moves: &[Move], of: impl Fn(&Move) -> Measured) 
 
 /// How much of an expected gain to believe: the mean of what earlier moves brought of theirs, with one imagined move that
 /// brought all of it.
-fn trust(moves: &[Move]) -> f64 {
-    let measured = moves.iter().rev().take(REMEMBERED).filter_map(|m| Some(m.gain.measured? / m.gain.expected));
+fn trust(s: &Snapshot) -> f64 {
+    let measured = s.telling_moves().take(REMEMBERED).filter_map(|m| Some(m.gain.measured? / m.gain.expected));
     let kept: Vec<f64> = measured.filter(|r| r.is_finite()).map(|r| r.clamp(0.0, 1.0)).collect();
     (1.0 + kept.iter().sum::<f64>()) / (1.0 + kept.len() as f64)
 }
