@@ -502,8 +502,8 @@ impl Adapt {
             (last.pause.measured, last.prepare.measured) = (Some(cost), Some(prepare));
         }
         self.took(prepare, compiled);
-        self.rehearsals.add(plan.clone());
-        (self.running, self.base) = (plan.clone(), base);
+        self.rehearsals.moved(std::mem::replace(&mut self.running, plan.clone()), plan.clone());
+        self.base = base;
         self.since = (step, now);
         self.busy = vec![Tracker::default(); plan.shards.len() * plan.n_replicas as usize];
         self.step_times.reset();

@@ -237,6 +237,7 @@ impl Question {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rehearse::Rehearsals;
     use super::*;
 
     use crate::plan::solve::even_topology;
@@ -353,6 +354,23 @@ mod tests {
         let offered = plans(&q);
         let again = offered.iter().find(|(plan, _)| same(plan, &q.known[0])).unwrap();
         assert_eq!(total(&again.1), total(&slow.1));
+    }
+
+    #[test]
+    fn the_way_back_to_the_first_plan_is_short() {
+        let mut q = question(BTreeMap::new());
+        let ask = Ask { n_shards: 2, microbatch: Some(2) };
+        let mut slow = q.base.clone();
+        slow.devices[1].speed = 0.5;
+        let to = ask.solve(&q.spec, &q.model, &q.prepared, &slow, None).unwrap();
+        let mut rehearsals = Rehearsals::default();
+        rehearsals.moved(q.running.clone(), to.clone());
+        q.known = rehearsals.known().to_vec();
+        q.priced = Priced::new(&q.model, &q.base, &to).unwrap();
+        let first = std::mem::replace(&mut q.running, to);
+        let offered = plans(&q);
+        let (_, back) = offered.iter().find(|(plan, _)| same(plan, &first)).unwrap();
+        assert_eq!(back.prepare, q.preparing.warm);
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl Rehearsals {
         }
     }
 
+    /// The job has moved. The way back is as short as the way here, also to the first plan, which nobody rehearses.
+    pub fn moved(&mut self, from: Plan, to: Plan) {
+        self.add(from);
+        self.add(to);
+    }
+
     /// The one under way is over, whatever has come of it.
     pub fn over(&mut self) {
         self.under_way = false;
