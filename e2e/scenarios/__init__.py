@@ -33,4 +33,4 @@ def anywhere(seconds):
 
 
 # Each adds its own.
-from scenarios import training, faults, adaptation, input, installation, network  # noqa: E402, F401, I001
+from scenarios import training, faults, adaptation, input, installation, network, placement  # noqa: E402, F401, I001

@@ -1,7 +1,7 @@
 //! `foreshard worker`: started by the parent of a job, never by people.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::local::on_signal;
 use super::{TERMINATED, log_to_stderr};
 use crate::device::pjrt::{Pjrt, PluginSpec};
-use crate::device::{DeviceError, affinity, heap};
+use crate::device::{DeviceError, affinity, cuda, heap};
 use crate::local::bundle;
 use crate::runtime::RuntimeError;
 use crate::runtime::depart::Departure;
@@ -19,6 +19,7 @@ use crate::runtime::worker::{CacheConfig, WorkerConfig, run as work};
 use crate::telemetry::Health;
 use crate::tls::Identity;
 use crate::units::Bytes;
+use crate::wire::report::NO_DEVICE;
 
 /// Execute one shard.
 #[derive(Debug, clap::Args)]
@@ -45,6 +46,9 @@ pub struct Args {
     parent: Option<u32>,
     #[arg(long)]
     plugin: PathBuf,
+    /// What the plug-in drives, as an extended resource of Kubernetes or cpu.
+    #[arg(long)]
+    device: Option<String>,
     #[arg(long)]
     plugin_sha256: Option<String>,
     /// Directory of compiled executables.
@@ -68,6 +72,9 @@ pub struct Args {
     /// Where probes are answered.
     #[arg(long)]
     health: Option<SocketAddr>,
+    /// Where the reason of a failure is left.
+    #[arg(long)]
+    last_words: Option<PathBuf>,
     /// One JSON line per event on stderr.
     #[arg(long)]
     json: bool,
@@ -88,7 +95,7 @@ pub fn run(args: Args) -> ExitCode {
         eprintln!("error: {TOKEN} is not set; workers are started by `foreshard local run`");
         return ExitCode::from(2);
     };
-    let (json, job, worker) = (args.json, args.job.clone(), args.worker);
+    let (json, job, worker, last_words) = (args.json, args.job.clone(), args.worker, args.last_words.clone());
     let departure = Arc::new(Departure::default());
     let told = match go_when_told(&departure, job.clone(), worker) {
         Ok(told) => told,
@@ -102,13 +109,17 @@ pub fn run(args: Args) -> ExitCode {
         // The parent has let it go.
         Err(_) if told.load(Ordering::SeqCst) => ExitCode::from(TERMINATED),
         Err(e) => {
+            let code = if matches!(e, RuntimeError::NoDevice { .. }) { NO_DEVICE.into() } else { ExitCode::FAILURE };
             let why = format!("{:#}", anyhow::Error::from(e));
+            if let Some(Err(e)) = last_words.map(|path| std::fs::write(path, &why)) {
+                tracing::warn!(job, worker, why = e.to_string(), "no last words");
+            }
             if json {
                 tracing::error!(job, worker, why, "ends");
             } else {
                 eprintln!("error: {why}");
             }
-            ExitCode::FAILURE
+            code
         }
     }
 }
@@ -168,14 +179,67 @@ fn start(args: Args, token: String, departure: Arc<Departure>) -> Result<(), Run
         departure,
         health,
     };
-    let device = || {
-        let at = |source| RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
-        let spec = PluginSpec { path: Some(args.plugin), sha256: args.plugin_sha256, search: Vec::new() };
-        Pjrt::new(&spec.find().map_err(at)?, Some(args.breadcrumb)).map_err(at)
-    };
+    // A plug-in that is not there is told of before anybody waits for it.
+    let spec = PluginSpec { path: Some(args.plugin.clone()), sha256: args.plugin_sha256, search: Vec::new() };
+    let unable = |e| unable(e, args.device.as_deref(), &args.plugin);
+    let plugin = spec.find().map_err(unable)?;
+    let device = || Pjrt::new(&plugin, Some(args.breadcrumb)).map_err(unable);
     work(&config, device, |path, splits| {
         bundle::load(path)
             .and_then(|model| model.split(splits))
             .map_err(|e| RuntimeError::Bundle { path: path.to_owned(), message: e.to_string() })
     })
+}
+
+/// Why the plug-in of a worker cannot be used: for good, where neither the file nor the node will be another one.
+fn unable(source: DeviceError, device: Option<&str>, plugin: &Path) -> RuntimeError {
+    let is_driverless = || device == Some(GPU) && !cuda::driver_present();
+    let hint = match &source {
+        DeviceError::UnreadablePlugin { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+            ", its plug-in is not there (image.plugins of the chart names a file of the image)"
+        }
+        DeviceError::Call { .. } | DeviceError::NoDevice { .. } if is_driverless() => {
+            ", no NVIDIA driver (libcuda.so.1) can be loaded"
+        }
+        DeviceError::Call { .. } => {
+            return RuntimeError::Device { at: "starting the plug-in".to_owned(), source };
+        }
+        _ => "",
+    };
+    let device = device.map_or_else(|| format!("plug-in {}", plugin.display()), str::to_owned);
+    RuntimeError::NoDevice { device, hint, source }
+}
+
+/// The devices whose driver we know.
+const GPU: &str = "nvidia.com/gpu";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_cannot_use_its_device_says_in_one_sentence_what_is_missing() {
+        let plugin = Path::new("/lib/cuda.so");
+        let said = |source, device| format!("{:#}", anyhow::Error::from(unable(source, device, plugin)));
+        let missing =
+            || DeviceError::UnreadablePlugin { path: plugin.to_owned(), cause: std::io::Error::from_raw_os_error(2) };
+        assert_eq!(
+            said(missing(), Some(GPU)),
+            "cannot use nvidia.com/gpu, its plug-in is not there (image.plugins of the chart names a file of the image): \
+             cannot read plug-in /lib/cuda.so: No such file or directory (os error 2)"
+        );
+        assert!(said(missing(), None).starts_with("cannot use plug-in /lib/cuda.so, "), "of a job without a cluster");
+        // As jax-cuda13-pjrt 0.12 says it where there is no driver, as on the machines that this test runs on.
+        let failed =
+            || DeviceError::Call { entry: "PJRT_Client_Create", message: "No visible GPU devices.".to_owned() };
+        if !cuda::driver_present() {
+            assert_eq!(
+                said(failed(), Some(GPU)),
+                "cannot use nvidia.com/gpu, no NVIDIA driver (libcuda.so.1) can be loaded: \
+                 PJRT_Client_Create: No visible GPU devices."
+            );
+        }
+        // Another try may go better.
+        assert!(matches!(unable(failed(), Some("google.com/tpu"), plugin), RuntimeError::Device { .. }));
+    }
 }

@@ -3,7 +3,7 @@
 pub mod affinity;
 pub mod breadcrumb;
 pub mod cache;
-mod cuda;
+pub mod cuda;
 pub mod heap;
 pub mod inventory;
 pub mod pjrt;
@@ -22,8 +22,8 @@ pub enum DeviceError {
         list(searched)
     )]
     NoPlugin { searched: Vec<PathBuf> },
-    #[error("cannot read plug-in {path}: {source}")]
-    UnreadablePlugin { path: PathBuf, source: std::io::Error },
+    #[error("cannot read plug-in {path}: {cause}")]
+    UnreadablePlugin { path: PathBuf, cause: std::io::Error },
     #[error("plug-in {path} has sha256 {found}, expected {expected}; it is not the file that was meant")]
     WrongPlugin { path: PathBuf, expected: String, found: String },
     #[error("{path} is not a PJRT plug-in: {reason}")]

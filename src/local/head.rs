@@ -64,8 +64,11 @@ pub fn lead(head: &Head, options: Options) -> Result<Ending, Problem> {
         None => Ok(Ending::Done),
     });
     board.write(|r| match &outcome {
-        Ok(Ending::Done | Ending::DataEnded) => r.state = JobState::Done,
-        Ok(Ending::Interrupted) => r.state = JobState::Interrupted,
+        Ok(Ending::Done) => (r.state, r.message) = (JobState::Done, "all steps are taken".to_owned()),
+        Ok(Ending::DataEnded) => (r.state, r.message) = (JobState::Done, "the data has come to an end".to_owned()),
+        Ok(Ending::Interrupted) => {
+            (r.state, r.message) = (JobState::Interrupted, "told to go".to_owned());
+        }
         Err(Problem::Input(e)) => (r.state, r.message) = (JobState::Refused, format!("{e:#}")),
         Err(Problem::Failed(e)) => (r.state, r.message) = (JobState::Failed, format!("{e:#}")),
     });

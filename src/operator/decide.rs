@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use self::report::{recommend, take_report};
 use super::changes::changes;
 use super::inventory::Room;
 use super::place::{Need, Unfit, place, stands};
+use super::pods::{Queued, held};
 use super::profiles;
 use super::render::{Site, n_shards, release, render};
 use crate::api::{
@@ -48,12 +49,21 @@ pub struct PodSeen {
     pub ip: Option<String>,
     pub terminating: bool,
     pub gated: bool,
+    /// The gate of somebody else that holds it back.
+    pub held: Option<String>,
+    pub queued: Option<Queued>,
+    /// Its group knows that it is not replaced.
+    pub settled: bool,
+    /// Labels that its node must have.
+    pub selector: BTreeMap<String, String>,
     /// What the scheduler says against it.
     pub unschedulable: Option<String>,
     /// What keeps a container from running, such as an image that cannot be had.
     pub stuck: Option<String>,
     /// Why what its archives hold can never be used.
     pub useless: Option<String>,
+    /// Why its worker cannot use its device.
+    pub unable: Option<String>,
     /// The head in it, if there is one.
     pub head: Option<HeadSeen>,
 }
@@ -85,6 +95,8 @@ pub struct Desired {
     pub apply: Vec<Value>,
     /// Pods whose gate is to be opened.
     pub open: Vec<String>,
+    /// Pods whose group is to hear that they are not replaced.
+    pub settle: Vec<String>,
     /// Pods to delete, and whether at once.
     pub delete: Vec<(String, bool)>,
     pub status: TrainingJobStatus,
@@ -124,6 +136,8 @@ pub fn decide(s: &Snapshot<'_>) -> Desired {
         return d;
     }
     d.status.observed_generation = s.job.metadata.generation;
+    // Of epochs, the head knows how many steps they are.
+    d.status.steps = d.status.steps.or(Some(s.job.spec.steps).filter(|_| s.job.spec.epochs.is_none()));
     if d.status.has_ended() {
         return ended(s, d);
     }
@@ -194,6 +208,9 @@ fn over(s: &Snapshot<'_>) -> Option<(&'static str, String)> {
     if let Some(why) = s.pods.iter().find_map(|p| p.useless.clone()) {
         return Some(("InvalidInput", why));
     }
+    if let Some((pod, why)) = s.pods.iter().find_map(|p| Some((p, p.unable.as_ref()?))) {
+        return Some(("NoDevice", format!("worker {} on node {} {why}", pod.worker, pod.node)));
+    }
     let head = s.pods.iter().find_map(|p| p.head.as_ref());
     if let Some(head) = head {
         let words = head.last_words.as_ref();
@@ -254,6 +271,9 @@ fn end(s: &Snapshot<'_>, mut d: Desired, why: &'static str, message: String) -> 
 fn ended(s: &Snapshot<'_>, mut d: Desired) -> Desired {
     let running = s.pods.iter().filter(|p| !p.terminating && p.phase != "Succeeded" && p.phase != "Failed");
     d.delete = running.map(|p| (p.name.clone(), false)).collect();
+    // Kueue would keep their quota for others in their place.
+    let unsettled = s.pods.iter().filter(|p| p.queued.is_some() && !p.settled && !p.terminating);
+    d.settle = unsettled.map(|p| p.name.clone()).collect();
     let done = d.status.completion_time.as_ref().and_then(|t| t.parse::<Timestamp>().ok());
     let since = done.map_or(i64::MAX, |done| s.now.as_second().saturating_sub(done.as_second()));
     if since < LINGER && d.status.is_true(condition::COMPLETE) && !d.delete.is_empty() {
@@ -309,10 +329,16 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
 }
 
 /// What is free for others than the seats that are kept. Nodes that have refused a pod of the job are not asked again
-/// while it waits there.
+/// while it waits there. Kueue lets pods in on nodes of one flavor: others are of no use to those that take their place.
 fn open_rooms(s: &Snapshot<'_>, kept: &[Seat]) -> Vec<Room> {
     let refused = |r: &Room| s.pods.iter().find(|p| p.node == r.node)?.unschedulable.clone();
-    let close = |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)), ..r.clone() };
+    let elsewhere = |r: &Room| {
+        let labels = s.pods.iter().flat_map(|p| &p.selector);
+        let (key, value) = labels.into_iter().find(|(key, value)| r.labels.get(*key) != Some(*value))?;
+        Some(format!("lacks the label {key}={value}, which pods of the job ask for"))
+    };
+    let close =
+        |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)).or_else(|| elsewhere(r)), ..r.clone() };
     let mut rooms: Vec<Room> = s.rooms.iter().map(close).collect();
     // A seat whose pod is not there yet takes room all the same.
     for seat in kept.iter().filter(|seat| s.pods.iter().all(|p| p.worker != seat.worker)) {
@@ -417,6 +443,11 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
 
     let whole = there.len() == plan.shards.len();
     let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
+    // Who takes the place of another is of the group that the others are in.
+    let queued = match s.pods.first() {
+        Some(_) => s.pods.iter().find_map(|p| p.queued.clone()),
+        None => Queued::first(s.job, plan),
+    };
     if !whole {
         let mut rendered = render(s.job, plan, s.site);
         profiles::offer(&mut rendered.support[0], s.profiles);
@@ -427,7 +458,10 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         if let Some((_, last)) = missing.last_mut().filter(|_| completes) {
             release(last);
         }
-        for (worker, pod) in missing {
+        for (worker, mut pod) in missing {
+            if let Some(queued) = &queued {
+                queued.join(&mut pod, s.job, plan.shards.len());
+            }
             d.certify.push(worker);
             d.apply.push(pod);
         }
@@ -443,7 +477,11 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
         d.open = s.pods.iter().filter(|p| p.gated).map(|p| p.name.clone()).collect();
         d.again = LOOK;
     }
-    d.status.start_time.get_or_insert_with(|| s.now.to_string());
+    // Time in a queue does not count.
+    let waits = if whole { s.pods.iter().any(|p| p.held.is_some()) } else { queued.is_some() };
+    if !waits {
+        d.status.start_time.get_or_insert_with(|| s.now.to_string());
+    }
     d.status.shards = u32::try_from(n_shards(s.job, plan)).ok();
     d.status.plan = Some(plan_name(&plan.job, plan.revision));
     let nodes: BTreeSet<&str> = plan.shards.iter().map(|s| s.node.as_str()).collect();
@@ -478,6 +516,10 @@ fn progress(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> (ConditionStatus, &'s
     if let Some(report) = s.report.filter(|r| r.state == JobState::Training) {
         let shards = report.plan.as_ref().map_or(0, |p| p.shards.len());
         return (ConditionStatus::True, reason::RUNNING, format!("steps go on over {shards} shards"));
+    }
+    if let Some((pod, gate)) = s.pods.iter().find_map(|p| Some((p, p.held.as_ref()?))) {
+        let text = held(&pod.name, gate, pod.queued.as_ref(), &plan.shards);
+        return (ConditionStatus::False, reason::WAITING, text);
     }
     let stuck = s.pods.iter().find_map(|p| Some((&p.name, p.unschedulable.as_ref().or(p.stuck.as_ref())?)));
     let running = s.pods.iter().filter(|p| p.phase == "Running").count();

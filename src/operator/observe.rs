@@ -1,11 +1,13 @@
 //! From objects of the API server to what `decide` looks at.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
 
 use super::decide::{HeadSeen, PodSeen};
 use super::inventory::pinned;
-use super::render::{FEEDER, FETCH, GATE, JOB, TRAINER, WORKER};
-use crate::wire::report::JobReport;
+use super::pods::{Queued, RETRIABLE};
+use super::render::{FEEDER, FETCH, GATE, JOB, RUNTIME, TRAINER, WORKER};
+use crate::wire::report::{JobReport, NO_DEVICE};
 
 /// Reasons for which a container waits that do not pass by themselves in a moment.
 const STUCK: [&str; 6] = [
@@ -27,8 +29,6 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
     let worker = pod.metadata.labels.as_ref()?.get(WORKER)?.parse().ok()?;
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref());
     let gates = || spec.scheduling_gates.iter().flatten();
-    // Others hold pods back as well: Kueue does until there is quota.
-    let held = || Some(format!("is held back by the scheduling gate {}", gates().find(|g| g.name != GATE)?.name));
     let conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     let mut unscheduled = conditions.filter(|c| c.type_ == "PodScheduled" && c.status == "False");
     let statuses = || {
@@ -53,6 +53,10 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
     };
     let unfed = statuses().find(|c| c.name == FEEDER && loops(c)).and_then(|c| failure(&c));
     let unfed = unfed.map(|(_, why)| format!("container {FEEDER} ends again and again: {why}"));
+    let unable = statuses()
+        .find(|c| c.name == RUNTIME)
+        .and_then(|c| failure(&c))
+        .filter(|(code, _)| *code == i32::from(NO_DEVICE));
     let refused = unscheduled
         .find(|c| c.reason.as_deref() == Some("Unschedulable"))
         .map(|c| c.message.clone().unwrap_or_default());
@@ -64,8 +68,14 @@ pub fn pod(pod: &Pod) -> Option<PodSeen> {
         ip: status.and_then(|s| s.pod_ip.clone()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         gated: gates().any(|g| g.name == GATE),
+        // Others hold pods back as well: Kueue does until there is quota.
+        held: gates().find(|g| g.name != GATE).map(|g| g.name.clone()),
+        queued: Queued::of(pod),
+        settled: pod.annotations().get(RETRIABLE).is_some_and(|retriable| retriable == "false"),
+        selector: spec.node_selector.clone().unwrap_or_default(),
         useless,
-        stuck: stuck.or(unfetched).or(unfed).or_else(held).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
+        unable: unable.map(|(_, why)| why),
+        stuck: stuck.or(unfetched).or(unfed).or_else(|| refused.clone().filter(|why| is_everywhere(why))),
         unschedulable: refused.filter(|why| !is_everywhere(why)),
         head: statuses().find(|c| c.name == TRAINER).map(|c| head(&c)),
     })

@@ -131,10 +131,12 @@ pub struct NoRoom {
     fit: i64,
     /// Nodes that may be used and the workers that fit there now.
     open: usize,
-    /// The open node with most free cores: (name, thousandths of a core, bytes, devices).
+    /// The open node with most free devices or cores: (name, thousandths of a core, bytes, devices).
     best: Option<(String, i64, i64, Option<i64>)>,
     /// A node that may not be used, and why.
     closed: Option<(String, String)>,
+    /// Nodes could be used, but none has such devices.
+    lacking: bool,
     max_per_node: Option<u32>,
     /// Other kinds of devices that there is no room on either.
     others: Vec<String>,
@@ -150,6 +152,7 @@ impl fmt::Display for NoRoom {
                 devices.map_or(Ok(()), |n| write!(f, " and {n} {}", self.need.device))?;
             }
             (None, Some((node, why))) => write!(f, "; node {node} {why}")?,
+            (None, None) if self.lacking => write!(f, "; no node has {}", self.need.device)?,
             (None, None) => write!(f, "; no node has the labels of spec.placement.nodeSelector")?,
         }
         if let Some(max) = self.max_per_node {
@@ -204,14 +207,19 @@ fn place_one(spec: &TrainingJobSpec, need: &Need, rooms: &[Room], kept: &[Seat])
     let whole = u32::try_from(fit.saturating_add(kept.len() as i64)).unwrap_or(u32::MAX).min(need.max);
     let workers = whole / need.replicas * need.replicas;
     if workers < need.min {
-        let best = open.iter().max_by_key(|r| (r.cpu, std::cmp::Reverse(&r.node)));
+        // Nodes without such devices are not short of them.
+        let holds = |r: &&Room| need.device == CPU || r.devices.contains_key(&need.device);
         let devices = |r: &Room| (need.device != CPU).then(|| r.devices.get(&need.device).copied().unwrap_or(0));
+        let lacking = rooms.iter().any(|r| selected(&r)) && !rooms.iter().filter(selected).any(|r| holds(&r));
+        let open: Vec<&Room> = open.into_iter().filter(holds).collect();
+        let best = open.iter().max_by_key(|r| (devices(r), r.cpu, std::cmp::Reverse(&r.node)));
         return Err(Box::new(NoRoom {
             need: need.clone(),
             fit,
             open: open.len(),
             best: best.map(|r| (r.node.clone(), r.cpu, r.memory, devices(r))),
-            closed: rooms.iter().filter(selected).find_map(|r| Some((r.node.clone(), shut(r)?))),
+            closed: rooms.iter().filter(selected).filter(holds).find_map(|r| Some((r.node.clone(), shut(r)?))),
+            lacking,
             max_per_node: placement.max_per_node,
             others: Vec::new(),
         }));

@@ -27,6 +27,7 @@ use super::inventory::Taken;
 use super::lease::Leader;
 use super::ledger::Ledger;
 use super::observe::job_of;
+use super::pods::RETRIABLE;
 use super::recent::Recent;
 use super::render::{STATUS_PORT, Site};
 use super::serve::{Counts, serve};
@@ -235,7 +236,7 @@ fn strip<K: Resource>(object: &mut K) {
 /// Keeps of a pod what is looked at.
 fn slim(pod: &mut Pod) {
     strip(pod);
-    pod.annotations_mut().clear();
+    pod.annotations_mut().retain(|key, _| key == RETRIABLE);
 }
 
 /// A job that is being looked at is not looked at again before that has ended: whatever happens, it ends.

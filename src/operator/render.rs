@@ -39,7 +39,8 @@ pub const WORKER: &str = "foreshard.dev/worker";
 pub const GATE: &str = "foreshard.dev/gang";
 /// Container of the head: it leads all workers, reads data and writes checkpoints.
 pub const TRAINER: &str = "trainer";
-const RUNTIME: &str = "runtime";
+/// Container of a worker: it executes a shard.
+pub const RUNTIME: &str = "runtime";
 /// Container that fetches archives before the others are started.
 pub const FETCH: &str = "fetch";
 /// Container in which a program of the user's makes the data.
@@ -50,6 +51,8 @@ const FETCH_MEMORY: &str = "256Mi";
 const CERTIFICATE: &str = "/etc/foreshard-tls";
 /// The job's directory: its volumes stand in it.
 const DIRECTORY: &str = "/job";
+/// What a container leaves there, the kubelet tells when it has ended.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Thousandths of a core that the head is given of its node's first worker.
 const HEAD_CPU: u32 = 100;
 /// The same of a feeder, and its least memory.
@@ -219,7 +222,7 @@ impl Of<'_> {
             spec["initContainers"] = json!(inits);
         }
         let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
-        complete(&mut pod, RUNTIME, self.job, self.plan, seat);
+        complete(&mut pod, RUNTIME, self.job, seat);
         pod
     }
 
@@ -244,6 +247,10 @@ impl Of<'_> {
             PEER_PORT.to_string(),
             "--plugin",
             self.site.plugin(&seat.device),
+            "--device",
+            seat.device,
+            "--last-words",
+            TERMINATION_LOG,
             "--breadcrumb",
             "/tmp/compiling",
             "--tls",
@@ -283,7 +290,7 @@ impl Of<'_> {
             "--results",
             format!("{DIRECTORY}/{results}/{}", self.own),
             "--last-words",
-            "/dev/termination-log",
+            TERMINATION_LOG,
             "--tls",
             CERTIFICATE,
             "--job-name",
@@ -324,7 +331,7 @@ impl Of<'_> {
             "image": self.site.image,
             "imagePullPolicy": self.site.pull_policy,
             "workingDir": DIRECTORY,
-            "args": ["fetch", "/etc/foreshard/job.yaml", "--last-words", "/dev/termination-log", "--json"],
+            "args": ["fetch", "/etc/foreshard/job.yaml", "--last-words", TERMINATION_LOG, "--json"],
             "securityContext": confined(),
             "resources": {
                 "requests": {"cpu": format!("{HEAD_CPU}m"), "memory": FETCH_MEMORY}, "limits": {"memory": FETCH_MEMORY},
@@ -472,7 +479,7 @@ fn mounted(volume: &Volume) -> String {
 
 /// Nobody else's objects have this name: not a user's, and not those of an earlier job of the same name, which are
 /// collected some time after it.
-fn own_name(job: &TrainingJob) -> String {
+pub fn own_name(job: &TrainingJob) -> String {
     let uid = job.metadata.uid.as_deref().unwrap_or_default();
     format!("{}-{}", job.metadata.name.as_deref().unwrap_or_default(), uid.get(..8).unwrap_or(uid))
 }

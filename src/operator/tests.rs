@@ -103,6 +103,7 @@ impl World {
             self.pods.push(seen);
         }
         self.pods.iter_mut().filter(|p| d.open.contains(&p.name)).for_each(|p| p.gated = false);
+        self.pods.iter_mut().filter(|p| d.settle.contains(&p.name)).for_each(|p| p.settled = true);
         d
     }
 
@@ -738,6 +739,7 @@ fn quantities_beyond_all_numbers_saturate() {
 }
 
 mod devices;
+mod queue;
 
 proptest! {
     /// No object that the API server can hold makes the operator panic, and no placement promises what is not there.

@@ -51,6 +51,9 @@ pub enum RuntimeError {
     Module { module: String, source: GraphError },
     #[error("{at}")]
     Device { at: String, source: DeviceError },
+    /// No other try on this node would go better.
+    #[error("cannot use {device}{hint}")]
+    NoDevice { device: String, hint: &'static str, source: DeviceError },
     #[error("cannot read the bundle {path}: {message}")]
     Bundle { path: PathBuf, message: String },
     #[error("start weights {path}: {message}")]

@@ -12,6 +12,9 @@ pub const MAX_REPORT: usize = 4 << 20;
 /// Header line that carries the job's secret: `Authorization: Bearer TOKEN`.
 pub const AUTHORIZATION: &str = "authorization";
 
+/// Exit code of a worker that cannot use its device, and will not with the same image on the same node.
+pub const NO_DEVICE: u8 = 3;
+
 /// A job as it stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobReport {

@@ -47,7 +47,7 @@ impl PluginSpec {
                 .find(|p| p.is_file())
                 .ok_or_else(|| DeviceError::NoPlugin { searched: self.search.clone() })?,
         };
-        let unreadable = |source: std::io::Error| DeviceError::UnreadablePlugin { path: path.clone(), source };
+        let unreadable = |cause: std::io::Error| DeviceError::UnreadablePlugin { path: path.clone(), cause };
         let path = path.canonicalize().map_err(unreadable)?;
         if let Some(expected) = &self.sha256 {
             let found = sha256(&path).map_err(unreadable)?;

@@ -16,6 +16,7 @@ use super::Work;
 use crate::api::{PartitionPlan, Stored, TrainingJob, TrainingJobStatus};
 use crate::operator::OperatorError;
 use crate::operator::decide::Desired;
+use crate::operator::pods::RETRIABLE;
 use crate::operator::profiles::object as profile_object;
 use crate::operator::render::{GATE, parts, plan as plan_object, secret};
 use crate::operator::serve::Counts;
@@ -66,6 +67,7 @@ impl Work<'_> {
             all_of(pods.into_iter().map(|pod| self.create(pod).boxed()).collect()).await?;
         }
         all_of(desired.open.iter().map(|pod| self.open(pod).boxed()).collect()).await?;
+        all_of(desired.settle.iter().map(|pod| self.settle(pod).boxed()).collect()).await?;
         for (name, at_once) in &desired.delete {
             Counts::add(&self.context.counts.writes);
             let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.namespace);
@@ -162,11 +164,18 @@ impl Work<'_> {
 
     /// Takes our gate off a pod; those of others stay.
     async fn open(&self, pod: &str) -> Result<(), OperatorError> {
-        let patch = json!({
-            "metadata": {"name": pod},
-            "spec": {"schedulingGates": [{"name": GATE, "$patch": "delete"}]},
-        });
-        let object = json!({"kind": "gate", "metadata": {"name": pod}});
+        let gates = json!([{"name": GATE, "$patch": "delete"}]);
+        self.change("open the gate of", "gate", pod, json!({"spec": {"schedulingGates": gates}})).await
+    }
+
+    /// Tells the group of a pod that nobody comes in its place.
+    async fn settle(&self, pod: &str) -> Result<(), OperatorError> {
+        self.change("settle", "group", pod, json!({"metadata": {"annotations": {RETRIABLE: "false"}}})).await
+    }
+
+    /// Changes a pod, if it is still there. `what`: of the pod.
+    async fn change(&self, verb: &'static str, what: &str, pod: &str, patch: Value) -> Result<(), OperatorError> {
+        let object = json!({"kind": what, "metadata": {"name": pod}});
         if self.is_recent(&object, &patch) {
             return Ok(());
         }
@@ -174,7 +183,7 @@ impl Work<'_> {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.namespace);
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         gone(api.patch(pod, &params, &Patch::Strategic(&patch)).await)
-            .map_err(|e| api_error("open the gate of", format!("pod {pod}"), e))?;
+            .map_err(|e| api_error(verb, format!("pod {pod}"), e))?;
         self.remember(&object, &patch);
         Ok(())
     }

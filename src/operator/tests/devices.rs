@@ -99,7 +99,39 @@ fn the_first_kind_of_device_that_is_free_is_taken_and_pods_ask_for_it() {
     assert!(seats.iter().all(|s| s.device == "cpu"));
     world.job.spec.resources.devices.truncate(1);
     let no_room = place(&world.job.spec, &need(&world.job.spec), &world.rooms, &[]).unwrap_err().to_string();
-    assert!(no_room.contains("one nvidia.com/gpu each: there is room for 2"), "{no_room}");
+    assert!(no_room.contains("one nvidia.com/gpu each: there is room for 2 on 1 nodes"), "{no_room}");
+    assert!(no_room.contains("most is free on g: 64 cores and 64.0 GiB and 2 nvidia.com/gpu"), "{no_room}");
+    // A node with more cores, but none of the devices, is not what is short.
+    world.rooms[0].cpu = 99_000;
+    world.rooms[1].devices.insert("nvidia.com/gpu".into(), 0);
+    let said =
+        |world: &World| place(&world.job.spec, &need(&world.job.spec), &world.rooms, &[]).unwrap_err().to_string();
+    assert!(said(&world).contains("room for 0 on 1 nodes; most is free on g: 64 cores"), "{}", said(&world));
+    world.rooms.truncate(1);
+    assert!(said(&world).contains("there is room for 0; no node has nvidia.com/gpu"), "{}", said(&world));
+}
+
+#[test]
+fn a_worker_that_cannot_use_its_device_fails_the_job_with_its_own_words() {
+    let ended = |code: i32| {
+        let pod = json!({
+            "metadata": {"name": "a-0", "labels": {"foreshard.dev/worker": "0"}}, "spec": {"containers": []},
+            "status": {"initContainerStatuses": [{
+                "name": "runtime", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": code, "message": "cannot use nvidia.com/gpu"}},
+            }]},
+        });
+        observe::pod(&serde_json::from_value(pod).unwrap()).unwrap().unable
+    };
+    assert_eq!(ended(1), None, "it is started again");
+    let mut world = World::new(&[room("n1", 2, 8)]);
+    world.settle();
+    world.pods[0].unable = ended(3);
+    world.turn();
+    let failed = world.job.status.as_ref().unwrap().condition(condition::FAILED).unwrap();
+    assert_eq!((&*failed.reason, &*failed.message), ("NoDevice", "worker 0 on node n1 cannot use nvidia.com/gpu"));
+    assert_eq!(world.turn().delete.len(), 2, "the others wait for nothing");
 }
 
 #[test]
@@ -141,25 +173,6 @@ fn a_job_of_another_controller_is_left_alone() {
     assert_eq!(d, Desired { again: d.again, ..Desired::default() });
     world.job.spec.managed_by = Some(crate::api::CONTROLLER.into());
     assert!(world.decide().plan.is_some());
-}
-
-#[test]
-fn pods_of_a_queue_are_a_group_and_wait_for_kueue() {
-    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
-    world.job.metadata.labels = Some([("kueue.x-k8s.io/queue-name".to_owned(), "team".to_owned())].into());
-    let plan = world.turn().plan.unwrap();
-    for (_, mut pod) in render(&world.job, &plan, &site()).pods {
-        assert_eq!(pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], "team");
-        assert_eq!(pod["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"], "a-1");
-        assert_eq!(pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"], "2");
-        let gates = pod["spec"]["schedulingGates"].as_array_mut().unwrap();
-        gates.push(json!({"name": "kueue.x-k8s.io/admission"}));
-        gates.remove(0);
-        let seen = observe::pod(&serde_json::from_value(pod).unwrap()).unwrap();
-        assert!(!seen.gated, "ours is gone");
-        assert!(seen.stuck.unwrap().contains("kueue.x-k8s.io/admission"), "the condition says who holds it back");
-        assert_eq!(seen.unschedulable, None, "no other node would do better");
-    }
 }
 
 #[test]

@@ -1,0 +1,196 @@
+"""Who may run, and where: a queue of Kueue, and nodes with GPUs."""
+
+import contextlib
+import json
+
+from kit import apply, cluster, condition, get, install, items, kubectl, namespace, replaced, state, uids, wait
+from scenarios import scenario
+
+# Room for one job of two workers, on nodes of which Kueue knows more than the operator.
+QUOTA = """
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: ResourceFlavor
+metadata: {name: second}
+spec: {nodeLabels: {kubernetes.io/hostname: node-2}}
+---
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: ClusterQueue
+metadata: {name: small}
+spec:
+  namespaceSelector: {}
+  resourceGroups:
+    - coveredResources: [cpu, memory]
+      flavors:
+        - name: second
+          resources: [{name: cpu, nominalQuota: 2}, {name: memory, nominalQuota: 3Gi}]
+---
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: LocalQueue
+metadata: {name: team, namespace: queue}
+spec: {clusterQueue: small}
+"""
+
+
+@contextlib.contextmanager
+def kueue():
+    cluster("queue", "on")
+    try:
+        yield
+    finally:
+        cluster("queue", "off")
+
+
+def digits(name, steps, *more, labels=""):
+    """The sample under another name, on as few nodes as possible."""
+    return replaced(
+        ("name: digits\nspec", f"name: {name}\n{labels}spec"),
+        ("steps: 200\n", f"steps: {steps}\n"),
+        ("  placement:\n    maxPerNode: 1\n", ""),
+        *more,
+    )
+
+
+def groups(job):
+    """Of a job's pods: the groups that Kueue lets in."""
+    return {p["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for p in items("pods", "queue", job)}
+
+
+def admitted(workload):
+    found = condition(get("workload", workload, "queue"), "Admitted")
+    return found["status"] == "True"
+
+
+def suspend(job, value):
+    patch = json.dumps({"spec": {"suspend": value}})
+    kubectl("patch", "trainingjob", job, "-n", "queue", "--type=merge", "-p", patch)
+
+
+@scenario(100)
+def queue():
+    """Of two jobs in a queue with quota for one, the second waits until the first is suspended; a worker that is lost keeps
+    its place, and a job that has ended gives it back."""
+    namespace("queue")
+    with kueue():
+        kubectl("apply", "-f", "-", manifest=QUOTA)
+        labels = "  labels: {kueue.x-k8s.io/queue-name: team}\n"
+        apply("queue", "digits", digits("first", 1_000_000, labels=labels))
+        state("queue", "first", "Running", 120)
+        [group] = groups("first")
+        workload = get("workload", group, "queue")
+        assert sorted((s["name"], s["count"]) for s in workload["spec"]["podSets"]) == [("head", 1), ("worker", 1)], workload["spec"]
+        assert admitted(group), workload["status"]
+        # The operator had chosen the other node; Kueue's flavor has this one.
+        assert {p["spec"]["nodeName"] for p in items("pods", "queue", "first")} == {"node-2"}
+        print([p["spec"]["reason"] for p in items("partitionplans", "queue")])
+
+        apply("queue", "digits", digits("second", 200, labels=labels))
+        said = condition(state("queue", "second", "Waiting", 30), "Training")["message"]
+        print(said)
+        [other] = groups("second")
+        assert f"until queue team has quota for 2 workers of 1 cores and 1.00 GiB each; kubectl describe workload {other}" in said, said
+
+        def reserved():
+            return condition(get("workload", other, "queue"), "QuotaReserved")["message"]
+
+        print(wait("Kueue says what is missing", 30, lambda: "insufficient unused quota" in reserved() and reserved()))
+
+        before = uids("queue", "first")
+        kubectl("delete", "pod", "first-1", "-n", "queue", "--grace-period=0", "--force")
+        wait("another pod of the group", 60, lambda: uids("queue", "first").get("first-1", before["first-1"]) != before["first-1"])
+        wait("steps go on", 90, lambda: get("trainingjob", "first", "queue")["status"].get("restarts", 0) >= 1)
+        state("queue", "first", "Running", 60)
+        after = uids("queue", "first")
+        assert groups("first") == {group} and after["first-0"] == before["first-0"], (groups("first"), before, after)
+        gates = [p["spec"].get("schedulingGates") for p in items("pods", "queue", "second")]
+        assert gates == [[{"name": "kueue.x-k8s.io/admission"}]] * 2, gates
+
+        suspend("first", True)
+        state("queue", "first", "Suspended", 60)
+        state("queue", "second", "Complete", 120)
+        # Its pods are still there to be read.
+        assert items("pods", "queue", "second")
+        suspend("first", False)
+        state("queue", "first", "Running", 120)
+
+        kubectl("delete", "trainingjobs", "--all", "-n", "queue", "--wait=false")
+        gone = lambda: items("pods", "queue") == [] and items("workloads", "queue") == []  # noqa: E731
+        wait("pods and workloads are gone", 150, gone)
+
+
+GPU = "nvidia.com/gpu"
+
+
+def offer(n):
+    """So many on the second node, as its device plug-in would tell; `None`: not even a place for them."""
+    amount = {GPU: n if n is None else str(n)}
+    patch = json.dumps({"status": {"capacity": amount, "allocatable": amount}})
+    kubectl("patch", "node", "node-2", "--subresource=status", "--type=merge", "-p", patch)
+
+
+@contextlib.contextmanager
+def gpu_node():
+    """The second node has a GPU, and the vendor's label and taint. Nothing computes there but its cores."""
+    offer(1)
+    kubectl("label", "node", "node-2", f"{GPU}.product=NVIDIA-A100-SXM4-80GB")
+    kubectl("taint", "node", "node-2", f"{GPU}=present:NoSchedule")
+    try:
+        yield
+    finally:
+        kubectl("taint", "node", "node-2", f"{GPU}-")
+        kubectl("label", "node", "node-2", f"{GPU}.product-")
+        offer(None)
+        install()
+
+
+def plugin(file):
+    """The operator believes this file of its image to drive GPUs."""
+    install("--set", f"image.plugins.nvidia\\.com/gpu=/usr/local/lib/foreshard/{file}")
+
+
+def on_gpus(name, steps, least=1):
+    devices = f"    cores: 1\n    devices: [{{name: {GPU}, min: {least}, max: 4}}]\n"
+    return digits(name, steps, ("  parallelism:\n    shards: 2\n", ""), ("    cores: 1\n", devices))
+
+
+def failed(job, reason):
+    found = condition(state("gpus", job, "Failed", 120), "Failed")
+    print(f"{found['reason']}: {found['message']}")
+    assert found["reason"] == reason, found
+    return found["message"]
+
+
+@scenario(75)
+def gpus():
+    """Jobs on GPUs get the node that has them, and no more than there are; without a plug-in they say what is missing."""
+    namespace("gpus")
+    with gpu_node():
+        apply("gpus", "digits", on_gpus("unknown", 200))
+        assert f"has no PJRT plug-in for {GPU}" in failed("unknown", "NoPlugin")
+
+        # The one for CPUs stands in: where pods run and what they ask for is as with any other.
+        plugin("xla_cpu_pjrt.so")
+        apply("gpus", "digits", on_gpus("first", 1_000_000))
+        job = state("gpus", "first", "Running", 120)
+        [pod] = items("pods", "gpus", "first")
+        assert pod["spec"]["nodeName"] == "node-2", pod["spec"]["nodeName"]
+        assert {"key": GPU, "operator": "Exists"} in pod["spec"]["tolerations"], pod["spec"]["tolerations"]
+        containers = {c["name"]: c["resources"] for c in pod["spec"]["initContainers"] + pod["spec"]["containers"]}
+        worker = containers.pop("runtime")
+        assert worker["requests"][GPU] == worker["limits"][GPU] == "1", worker
+        assert GPU not in json.dumps(containers), containers
+        [seat] = get("partitionplan", job["status"]["plan"], "gpus")["spec"]["shards"]
+        assert (seat["device"], seat["product"]) == (GPU, "NVIDIA-A100-SXM4-80GB"), seat
+
+        apply("gpus", "digits", on_gpus("second", 1_000_000))
+        said = condition(state("gpus", "second", "Waiting", 30), "Placed")["message"]
+        print(said)
+        assert f"one {GPU} each: there is room for 0 on 1 nodes" in said and f"and 0 {GPU}" in said, said
+        offer(2)
+        state("gpus", "second", "Running", 120)
+
+        kubectl("delete", "trainingjobs", "--all", "-n", "gpus", "--wait=false")
+        wait("both are gone", 150, lambda: items("pods", "gpus") == [])
+        plugin("xla_cuda_pjrt.so")
+        apply("gpus", "digits", on_gpus("missing", 200, least=2))
+        said = failed("missing", "NoDevice")
+        assert f"on node node-2 cannot use {GPU}, its plug-in is not there" in said and "xla_cuda_pjrt.so" in said, said
