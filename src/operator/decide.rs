@@ -313,13 +313,16 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
     if s.pods.is_empty() {
         return Vec::new();
     }
+    let elsewhere = |seat: &Seat| elsewhere(s, s.rooms.iter().find(|r| r.node == seat.node)?);
     let usable = |seat: &&Seat| {
         let room = s.rooms.iter().find(|r| r.node == seat.node);
         let pod = s.pods.iter().find(|p| p.worker == seat.worker && p.node == seat.node);
         match (room.map(|r| r.shut(&s.job.spec.placement.tolerations, &seat.device)), pod) {
             (None, _) => false,
-            (Some(None), Some(pod)) => pod.unschedulable.is_none(),
-            (Some(None), None) => true,
+            (Some(None), Some(pod)) => {
+                pod.unschedulable.is_none() && (pod.phase == "Running" || elsewhere(seat).is_none())
+            }
+            (Some(None), None) => elsewhere(seat).is_none(),
             // A node that is only closed to new pods lets the old ones run.
             (Some(Some(why)), Some(pod)) => why != "is not ready" && !pod.terminating && pod.phase == "Running",
             (Some(Some(_)), None) => false,
@@ -328,17 +331,19 @@ fn kept(s: &Snapshot<'_>, plan: &PartitionPlan) -> Vec<Seat> {
     plan.spec.shards.iter().filter(usable).cloned().collect()
 }
 
+/// Why pods of the job cannot be on a node: Kueue has let them in on those of another flavor.
+fn elsewhere(s: &Snapshot<'_>, room: &Room) -> Option<String> {
+    let mut labels = s.pods.iter().flat_map(|p| &p.selector);
+    let (key, value) = labels.find(|(key, value)| room.labels.get(*key) != Some(*value))?;
+    Some(format!("lacks the label {key}={value}, which pods of the job ask for"))
+}
+
 /// What is free for others than the seats that are kept. Nodes that have refused a pod of the job are not asked again
-/// while it waits there. Kueue lets pods in on nodes of one flavor: others are of no use to those that take their place.
+/// while it waits there.
 fn open_rooms(s: &Snapshot<'_>, kept: &[Seat]) -> Vec<Room> {
     let refused = |r: &Room| s.pods.iter().find(|p| p.node == r.node)?.unschedulable.clone();
-    let elsewhere = |r: &Room| {
-        let labels = s.pods.iter().flat_map(|p| &p.selector);
-        let (key, value) = labels.into_iter().find(|(key, value)| r.labels.get(*key) != Some(*value))?;
-        Some(format!("lacks the label {key}={value}, which pods of the job ask for"))
-    };
     let close =
-        |r: &Room| Room { closed: r.closed.clone().or_else(|| refused(r)).or_else(|| elsewhere(r)), ..r.clone() };
+        |r: &Room| Room { closed: r.closed.clone().or_else(|| elsewhere(s, r)).or_else(|| refused(r)), ..r.clone() };
     let mut rooms: Vec<Room> = s.rooms.iter().map(close).collect();
     // A seat whose pod is not there yet takes room all the same.
     for seat in kept.iter().filter(|seat| s.pods.iter().all(|p| p.worker != seat.worker)) {
@@ -396,9 +401,10 @@ fn why(s: &Snapshot<'_>, current: Option<&PartitionPlan>, kept: &[Seat]) -> Stri
     let Some(seat) = lost else { return "another plan".to_owned() };
     let said = s.pods.iter().find(|p| p.worker == seat.worker).and_then(|p| p.unschedulable.clone());
     let room = s.rooms.iter().find(|r| r.node == seat.node);
-    let cause = match (room, said) {
+    let cause = match (room.map(|r| (r, elsewhere(s, r))), said) {
         (None, _) => "is gone".to_owned(),
-        (Some(room), None) => {
+        (Some((_, Some(why))), _) => why,
+        (Some((room, None)), None) => {
             let shut = room.shut(&s.job.spec.placement.tolerations, &seat.device);
             shut.unwrap_or_else(|| "cannot be used".to_owned())
         }
@@ -444,8 +450,8 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     let whole = there.len() == plan.shards.len();
     let names: BTreeSet<u32> = s.pods.iter().map(|p| p.worker).collect();
     // Who takes the place of another is of the group that the others are in.
-    let queued = match s.pods.first() {
-        Some(_) => s.pods.iter().find_map(|p| p.queued.clone()),
+    let queued = match s.pods.iter().filter(wanted).find(|p| !p.terminating) {
+        Some(other) => other.queued.clone(),
         None => Queued::first(s.job, plan),
     };
     if !whole {

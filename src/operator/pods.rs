@@ -31,11 +31,15 @@ pub struct Queued {
 }
 
 impl Queued {
-    /// For the first pods of a job that is to wait in a queue. A gang that begins anew is another group where its plan is
-    /// another one: it may have another size.
+    /// For the first pods of a gang that is to wait in a queue. One that begins anew with another plan, or after the job was
+    /// suspended, is another group: it may have another size, and Kueue's record of the one before goes some time after
+    /// its pods.
     pub fn first(job: &TrainingJob, plan: &PartitionPlanSpec) -> Option<Self> {
         let queue = job.metadata.labels.as_ref()?.get(QUEUE)?.clone();
-        Some(Self { queue, group: format!("{}-{}", own_name(job), plan.revision) })
+        // The value of a label, which has 63 characters at most.
+        let own = own_name(job);
+        let own = own.get(own.len().saturating_sub(45)..).unwrap_or(&own).trim_start_matches('-');
+        Some(Self { queue, group: format!("{own}-{}-{}", plan.revision, job.metadata.generation.unwrap_or_default()) })
     }
 
     /// As a pod has it.

@@ -8,6 +8,7 @@ use crate::api::Devices;
 /// A world whose job waits in a queue.
 fn queued(rooms: &[Room]) -> World {
     let mut world = World::new(rooms);
+    world.job.metadata.generation = Some(7);
     let labels = [("queue-name", "team"), ("priority-class", "high")];
     world.job.metadata.labels = Some(labels.map(|(k, v)| (format!("kueue.x-k8s.io/{k}"), v.to_owned())).into());
     world
@@ -31,7 +32,7 @@ fn pods_of_a_queue_are_one_group_of_two_roles_on_however_many_nodes() {
         let (labels, annotations) = (&pod["metadata"]["labels"], &pod["metadata"]["annotations"]);
         assert_eq!(labels["kueue.x-k8s.io/queue-name"], "team");
         assert_eq!(labels["kueue.x-k8s.io/priority-class"], "high");
-        assert_eq!(labels["kueue.x-k8s.io/pod-group-name"], "a-u-1-1");
+        assert_eq!(labels["kueue.x-k8s.io/pod-group-name"], "a-u-1-1-7");
         assert_eq!(labels["kueue.x-k8s.io/managed"], "true");
         assert_eq!(annotations["kueue.x-k8s.io/pod-group-total-count"], "12");
         assert_eq!(annotations["kueue.x-k8s.io/pod-suspending-parent"], "foreshard.dev/trainingjob", "no finalizers");
@@ -56,7 +57,7 @@ fn a_job_in_a_queue_says_who_holds_it_back_and_its_time_has_not_begun() {
     assert_eq!(
         said(&world),
         "Kueue holds the pods back until queue team has quota for 2 workers of 1 cores and 1.00 GiB each; \
-         kubectl describe workload a-u-1-1 says what is missing"
+         kubectl describe workload a-u-1-1-7 says what is missing"
     );
     world.now += 100;
     world.turn();
@@ -92,22 +93,37 @@ fn who_takes_the_place_of_a_worker_is_of_the_same_group() {
     world.rooms[1].closed = Some("is not ready".into());
     world.settle();
     assert_eq!((world.nodes(), world.plans.len()), (vec!["n1", "n3"], 2));
-    assert_eq!(groups(&world), [("a-0", "a-u-1-1"), ("a-1", "a-u-1-1")]);
-    // All of them at once are another gang, of the plan of then.
+    assert_eq!(groups(&world), [("a-0", "a-u-1-1-7"), ("a-1", "a-u-1-1-7")]);
+    // All of them at once are another gang, of the plan of then, and of the spec of then: it was suspended meanwhile.
     world.pods.clear();
+    world.job.metadata.generation = Some(9);
     world.settle();
-    assert_eq!(groups(&world), [("a-0", "a-u-1-2"), ("a-1", "a-u-1-2")]);
+    assert_eq!(groups(&world), [("a-0", "a-u-1-2-9"), ("a-1", "a-u-1-2-9")]);
     // A label that comes or goes is for the next gang: half of one would wait for nothing.
     world.job.metadata.labels = None;
     world.pods.pop();
     world.settle();
-    assert_eq!(groups(&world)[1], ("a-1", "a-u-1-2"));
+    assert_eq!(groups(&world)[1], ("a-1", "a-u-1-2-9"));
     let mut world = World::new(&[room("n1", 2, 8)]);
     world.settle();
     world.job.metadata.labels = queued(&[]).job.metadata.labels;
     world.pods.pop();
     world.settle();
     assert_eq!(groups(&world)[1], ("a-1", ""));
+}
+
+#[test]
+fn a_group_has_a_name_that_a_label_can_have() {
+    let mut world = queued(&[room("n1", 2, 8)]);
+    world.job.metadata.name = Some(format!("{}-b", "a".repeat(48)));
+    world.job.metadata.uid = Some("0123456789".into());
+    world.turn();
+    world.plans[0].spec.revision = 12_345_678;
+    world.job.metadata.generation = Some(87_654_321);
+    world.pods.clear();
+    world.turn();
+    let group = &world.pods[0].queued.as_ref().unwrap().group;
+    assert_eq!((group.len(), &group[32..]), (63, "aa-b-01234567-12345678-87654321"), "{group}");
 }
 
 #[test]
@@ -119,7 +135,7 @@ fn a_gang_of_another_size_is_another_group() {
     world.rooms[1].closed = Some("is not ready".into());
     (0..4).for_each(|_| drop(world.turn()));
     world.settle();
-    assert_eq!(groups(&world), [("a-0", "a-u-1-2")]);
+    assert_eq!(groups(&world), [("a-0", "a-u-1-2-7")]);
 }
 
 #[test]
@@ -128,12 +144,18 @@ fn pods_follow_the_flavor_that_kueue_has_let_them_in_with() {
     let mut world = queued(&[pool("n1", "a"), pool("n2", "a"), pool("n3", "b")]);
     world.settle();
     assert_eq!(world.nodes(), ["n1", "n1"]);
-    for pod in &mut world.pods {
-        pod.selector = [("pool".to_owned(), "b".to_owned())].into();
-        (pod.phase, pod.unschedulable) = ("Pending".into(), Some("1 node(s) didn't match Pod's node affinity".into()));
-    }
+    world.pods.iter_mut().for_each(|p| p.phase = "Pending".into());
+    // All of them move at once: of a group whose pods were all replaced one by one, Kueue's record goes with the first pods.
+    world.pods[1].selector = [("pool".to_owned(), "b".to_owned())].into();
     world.settle();
     assert_eq!((world.nodes(), world.plans.len()), (vec!["n3", "n3"], 2), "nodes of pool a would be tried in turn");
+    assert_eq!(world.plans[1].spec.reason, "node n1 lacks the label pool=b, which pods of the job ask for");
+    assert_eq!(groups(&world), [("a-0", "a-u-1-2-7"), ("a-1", "a-u-1-2-7")]);
+    // Pods that run stay where they are.
+    world.pods[1].selector = [("pool".to_owned(), "a".to_owned())].into();
+    world.settle();
+    assert_eq!(world.plans.len(), 2);
+    world.pods.iter_mut().for_each(|p| p.phase = "Pending".into());
     world.rooms.truncate(2);
     world.pods[1].selector = [("pool".to_owned(), "b".to_owned())].into();
     world.turn();
