@@ -65,10 +65,15 @@ def suspend(job, value):
     kubectl("patch", "trainingjob", job, "-n", "queue", "--type=merge", "-p", patch)
 
 
-@scenario(100)
+def drain(policy):
+    patch = json.dumps({"spec": {"stopPolicy": policy}})
+    kubectl("patch", "clusterqueue", "small", "--type=merge", "-p", patch)
+
+
+@scenario(105)
 def queue():
     """Of two jobs in a queue with quota for one, the second waits until the first is suspended; a worker that is lost keeps
-    its place, and a job that has ended gives it back."""
+    its place, a job that has ended gives it back, and one that Kueue evicts waits again."""
     namespace("queue")
     with kueue():
         kubectl("apply", "-f", "-", manifest=QUOTA)
@@ -110,6 +115,11 @@ def queue():
         # Its pods are still there to be read.
         assert items("pods", "queue", "second")
         suspend("first", False)
+        state("queue", "first", "Running", 120)
+
+        drain("HoldAndDrain")
+        state("queue", "first", "Waiting", 60)
+        drain("None")
         state("queue", "first", "Running", 120)
 
         kubectl("delete", "trainingjobs", "--all", "-n", "queue", "--wait=false")
