@@ -28,13 +28,13 @@ fn every_step_trains_the_shape_of_its_batch() {
     lengths.sort_unstable();
     lengths.dedup();
     assert_eq!(lengths, [8, 16, 32], "all buckets come up");
-    for shards in [1, 2] {
-        let run = at.join(format!("run-{shards}"));
+    for (shards, split) in [(1, ""), (2, ""), (2, "{ops: '*', parts: 2}")] {
+        let run = at.join(format!("run-{shards}-{}", split.len()));
         let job = at.join("job.yaml");
         let yaml = format!(
             "apiVersion: foreshard.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: bag}}\nspec:\n  \
              bundle: {0}/bag.bundle\n  data: {{uri: {0}/rows.jsonl, shuffle: none}}\n  steps: {STEPS}\n  \
-             parallelism: {{shards: {shards}}}\n",
+             parallelism: {{shards: {shards}}}\n  partition: {{split: [{split}]}}\n",
             at.display()
         );
         fs::write(&job, yaml).unwrap();
@@ -46,7 +46,7 @@ fn every_step_trains_the_shape_of_its_batch() {
         assert_eq!(losses.len(), STEPS);
         for (step, (found, (length, expected))) in losses.iter().zip(&expected).enumerate() {
             let off = (found - expected).abs();
-            assert!(off < TOLERANCE, "{shards} shards, step {step}, length {length}: {found}, JAX has {expected}");
+            assert!(off < TOLERANCE, "{shards} shards {split}, step {step}, length {length}: {found}, JAX has {expected}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use foreshard::device::{Arg, Device};
@@ -9,10 +10,12 @@ use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::export::to_hlo;
 use foreshard::graph::proto::{Writer, instruction};
 use foreshard::graph::region::copy_overlap;
-use foreshard::graph::split::{Cut, candidates, rewrite};
+use foreshard::graph::split::{Cut, Rows, candidates, rewrite};
 use foreshard::graph::verify::verify;
 use foreshard::graph::{ArrayShape, DType, Graph, Model, Op, OpId, Region, Split};
-use foreshard::plan::{Place, Plan, ShardId};
+use foreshard::plan::verify::verify as verify_plan;
+use foreshard::plan::{Place, Plan, Problem, ShardId, solve};
+use foreshard::topology::{Device as Cpu, LOOPBACK, Topology, nominal};
 use foreshard::units::Bytes;
 use support::load;
 
@@ -129,7 +132,7 @@ fn computes_the_same(model: &Model, splits: &[Split], tolerance: f32) {
 }
 
 fn split(tensor: &str, axis: usize, parts: u32) -> Split {
-    Split { tensor: tensor.to_owned(), axis, parts }
+    Split::Params { tensor: tensor.to_owned(), axis, parts }
 }
 
 /// Columns, rows and heads of the sample GPT.
@@ -137,6 +140,50 @@ fn of_transformer(parts: u32) -> Vec<Split> {
     let columns = ["mlp.up", "attn.wq", "attn.wk", "attn.wv"].map(|n| split(&format!("blocks.*.{n}"), 1, parts));
     let rows = ["mlp.up_bias", "mlp.down", "attn.wo"].map(|n| split(&format!("blocks.*.{n}"), 0, parts));
     columns.into_iter().chain(rows).collect()
+}
+
+fn rows(ops: &str, parts: u32) -> Split {
+    Split::Rows { ops: ops.to_owned(), parts }
+}
+
+/// Replicas of layers: the whole of a model, one layer, some with another layer between, beside params in parts.
+#[test]
+fn layers_in_parts_of_rows_compute_the_same() {
+    let gpt = load("bundles/char_gpt.bundle");
+    let convnet = load("bundles/convnet_digits.bundle");
+    for (model, splits) in [
+        (&gpt, vec![rows("*", 2)]),
+        (&gpt, vec![rows("block1", 2), rows("block3", 2), split("wte", 1, 2)]),
+        (&convnet, vec![rows("*", 3)]),
+        (&convnet, vec![rows("conv*", 4), split("head.w", 0, 3)]),
+        (&load("bundles/mlp_digits.bundle"), vec![rows("*", 5)]),
+        (&load("bundles/torch_mlp.bundle"), vec![rows("linear*", 2), rows("aten::*", 3)]),
+    ] {
+        computes_the_same(model, &splits, 1e-4);
+    }
+    computes_the_same(&load("bundles/scan_gpt.bundle"), &[rows("layer*", 2)], 5e-2);
+}
+
+/// Nothing of a model in lanes reads another row: what is joined are sums.
+#[test]
+fn a_model_in_parts_of_rows_is_never_joined() {
+    let convnet = load("bundles/convnet_digits.bundle").split(&[rows("*", 2)]).unwrap();
+    for grad in &convnet.grads {
+        assert_eq!(names(&grad.graph, ".whole"), Vec::<&str>::new(), "{}", grad.name);
+        let has_rows = |op: &Op| op.shape.as_array().is_some_and(|s| s.dims == [grad.microbatch, 4, 4, 32]);
+        let broadcast = |op: &&Op| has_rows(op) && &*op.opcode != "broadcast";
+        assert_eq!(grad.graph.ops().map(|(_, op)| op).filter(broadcast).count(), 0, "activations of all rows");
+    }
+    // Loss, metric and one gradient for each param.
+    let n_sums = names(&convnet.grads[0].graph, ".sum").len();
+    assert_eq!(n_sums, 2 + convnet.n_params);
+    let gpt = load("bundles/char_gpt.bundle").split(&[rows("*", 4)]).unwrap();
+    // Variants with fewer rows than parts are left out.
+    let sizes: Vec<u64> = gpt.grads.iter().map(|g| g.microbatch).collect();
+    assert_eq!(sizes, [4, 16]);
+    for grad in &gpt.grads {
+        assert_eq!(names(&grad.graph, ".whole"), Vec::<&str>::new(), "{}", grad.name);
+    }
 }
 
 #[test]
@@ -187,7 +234,7 @@ fn convolutions_are_split_by_channels() {
     computes_the_same(&model, &splits, 1e-4);
     let found = candidates(&model, 2);
     let mut expected = splits.to_vec();
-    expected.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+    expected.sort_by_key(ToString::to_string);
     assert!(found.contains(&expected), "{found:#?}");
 }
 
@@ -239,7 +286,7 @@ fn tables_are_split_by_columns_and_by_indices() {
     let cut = |axis, bounds: &[u64]| Some(Cut { axis, bounds: bounds.into() });
     let by_rows = [cut(0, &[0, 5, 12]), None];
     for (inputs, joined) in [([cut(1, &[0, 2, 6]), None], 2), ([None, cut(0, &[0, 1, 4])], 2), (by_rows, 1)] {
-        let split = rewrite(&graph, &inputs, &[None, None]).unwrap();
+        let split = rewrite(&graph, &inputs, &[None, None], &Rows::default()).unwrap();
         verify(&split).unwrap();
         // The results are joined; beside them only what cannot be in parts.
         let n_joined = names(&split, ".whole").len();
@@ -333,7 +380,7 @@ fn any_param_can_be_split_along_any_axis() {
                     let one = [split(&param.name, axis, parts)];
                     model.split(&one).unwrap_or_else(|e| panic!("{bundle}: {one:?}: {e}"));
                 }
-                if n > 1 && (i + axis).is_multiple_of(2) && all.iter().all(|s: &Split| s.tensor != param.name) {
+                if n > 1 && (i + axis).is_multiple_of(2) && !named(&all, &param.name) {
                     all.push(split(&param.name, axis, parts));
                 }
             }
@@ -344,6 +391,10 @@ fn any_param_can_be_split_along_any_axis() {
         assert_eq!(first.origin, model.fingerprint);
         assert_ne!(first.fingerprint, model.fingerprint);
     }
+}
+
+fn named(splits: &[Split], param: &str) -> bool {
+    splits.iter().any(|s| matches!(s, Split::Params { tensor, .. } if tensor == param))
 }
 
 #[test]
@@ -358,6 +409,16 @@ fn says_what_does_not_fit() {
         (&model, vec![split(name, 0, 2), split("*", 0, 2)], "is split already, by"),
         (&stacked, vec![split("layers.up", 0, 2)], "is its layers"),
         (&stacked, vec![split("layers.upp", 1, 2)], "did you mean \"layers.up\"?"),
+        (
+            &model,
+            vec![rows("layer7", 2)],
+            "no op of the model has such a name, path or named scope; did you mean \"layer",
+        ),
+        (&model, vec![rows("layer1", 65)], "65 parts, must be 2 to 64"),
+        (&stacked, vec![rows("*", 60)], "60 parts, the largest microbatch of the bundle has"),
+        (&model, vec![rows("constant*", 2)], "can work on parts of the rows of a microbatch"),
+        (&model, vec![rows("layer1", 2), rows("layer*", 3)], "some of its ops are split already, by \"layer1\""),
+        (&model, vec![rows("layer1", 2), split("layer1.w", 1, 2)], "reads layer1.w, which is split itself"),
     ] {
         let e = model.split(&splits).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains(says), "{e:?} lacks {says:?}");
@@ -468,7 +529,7 @@ fn a_split_gpt_learns_the_same_on_one_and_two_workers() {
     // What two workers saved in parts, one goes on with whole, and two with another split.
     let checkpoint = scratch.path().join("two/checkpoints");
     let resume = ["--resume", checkpoint.to_str().unwrap()];
-    let others: Vec<Split> = splits[..1].iter().map(|s| Split { parts: 4, ..s.clone() }).collect();
+    let others = [split("blocks.*.mlp.up", 1, 4)];
     for (name, splits, shards) in [("on-whole", &[][..], 1), ("on-four", &others[..], 2)] {
         let on = train(name, splits, 5, shards, &resume);
         let apart = apart(&whole.losses[3..], &on.losses);
@@ -523,4 +584,69 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     }
     let whole = by("layer").map(|_| ()).unwrap_err();
     assert!(whole.contains("has 128.0 MiB") && !whole.contains("or split it"), "{whole}");
+}
+
+/// By shard: which parts of a microbatch's rows ops of the largest variant work on there.
+fn lanes(model: &Model, plan: &Plan) -> Vec<BTreeSet<u32>> {
+    let mut lanes = vec![BTreeSet::new(); plan.shards.len()];
+    for (name, assignment) in &plan.grads {
+        for (id, op) in model.variant(name).unwrap().graph.ops() {
+            if let (Some(lane), Place::Shard(shard)) = (op.lane, assignment.place(id)) {
+                lanes[shard.index()].insert(lane.index);
+            }
+        }
+    }
+    lanes
+}
+
+/// Devices at these speeds.
+fn cpus(speeds: &[f64]) -> Topology {
+    let cpu = nominal("cpu").unwrap();
+    let device = |(i, speed): (usize, &f64)| Cpu { name: format!("cpu{i}"), speed: *speed, ..cpu.clone() };
+    Topology::new(speeds.iter().enumerate().map(device).collect(), LOOPBACK, LOOPBACK)
+}
+
+/// With one microbatch, a pipeline is idle but for one shard at a time. Parts of rows run at once, each shard keeps its own
+/// rows' values, and a slow one gets fewer.
+#[test]
+fn shards_share_out_rows_by_speed() {
+    let whole = load("bundles/char_gpt.bundle");
+    let plan = |model: &Model, topology: &Topology| {
+        let n_shards = topology.devices.len() as u32;
+        let problem = Problem { microbatch: Some(16), ..Problem::new(model, topology, n_shards) };
+        let plan = solve(&problem, None).unwrap();
+        verify_plan(model, topology, &plan).unwrap();
+        plan
+    };
+    let most = |plan: &Plan| plan.shards.iter().map(|s| s.memory).max().unwrap();
+    for (speeds, parts, expected) in [(&[1.0, 1.0][..], 2, [1, 1]), (&[1.0, 0.5], 3, [2, 1])] {
+        let (model, topology) = (whole.split(&[rows("*", parts)]).unwrap(), cpus(speeds));
+        let (line, shared) = (plan(&whole, &topology), plan(&model, &topology));
+        let found: Vec<usize> = lanes(&model, &shared).iter().map(BTreeSet::len).collect();
+        assert_eq!(found, expected, "{speeds:?}");
+        assert!(shared.step_time.0 < 0.9 * line.step_time.0, "{} and {}", shared.step_time, line.step_time);
+        assert!(most(&shared).0 < most(&line).0 * 3 / 4, "{} and {}", most(&shared), most(&line));
+    }
+}
+
+/// Replicas of a whole model and of one stage in jobs. Tolerance: that of splits of params.
+#[test]
+fn a_gpt_with_a_stage_on_two_workers_learns_the_same() {
+    const TOLERANCE: f32 = 2e-5;
+    let scratch = tempfile::tempdir().unwrap();
+    let bundle = Path::new("bundles/char_gpt.bundle");
+    let train = |name: &str, splits: &[Split], shards: u32| {
+        let more = format!("steps: 4\n  parallelism: {{shards: {shards}, microbatch: 16}}");
+        run(&scratch.path().join(name), &spec(bundle, TEXT, splits, &more), &[]).unwrap()
+    };
+    let whole = train("whole", &[], 1);
+    for (name, ops) in [("all", "*"), ("blocks", "block*")] {
+        let splits = [rows(ops, 2)];
+        let shared = train(name, &splits, 2);
+        let apart = apart(&whole.losses, &shared.losses);
+        assert!(apart <= TOLERANCE, "{name}: losses differ by {apart:e}, allowed {TOLERANCE:e}");
+        let model = load(bundle).split(&splits).unwrap();
+        assert_eq!((&shared.plan.model, &shared.plan.split[..]), (&model.fingerprint, &splits[..]));
+        assert_eq!(lanes(&model, &shared.plan), [BTreeSet::from([0]), BTreeSet::from([1])], "{name}");
+    }
 }

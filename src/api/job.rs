@@ -58,6 +58,10 @@ use crate::units::Seconds;
         .message("partition.granularity: parallelism.cuts are made where layers begin; leave one of them out"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.granularity) || self.partition.granularity != 'layer' || !has(self.partition.split) || size(self.partition.split) == 0")
         .message("partition.split: granularity layer keeps layers whole, and a split goes inside; leave one of them out"),
+    validation = Rule::new("!has(self.partition) || !has(self.partition.split) || self.partition.split.all(s, has(s.ops) ? !has(s.tensor) && !has(s.axis) : has(s.tensor) && has(s.axis))")
+        .message("partition.split: give each either tensor and axis, or ops"),
+    validation = Rule::new("!has(self.partition) || !has(self.partition.split) || self.partition.split.all(s, self.partition.split.exists_one(t, has(s.ops) && has(t.ops) && s.ops == t.ops || has(s.tensor) && has(t.tensor) && s.tensor == t.tensor))")
+        .message("partition.split: one of them is there twice; name each tensor and each pattern of ops once"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.pins) || self.partition.pins.all(p, has(p.shard) && !has(p.device))")
         .message("partition.pins: on a cluster devices get their names later; give each pin a shard, and no device"),
     validation = Rule::new("!has(self.partition) || !has(self.partition.cheapest)")
@@ -451,9 +455,10 @@ pub struct Partition {
     /// Whether workers may compute forward values again for the backward half, instead of keeping them.
     pub recompute: Recompute,
     /// Params that are kept in parts, with their gradients and optimizer slots; products that read them become as many
-    /// smaller ones, whose results are concatenated or summed. Parts of one product can be on different shards.
+    /// smaller ones, whose results are concatenated or summed. Or ops that work on parts of the rows of a microbatch, each
+    /// of which reads whole params: replicas of some layers. Parts can be on different shards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["tensor"]))]
+    #[schemars(length(max = 64))]
     pub split: Vec<Split>,
     /// Ops that run on a certain worker, whatever that costs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -578,24 +583,39 @@ pub struct Pin {
     pub device: Option<String>,
 }
 
-/// Params that are split along one axis.
+/// Params that are split along one axis, or ops by the rows of a microbatch: either `tensor` and `axis`, or `ops`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Split {
     /// Name of a param, as `foreshard graph` lists them; `*` stands for any characters, as in `blocks.*.mlp.up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
-    pub tensor: String,
+    pub tensor: Option<String>,
     /// Axis of the tensor, from 0: 1 for the columns of a matrix, 0 for its rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 15))]
-    pub axis: u32,
-    /// As equal as they can be.
+    pub axis: Option<u32>,
+    /// A named scope of the model, as the columns of `foreshard graph --picture` have it, or an op by its name or path; `*`
+    /// stands for any characters, as in `block*`, and alone for the whole model. What computes a derivative goes with what it
+    /// is the derivative of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub ops: Option<String>,
+    /// As equal as they can be. Parts of rows: not more than a microbatch has; as many as there are shards, or more where these
+    /// are not equally fast.
     #[schemars(range(min = 2, max = 64))]
     pub parts: u32,
 }
 
 impl From<&Split> for graph::Split {
     fn from(split: &Split) -> Self {
-        Self { tensor: split.tensor.clone(), axis: split.axis as usize, parts: split.parts }
+        match split.clone() {
+            Split { ops: Some(ops), parts, .. } => Self::Rows { ops, parts },
+            // One of both is there: a manifest without is refused when it is read.
+            Split { tensor, axis, parts, .. } => {
+                Self::Params { tensor: tensor.unwrap_or_default(), axis: axis.unwrap_or_default() as usize, parts }
+            }
+        }
     }
 }
 
@@ -708,12 +728,18 @@ pub fn check(spec: &TrainingJobSpec) -> Result<(), String> {
             return Err(format!("spec.partition.cheapest takes as few devices as it can, but {missing}"));
         }
     }
-    for (i, Split { tensor, parts, .. }) in spec.partition.split.iter().enumerate() {
+    for (i, Split { tensor, axis, ops, parts }) in spec.partition.split.iter().enumerate() {
         if !(2..=MAX_PARTS).contains(parts) {
             return Err(format!("spec.partition.split[{i}].parts: {parts}, must be 2 to {MAX_PARTS}"));
         }
-        if tensor.is_empty() || spec.partition.split[..i].iter().any(|s| s.tensor == *tensor) {
-            return Err(format!("spec.partition.split[{i}].tensor: {tensor:?} is empty or there twice"));
+        let (field, name) = match (tensor, axis, ops) {
+            (Some(tensor), Some(_), None) => ("tensor", tensor),
+            (None, None, Some(ops)) => ("ops", ops),
+            _ => return Err(format!("spec.partition.split[{i}]: give either tensor and axis, or ops")),
+        };
+        let same = |s: &Split| (&s.tensor, &s.ops) == (tensor, ops);
+        if name.is_empty() || spec.partition.split[..i].iter().any(same) {
+            return Err(format!("spec.partition.split[{i}].{field}: {name:?} is empty or there twice"));
         }
     }
     for (i, Pin { ops, shard, device }) in spec.partition.pins.iter().enumerate() {
@@ -768,6 +794,16 @@ mod tests {
                 "steps: 3",
                 "steps: 3\n  partition: {split: [{tensor: a, axis: 0, parts: 2}, {tensor: a, axis: 1, parts: 2}]}",
                 vec!["spec.partition.split[1].tensor: \"a\" is empty or there twice"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {split: [{ops: \"*\", parts: 2}, {ops: \"*\", parts: 3}]}",
+                vec!["spec.partition.split[1].ops: \"*\" is empty or there twice"],
+            ),
+            (
+                "steps: 3",
+                "steps: 3\n  partition: {split: [{ops: a, axis: 0, parts: 2}]}",
+                vec!["spec.partition.split[0]: give either tensor and axis, or ops"],
             ),
             (
                 "steps: 3",

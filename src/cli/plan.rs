@@ -13,6 +13,7 @@ use crate::local::bundle;
 use crate::plan::check::check;
 use crate::plan::count::{self, Wanted};
 use crate::plan::moves::moved;
+use crate::plan::split::choose;
 use crate::plan::{
     Aim, Fixed, Granularity, Moving, Objective, Pin, Plan, Prepared, Problem, Recompute, ScheduleKind, picture, pinned,
     solve, table,
@@ -69,8 +70,9 @@ pub struct Args {
     /// Keep these ops on one shard, as in `embed,unembed`; once for each set.
     #[arg(long, value_name = "OPS,OPS,...")]
     together: Vec<String>,
-    /// Split params along an axis first, as in `blocks.*.mlp.up:1:2` for two parts of the columns; once for each.
-    #[arg(long, value_name = "TENSOR:AXIS:PARTS")]
+    /// Split params along an axis first, as in `blocks.*.mlp.up:1:2` for two parts of the columns; or let ops work on parts
+    /// of the rows of a microbatch, as in `block3:rows:2` for a named scope (`*` is the whole model); once for each.
+    #[arg(long, value_name = "TENSOR:AXIS:PARTS|OPS:rows:PARTS")]
     split: Vec<Split>,
     /// A plan in force: it is kept unless another is 1 % faster, and plans near to it come first. Says what would move.
     #[arg(long, value_name = "FILE", conflicts_with = "cut")]
@@ -120,8 +122,12 @@ impl ScheduleArg {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum GranularityArg {
+    /// Where layers begin.
     Layer,
+    /// Between any two ops.
     Sublayer,
+    /// Inside ops as well, where that makes a plan possible or better by a twentieth: a few splits are tried.
+    Op,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -160,7 +166,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         aim: Aim {
             granularity: match args.granularity {
                 GranularityArg::Layer => Granularity::Layer,
-                GranularityArg::Sublayer => Granularity::Sublayer,
+                GranularityArg::Sublayer | GranularityArg::Op => Granularity::Sublayer,
             },
             objective: match args.objective {
                 ObjectiveArg::Throughput => Objective::Throughput,
@@ -175,8 +181,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         fixed: &fixed,
     };
     let previous = args.previous.as_deref().map(|path| read(path, &model)).transpose().map_err(bad_input)?;
+    let inside = matches!(args.granularity, GranularityArg::Op);
+    if inside && (shards.start() < shards.end() || !args.split.is_empty() || args.budget.is_some()) {
+        return Err(bad_input(anyhow::anyhow!(
+            "--granularity op tries splits for one number of shards, to the end; give no --split, no --budget and one number as --shards"
+        )));
+    }
     let wanted = args.cheapest.map_or(Wanted::Best, |floor| Wanted::Cheapest { floor });
-    let mut why = None;
+    let (mut why, mut split) = (None, None);
     let plan = match (args.budget, &previous) {
         (Some(budget), previous) => {
             let began = Instant::now();
@@ -185,17 +197,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         (None, Some(_)) => solve(&problem, previous.as_ref()),
         (None, None) if !args.cut.is_empty() => pinned(&problem, &args.cut),
+        (None, None) if inside => choose(&problem).map(|chosen| {
+            why = chosen.why();
+            split = chosen.model;
+            chosen.plan
+        }),
         (None, None) => count::choose(&Prepared::new(&model), &problem, shards, wanted).map(|counted| {
             why = counted.why();
             counted.found
         }),
     };
     let plan = plan.map_err(bad_input)?;
+    let model = split.as_ref().unwrap_or(&model);
     let json = serde_json::to_string(&plan)?;
     if args.json {
         println!("{json}");
     } else {
-        print!("{}", table::render(&plan, &model, &topology));
+        print!("{}", table::render(&plan, model, &topology));
         if let Some(why) = why {
             println!("{why}");
         }
@@ -203,7 +221,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(previous) if plan.revision == previous.revision => println!("the plan in force stays"),
             Some(previous) => match plan.moving {
                 Some(Moving { bytes, seconds }) => println!("{bytes} of state and gradients move, in {seconds}"),
-                None => println!("{} of state and gradients move", moved(&model, previous, &plan)),
+                None => println!("{} of state and gradients move", moved(model, previous, &plan)),
             },
             None => {}
         }
@@ -212,7 +230,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.picture {
-        let svg = picture::svg(&plan, &model, &topology);
+        let svg = picture::svg(&plan, model, &topology);
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)

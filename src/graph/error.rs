@@ -13,8 +13,8 @@ pub enum GraphError {
     File { file: String, problem: String },
     #[error("pass {pass}: {problem}")]
     Pass { pass: &'static str, problem: String },
-    #[error("split of {tensor:?}: {problem}")]
-    Split { tensor: String, problem: String },
+    #[error("split of {of:?}: {problem}")]
+    Split { of: String, problem: String },
     #[error("{file}: {source}")]
     In { file: String, source: Box<GraphError> },
     #[error("{0}")]

@@ -12,6 +12,7 @@ pub mod model;
 pub mod passes;
 pub mod proto;
 pub mod region;
+pub mod scope;
 pub mod shape;
 pub mod split;
 pub mod text;

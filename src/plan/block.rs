@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::coordinate::Coordinates;
 use crate::graph::Graph;
+use crate::graph::scope::{OTHER, block_of};
 
 /// The blocks of one grad graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,21 +47,4 @@ impl Blocks {
         let block = self.names.iter().position(|n| n == name)?;
         Some(self.of.partition_point(|&b| b < block) as u32)
     }
-}
-
-/// Ops under no named scope.
-pub(super) const OTHER: &str = "other";
-
-/// The block an op belongs to: the named scope inside `jvp(...)`, or the loop iteration.
-pub fn block_of(scope: &str) -> String {
-    let inner = scope.rsplit("jvp(").next().unwrap_or(scope);
-    let end = inner.find([')', '/']).unwrap_or(inner.len());
-    if scope.contains("jvp(") && end > 0 && !inner[..end].contains("jit") {
-        return inner[..end].to_owned();
-    }
-    if let Some(at) = scope.find("while/body[") {
-        let rest = &scope[at + "while/body[".len()..];
-        return format!("layer {}", rest.split(']').next().unwrap_or(""));
-    }
-    OTHER.to_owned()
 }

@@ -5,11 +5,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::block::{OTHER, block_of};
 use super::coordinate::{Coordinates, ancestors};
 use super::problem::{Infeasible, Problem};
 use super::{Place, Plan};
 use crate::graph::error::closest;
+use crate::graph::scope::{OTHER, block_of, means};
 use crate::graph::split::fits;
 use crate::graph::{GradGraph, Model, OpId};
 
@@ -95,10 +95,7 @@ pub(super) fn meant(pattern: &str, model: &Model, variant: &GradGraph) -> Vec<Op
         if let Some(p) = param[id.index()] {
             return fits(pattern, &model.state[p].name);
         }
-        let in_block = |block: &str| block != OTHER && fits(pattern, block);
-        let of_scope = |scope: &str| fits(pattern, scope) || in_block(&block_of(scope));
-        let is_op = forward[id.index()] && &*op.opcode != "parameter";
-        is_op && (fits(pattern, &op.name) || op.scope().is_some_and(of_scope))
+        forward[id.index()] && &*op.opcode != "parameter" && means(pattern, op)
     };
     graph.ops().map(|(id, _)| id).filter(is_meant).collect()
 }

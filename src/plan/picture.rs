@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::block::block_of;
 use super::coordinate::{Coordinates, coordinates};
 use super::predict::{Costs, Timed, devices, timed};
 use super::schedule::Slot;
@@ -11,6 +10,7 @@ use super::segment::Segment;
 use super::table::computing_again;
 use super::{Place, Plan};
 use crate::cost::OpCost;
+use crate::graph::scope::block_of;
 use crate::graph::{Graph, Model, OpId};
 use crate::topology::{Device, Topology};
 use crate::units::{Bytes, Seconds};

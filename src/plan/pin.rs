@@ -3,7 +3,7 @@
 use super::block::Blocks;
 use super::bound::bound;
 use super::problem::{Infeasible, Problem};
-use super::solve::device_orders;
+use super::solve::{Spread, device_orders};
 use super::{Plan, Prepared};
 use crate::graph::error::closest;
 
@@ -38,13 +38,14 @@ impl Prepared {
         }
         let mut best: Option<Plan> = None;
         let mut refusal = None;
+        let along = Spread::along(n_shards as usize);
         for (microbatch, variants) in problem.microbatches()? {
             let line = self.line(problem, microbatch, &variants)?;
             let begins = |graph, line| begins(&Blocks::new(graph, line), names);
             let cuts = variants.iter().zip(&line.outline.coordinates).map(|(v, line)| begins(&v.graph, line));
             let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
             for order in device_orders(problem, &line.targets()) {
-                match line.plan(problem, microbatch, &variants, &cuts, &order, false) {
+                match line.plan(problem, microbatch, &variants, &cuts, &order, &along) {
                     Ok(plan) if best.as_ref().is_none_or(|b| problem.cost(&plan) < problem.cost(b)) => {
                         best = Some(plan)
                     }

@@ -256,8 +256,13 @@ fn levels(graph: &Graph, assignment: &Assignment, parameters: Parameters, is_par
     // What other shards wait for is sent before this shard goes on with its own part of a split op: parts run at the same
     // time.
     let enters = |op: &Op, o: OpId, from: ShardId| {
+        if op.lane.is_none() || graph.op(o).lane.is_some() {
+            return false;
+        }
         let elsewhere = |u: &OpId| matches!(assignment.place(*u), Place::Shard(s) if s != from);
-        op.lane.is_some() && graph.op(o).lane.is_none() && graph.users(o).iter().any(elsewhere)
+        let is_sent = |o: &OpId| graph.users(*o).iter().any(elsewhere);
+        // Who reads one part of a value has others that are sent.
+        is_sent(&o) || &*graph.op(o).opcode == "slice" && graph.users(graph.op(o).operands[0]).iter().any(is_sent)
     };
     for (id, op) in graph.ops() {
         let Place::Shard(shard) = assignment.place(id) else { continue };

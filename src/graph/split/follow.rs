@@ -33,7 +33,7 @@ pub fn candidates(model: &Model, parts: u32) -> Vec<Vec<Split>> {
         kinds.entry(pattern(model, &param.name)).or_insert(i);
     }
     let bytes = |split: &Split| -> u64 {
-        let named = params.iter().filter(|p| fits(&split.tensor, &p.name));
+        let named = params.iter().filter(|p| fits(split.pattern(), &p.name));
         named.map(|p| p.shape.iter().product::<u64>() * p.dtype.size()).sum()
     };
     let mut seeds: Vec<usize> = kinds.into_values().collect();
@@ -103,7 +103,7 @@ fn together(model: &Model, grad: &GradGraph, param: usize, axis: usize, parts: u
     if splits.len() > MAX_SPLITS {
         return Vec::new();
     }
-    splits.into_iter().map(|(tensor, axis)| Split { tensor, axis, parts }).collect()
+    splits.into_iter().map(|(tensor, axis)| Split::Params { tensor, axis, parts }).collect()
 }
 
 /// Finds the params from which a value gets this cut.

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::super::ir::{Graph, Op};
+use super::super::ir::{CompId, Graph, Op};
 use super::super::passes::{is_elementwise, is_zero};
 use super::super::proto::{Fields, all_numbers, find, instruction};
-use super::super::shape::ArrayShape;
+use super::super::shape::{ArrayShape, Shape};
 
 /// A tensor in parts along one axis.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,9 +51,16 @@ pub enum Yield {
 /// # Shapes
 /// `cuts`: one for each operand.
 pub fn recipe(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
-    let out = op.shape.as_array()?;
-    let shapes: Vec<&ArrayShape> = op.operands.iter().map(|&o| graph.op(o).shape.as_array()).collect::<Option<_>>()?;
     let first = cuts.iter().flatten().next()?;
+    if &*op.opcode == "get-tuple-element" {
+        return Some(Recipe { operands: vec![Some((*first).clone())], yields: Yield::Parts((*first).clone()) });
+    }
+    // Elements of what is reduced together have one shape but for their type.
+    let out = match &op.shape {
+        Shape::Tuple(elements) if &*op.opcode == "reduce" => elements.first()?.as_array()?,
+        shape => shape.as_array()?,
+    };
+    let shapes: Vec<&ArrayShape> = op.operands.iter().map(|&o| graph.op(o).shape.as_array()).collect::<Option<_>>()?;
     let dimensions = || all_numbers(&op.attributes, instruction::DIMENSIONS);
     // For ops whose first operand is the one that matters.
     let alone = |axis: Option<usize>| -> Option<Recipe> {
@@ -65,7 +72,7 @@ pub fn recipe(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
         "dot" => dot(op, &shapes, cuts),
         "convolution" => convolution(op, &shapes, cuts),
         "gather" => gather(op, &shapes, cuts),
-        "scatter" => scatter(op, &shapes, cuts),
+        "scatter" => scatter(graph, op, &shapes, cuts),
         "reduce" => reduce(graph, op, cuts),
         "transpose" => {
             let axis = cuts[0]?.axis as u64;
@@ -203,32 +210,75 @@ fn gather(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Reci
         let yields = Yield::Parts(cut.along(*yielded.get(at)?));
         whole.then(|| Recipe { operands: vec![Some(cut.clone()), None], yields })
     };
+    let rank = op.shape.as_array()?.dims.len();
     let by_index = || -> Option<Recipe> {
         let cut = cuts[1]?;
-        let vector = all_numbers(numbers, 4).pop().unwrap_or(0) as usize;
-        if cut.axis == vector || all_numbers(numbers, 6).contains(&(cut.axis as u64)) {
+        if batch_axes(numbers).iter().any(|(_, of_indices)| *of_indices == cut.axis) {
             return None;
         }
-        let at = (0..cut.axis).filter(|&d| d != vector).count();
-        let rank = op.shape.as_array()?.dims.len();
-        let axis = (0..rank).filter(|d| !yielded.contains(d)).nth(at)?;
+        let axis = indexed_axis(numbers, &yielded, rank, cut.axis)?;
         Some(Recipe { operands: vec![None, Some(cut.clone())], yields: Yield::Parts(cut.along(axis)) })
     };
-    cheaper([by_column(), by_index()], shapes, cuts)
+    let by_batch = || -> Option<Recipe> {
+        let (cut, table, indices) = of_batch(numbers, cuts[0], cuts[1])?;
+        let axis = indexed_axis(numbers, &yielded, rank, indices)?;
+        let operands = vec![Some(cut.along(table)), Some(cut.along(indices))];
+        Some(Recipe { operands, yields: Yield::Parts(cut.along(axis)) })
+    };
+    by_batch().or_else(|| cheaper([by_column(), by_index()], shapes, cuts))
 }
 
-/// What is added to rows of a table, in parts of its columns.
-fn scatter(op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
+/// Axes along which a gather or scatter looks each row up in a table of its own: of the table, and of the indices.
+fn batch_axes(numbers: &[u8]) -> Vec<(usize, usize)> {
+    let [of_table, of_indices] = [5, 6].map(|n| all_numbers(numbers, n));
+    of_table.into_iter().zip(of_indices).map(|(t, i)| (t as usize, i as usize)).collect()
+}
+
+/// A cut of such an axis, and the axis of the table and of the indices that it is.
+fn of_batch<'a>(numbers: &[u8], table: Option<&'a Cut>, indices: Option<&'a Cut>) -> Option<(&'a Cut, usize, usize)> {
+    batch_axes(numbers).into_iter().find_map(|(t, i)| {
+        let cut = table.filter(|c| c.axis == t).or_else(|| indices.filter(|c| c.axis == i))?;
+        Some((cut, t, i))
+    })
+}
+
+/// The axis that this axis of the indices is of what is gathered or scattered. `windows`: those that are of no index.
+fn indexed_axis(numbers: &[u8], windows: &[usize], rank: usize, axis: usize) -> Option<usize> {
+    let vector = all_numbers(numbers, 4).pop().unwrap_or(0) as usize;
+    let at = (0..axis).filter(|&d| d != vector).count();
+    (0..rank).filter(|d| !windows.contains(d)).nth(at).filter(|_| axis != vector)
+}
+
+/// What is added to rows of a table, in parts of its columns; or of the rows that are added, whose sums are summed up.
+fn scatter(graph: &Graph, op: &Op, shapes: &[&ArrayShape], cuts: &[Option<&Cut>]) -> Option<Recipe> {
     let [table, _, updates] = shapes else { return None };
     let numbers = find(&op.attributes, instruction::SCATTER)?.bytes("scatter").ok()?;
     let (axes, theirs) = windows(numbers, table.dims.len());
-    let of_table = cuts[0].map(|cut| (cut, axes.iter().position(|&a| a == cut.axis)));
-    let of_updates = cuts[2].map(|cut| (cut, theirs.iter().position(|&a| a == cut.axis)));
-    let (cut, at) = [of_table, of_updates].into_iter().flatten().find_map(|(cut, at)| Some((cut, at?)))?;
-    let (axis, their) = (*axes.get(at)?, *theirs.get(at)?);
-    let whole = table.dims.get(axis).is_some_and(|n| updates.dims.get(their) == Some(n));
-    let operands = vec![Some(cut.along(axis)), None, Some(cut.along(their))];
-    whole.then(|| Recipe { operands, yields: Yield::Parts(cut.along(axis)) })
+    let by_column = || -> Option<Recipe> {
+        let of_table = cuts[0].map(|cut| (cut, axes.iter().position(|&a| a == cut.axis)));
+        let of_updates = cuts[2].map(|cut| (cut, theirs.iter().position(|&a| a == cut.axis)));
+        let (cut, at) = [of_table, of_updates].into_iter().flatten().find_map(|(cut, at)| Some((cut, at?)))?;
+        let (axis, their) = (*axes.get(at)?, *theirs.get(at)?);
+        let whole = table.dims.get(axis).is_some_and(|n| updates.dims.get(their) == Some(n));
+        let operands = vec![Some(cut.along(axis)), None, Some(cut.along(their))];
+        whole.then(|| Recipe { operands, yields: Yield::Parts(cut.along(axis)) })
+    };
+    let of_updates = |axis: usize| indexed_axis(numbers, &theirs, updates.dims.len(), axis);
+    let by_batch = || -> Option<Recipe> {
+        let (cut, table, indices) = of_batch(numbers, cuts[0], cuts[1])?;
+        let operands = [table, indices, of_updates(indices)?].map(|axis| Some(cut.along(axis))).to_vec();
+        Some(Recipe { operands, yields: Yield::Parts(cut.along(table)) })
+    };
+    let by_index = || -> Option<Recipe> {
+        let cut = cuts[1]?;
+        let own = batch_axes(numbers).iter().any(|(_, of_indices)| *of_indices == cut.axis);
+        let adds = op.called.first().is_some_and(|&c| combines(graph, c) == Some("add"));
+        let table = graph.op(op.operands[0]);
+        let is_zeros = is_zero(table) || &*table.opcode == "broadcast" && is_zero(graph.op(table.operands[0]));
+        let operands = vec![None, Some(cut.clone()), Some(cut.along(of_updates(cut.axis)?))];
+        (adds && is_zeros && !own).then(|| Recipe { operands, yields: Yield::Terms("add".to_owned()) })
+    };
+    by_batch().or_else(by_column).or_else(by_index)
 }
 
 /// The axis of a gathered tensor that this axis of the result spans; `None` for one of indices.
@@ -239,24 +289,28 @@ pub fn gathered_axis(op: &Op, rank: usize, axis: usize) -> Option<usize> {
 }
 
 fn reduce(graph: &Graph, op: &Op, cuts: &[Option<&Cut>]) -> Option<Recipe> {
-    let (&[_, init], &[reducer], cut) = (&op.operands[..], &op.called[..], cuts[0]?) else { return None };
+    let &[reducer] = &op.called[..] else { return None };
+    // What is reduced, and as many initial values.
+    let (n, cut) = (op.operands.len() / 2, *cuts[..cuts.len() / 2].iter().flatten().next()?);
     let axes = all_numbers(&op.attributes, instruction::DIMENSIONS);
-    let operands = vec![Some(cut.clone()), None];
+    let operands = (0..2 * n).map(|i| (i < n).then(|| cut.clone())).collect();
     if !axes.contains(&(cut.axis as u64)) {
         let before = axes.iter().filter(|&&d| (d as usize) < cut.axis).count();
         return Some(Recipe { operands, yields: Yield::Parts(cut.along(cut.axis - before)) });
     }
-    let reducer = graph.computation(reducer);
-    let root = &reducer.ops[reducer.root.index()];
-    let of_parameters = root.operands.iter().all(|o| &*reducer.ops[o.index()].opcode == "parameter");
+    let opcode = combines(graph, reducer).filter(|_| n == 1)?;
     // Every part begins with the initial value.
-    let combines = match &*root.opcode {
-        "add" => is_zero(graph.op(init)),
-        "maximum" | "minimum" | "and" | "or" => true,
-        _ => false,
-    };
-    (of_parameters && reducer.ops.len() == 3 && combines)
-        .then(|| Recipe { operands, yields: Yield::Terms(root.opcode.to_string()) })
+    (opcode != "add" || is_zero(graph.op(op.operands[1])))
+        .then(|| Recipe { operands, yields: Yield::Terms(opcode.to_owned()) })
+}
+
+/// The op that a computation of two scalars is, if parts may be combined by it in any order.
+fn combines(graph: &Graph, computation: CompId) -> Option<&str> {
+    let computation = graph.computation(computation);
+    let root = computation.ops.get(computation.root.index())?;
+    let of_parameters = root.operands.iter().all(|o| &*computation.ops[o.index()].opcode == "parameter");
+    let known = matches!(&*root.opcode, "add" | "maximum" | "minimum" | "and" | "or");
+    (known && of_parameters && computation.ops.len() == 3).then_some(&*root.opcode)
 }
 
 /// Where a cut lies after a reshape: elements before the axis must stay in as many rows, and parts must begin where

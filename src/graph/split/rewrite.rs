@@ -1,14 +1,16 @@
 //! From a graph of whole tensors to one of parts: layouts are carried forward, op by op.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::super::cut::{Computations, cut, op, parameter};
 use super::super::error::GraphError;
 use super::super::ir::{Graph, Lane, Op, OpId};
 use super::super::passes::{Limits, without_dead_ops};
 use super::super::proto::{Fields, Writer, all_numbers, instruction, without};
-use super::super::shape::ArrayShape;
+use super::super::shape::{ArrayShape, Shape};
 use super::recipe::{Cut, Recipe, Yield, gathered_axis, recipe, slice_ranges};
+use super::rows::Rows;
 
 /// Rewrites a graph whose parameters and results come in parts.
 ///
@@ -18,28 +20,38 @@ use super::recipe::{Cut, Recipe, Yield, gathered_axis, recipe, slice_ranges};
 ///
 /// # Shapes
 /// `inputs` and `outputs`: by parameter and by output of `graph`, how it is cut: each becomes as many parameters or
-/// outputs as it has parts, at its place.
+/// outputs as it has parts, at its place. `rows`: which ops work on parts of rows beside that, which nothing outside sees.
 /// # Errors
 /// [`GraphError::Pass`] when the graph would have too many ops.
 /// # Panics
 /// On a graph that [`verify`](super::super::verify::verify) refuses, and on cuts that are not those of its tensors.
 /// # Complexity
 /// O(ops · parts · log ops).
-pub fn rewrite(graph: &Graph, inputs: &[Option<Cut>], outputs: &[Option<Cut>]) -> Result<Graph, GraphError> {
+pub fn rewrite(
+    graph: &Graph,
+    inputs: &[Option<Cut>],
+    outputs: &[Option<Cut>],
+    rows: &Rows,
+) -> Result<Graph, GraphError> {
     let mut run = Rewrite {
         from: graph,
+        rows,
         to: Graph::new(graph.name.clone()),
         computations: Computations { from: graph, map: BTreeMap::new() },
         values: Vec::with_capacity(graph.n_ops()),
         joined: BTreeMap::new(),
         sliced: BTreeMap::new(),
+        batch: None,
     };
     let given: Vec<Value> = graph.parameters().iter().zip(inputs).map(|(&p, cut)| run.parameter(p, cut)).collect();
+    if let Some(Value::Whole(first)) = rows.n_params().and_then(|n| given.get(n)) {
+        run.batch = Some(*first);
+    }
     let number: BTreeMap<OpId, usize> = graph.parameters().iter().enumerate().map(|(i, &p)| (p, i)).collect();
     for (id, op) in graph.ops() {
         let value = match number.get(&id) {
             Some(&i) => given[i].clone(),
-            None => run.op(op),
+            None => run.op(id, op),
         };
         run.values.push(value);
         let (most, n) = (Limits::default().ops, run.to.n_ops());
@@ -70,14 +82,17 @@ enum Value {
 
 struct Rewrite<'a> {
     from: &'a Graph,
+    rows: &'a Rows,
     to: Graph,
     computations: Computations<'a>,
     /// By op of the source, as far as it has come.
     values: Vec<Value>,
     /// The whole of ops that came out in parts.
     joined: BTreeMap<OpId, OpId>,
-    /// Slices, by operand, axis and range.
-    sliced: BTreeMap<(OpId, usize, u64, u64), OpId>,
+    /// Slices, by operand, axis, range and part.
+    sliced: BTreeMap<(OpId, usize, [u64; 2], Lane), OpId>,
+    /// The first parameter of the batch, which every shard has.
+    batch: Option<OpId>,
 }
 
 impl Rewrite<'_> {
@@ -92,7 +107,7 @@ impl Rewrite<'_> {
             let copied = Op { attributes: attributes.into(), ..parameter(&source.name, source.shape.clone()) };
             return Value::Whole(self.to.push_parameter(copied));
         };
-        let of = |(i, range): (usize, std::ops::Range<u64>)| {
+        let of = |(i, range): (usize, Range<u64>)| {
             let shape = with_size(shape, cut.axis, range.end - range.start);
             let lane = Some(Lane { index: i as u32, of: cut.n_parts() as u32 });
             let part = parameter(&format!("{}.part{i}", source.name), shape.into());
@@ -101,8 +116,10 @@ impl Rewrite<'_> {
         Value::Parts(cut.clone(), cut.ranges().enumerate().map(of).collect())
     }
 
-    fn op(&mut self, source: &Op) -> Value {
-        let cuts: Vec<Option<&Cut>> = source.operands.iter().map(|o| self.cut_of(*o)).collect();
+    fn op(&mut self, id: OpId, source: &Op) -> Value {
+        // Parts of rows are for those that work on them, the others join them.
+        let of_params = || source.operands.iter().map(|o| self.cut_of(*o).filter(|_| !self.rows.are_cut(*o))).collect();
+        let cuts: Vec<Option<&Cut>> = self.rows.cuts(id, source).unwrap_or_else(of_params);
         match recipe(self.from, source, &cuts) {
             Some(recipe) => self.in_parts(source, &recipe),
             None => {
@@ -121,7 +138,6 @@ impl Rewrite<'_> {
     }
 
     fn in_parts(&mut self, source: &Op, recipe: &Recipe) -> Value {
-        let shape = source.shape.as_array().expect("recipes are for arrays").clone();
         let operands: Vec<Vec<OpId>> = source
             .operands
             .iter()
@@ -140,11 +156,11 @@ impl Rewrite<'_> {
             let (shape, attributes) = match &recipe.yields {
                 Yield::Parts(cut) => {
                     let size = cut.bounds[i + 1] - cut.bounds[i];
-                    (with_size(&shape, cut.axis, size), resized(self.from, source, cut.axis, size))
+                    (in_size(&source.shape, cut.axis, size), resized(self.from, source, cut.axis, size))
                 }
-                Yield::Terms(_) => (shape.clone(), source.attributes.clone()),
+                Yield::Terms(_) => (source.shape.clone(), source.attributes.clone()),
             };
-            let (name, shape) = (format!("{}.part{i}", source.name), shape.into());
+            let name = format!("{}.part{i}", source.name);
             let part =
                 Op { name, shape, operands, attributes, called: called.clone(), shape_raw: None, ..source.clone() };
             made.push(self.push(part, Some(Lane { index: i as u32, of: n as u32 })));
@@ -152,18 +168,19 @@ impl Rewrite<'_> {
         match &recipe.yields {
             Yield::Parts(cut) => Value::Parts(cut.clone(), made),
             Yield::Terms(opcode) => {
-                let mut sum = made[0];
-                for &term in &made[1..] {
-                    let combined = op(
-                        &format!("{}.sum", source.name),
-                        opcode,
-                        shape.clone().into(),
-                        vec![sum, term],
-                        scope(source),
-                    );
-                    sum = self.push(combined, None);
+                // Neighbours first: terms that one shard makes are one when they leave it.
+                let name = format!("{}.sum", source.name);
+                while made.len() > 1 {
+                    let combine = |pair: &[OpId]| match *pair {
+                        [a, b] => {
+                            let sum = op(&name, opcode, source.shape.clone(), vec![a, b], scope(source));
+                            self.push(sum, None)
+                        }
+                        _ => pair[0],
+                    };
+                    made = made.chunks(2).map(combine).collect();
                 }
-                Value::Whole(sum)
+                Value::Whole(made[0])
             }
         }
     }
@@ -178,12 +195,40 @@ impl Rewrite<'_> {
             return joined;
         }
         let source = self.from.op(id);
-        let mut attributes = Writer(scope(source));
-        attributes.numbers(instruction::DIMENSIONS, [cut as u64]);
-        let joined = op(&format!("{}.whole", source.name), "concatenate", source.shape.clone(), parts, attributes.0);
-        let joined = self.push(joined, None);
+        let joined = match &source.shape {
+            Shape::Tuple(elements) => {
+                let join = |(i, element): (usize, &Shape)| {
+                    let parts = parts.iter().map(|&part| self.element(part, i)).collect();
+                    self.join(source, element, parts, cut)
+                };
+                let elements = elements.iter().enumerate().map(join).collect();
+                let name = format!("{}.whole", source.name);
+                self.push(op(&name, "tuple", source.shape.clone(), elements, scope(source)), None)
+            }
+            shape => self.join(source, shape, parts, cut),
+        };
         self.joined.insert(id, joined);
         joined
+    }
+
+    fn join(&mut self, source: &Op, shape: &Shape, parts: Vec<OpId>, axis: usize) -> OpId {
+        let mut attributes = Writer(scope(source));
+        attributes.numbers(instruction::DIMENSIONS, [axis as u64]);
+        let joined = op(&format!("{}.whole", source.name), "concatenate", shape.clone(), parts, attributes.0);
+        self.push(joined, None)
+    }
+
+    /// An element of a new tuple.
+    fn element(&mut self, tuple: OpId, index: usize) -> OpId {
+        let source = self.to.op(tuple);
+        let shape = match &source.shape {
+            Shape::Tuple(elements) => elements[index].clone(),
+            shape => shape.clone(),
+        };
+        let mut attributes = Writer(scope(source));
+        attributes.number(instruction::TUPLE_INDEX, index as u64);
+        let (name, lane) = (format!("{}.{index}", source.name), source.lane);
+        self.push(op(&name, "get-tuple-element", shape, vec![tuple], attributes.0), lane)
     }
 
     /// An op of the source in these parts.
@@ -194,14 +239,19 @@ impl Rewrite<'_> {
             return parts.clone();
         }
         let whole = self.whole(id);
-        cut.ranges().map(|range| self.slice(whole, cut.axis, range.start, range.end)).collect()
+        let of = cut.n_parts() as u32;
+        let part = |(i, range): (usize, Range<u64>)| self.slice(whole, cut.axis, range, Lane { index: i as u32, of });
+        cut.ranges().enumerate().map(part).collect()
     }
 
-    /// A range of a new op. What is the same everywhere along the axis is made smaller instead.
-    fn slice(&mut self, whole: OpId, axis: usize, from: u64, to: u64) -> OpId {
-        if let Some(&known) = self.sliced.get(&(whole, axis, from, to)) {
+    /// A range of a new op, for a lane. What is the same everywhere along the axis is made smaller instead, by whoever has the
+    /// lane; of other values a part travels, not the whole.
+    fn slice(&mut self, whole: OpId, axis: usize, range: Range<u64>, lane: Lane) -> OpId {
+        let key = (whole, axis, [range.start, range.end], lane);
+        if let Some(&known) = self.sliced.get(&key) {
             return known;
         }
+        let (from, to) = (range.start, range.end);
         let source = self.to.op(whole).clone();
         let shape = source.shape.as_array().expect("what has a cut is an array");
         let dimensions = || all_numbers(&source.attributes, instruction::DIMENSIONS);
@@ -214,26 +264,27 @@ impl Rewrite<'_> {
             shape_raw: None,
             ..source.clone()
         };
-        let made = match &*source.opcode {
+        let is_batch = self.batch.is_some_and(|first| whole >= first) && &*source.opcode == "parameter";
+        let (made, is_made) = match &*source.opcode {
             "broadcast" => {
                 let along = dimensions().iter().position(|&d| d as usize == axis);
                 let operand = match along {
-                    Some(along) => self.slice(source.operands[0], along, from, to),
+                    Some(along) => self.slice(source.operands[0], along, range, lane),
                     None => source.operands[0],
                 };
-                smaller(vec![operand])
+                (smaller(vec![operand]), true)
             }
             // The only dimension of an iota is the one it counts along.
-            "iota" if dimensions() != [axis as u64] => smaller(Vec::new()),
+            "iota" if dimensions() != [axis as u64] => (smaller(Vec::new()), true),
             _ => {
                 let mut attributes = Writer(scope(&source));
                 let ranges = shape.dims.iter().enumerate().map(|(i, &n)| if i == axis { (from, to) } else { (0, n) });
                 ranges.for_each(|(from, to)| slice_dimension(&mut attributes, from, to));
-                op(&name, "slice", part.clone().into(), vec![whole], attributes.0)
+                (op(&name, "slice", part.clone().into(), vec![whole], attributes.0), is_batch)
             }
         };
-        let made = self.push(made, None);
-        self.sliced.insert((whole, axis, from, to), made);
+        let made = self.push(made, is_made.then_some(lane));
+        self.sliced.insert(key, made);
         made
     }
 
@@ -259,6 +310,15 @@ impl Rewrite<'_> {
         }
         flush(&mut run, &mut order);
         order
+    }
+}
+
+/// The shape with this size along an axis, of each element where it is a tuple.
+fn in_size(shape: &Shape, axis: usize, size: u64) -> Shape {
+    match shape {
+        Shape::Array(array) => with_size(array, axis, size).into(),
+        Shape::Tuple(elements) => Shape::Tuple(elements.iter().map(|e| in_size(e, axis, size)).collect()),
+        other => other.clone(),
     }
 }
 

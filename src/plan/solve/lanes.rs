@@ -1,14 +1,93 @@
 //! Lanes: the ops that work on one part of what is split, and nothing but that part.
 //!
-//! A split model can be cut across as well as along: part `i` of every split op on one shard, whatever stands between
-//! split ops wherever the line puts it. That is tensor parallelism; the line alone knows pipelines.
+//! A split model can be cut across as well as along. Neighbouring shards may share a stage: of its part of the line, each
+//! has some lanes, and whatever stands between split ops goes where the line puts it. One stage of all shards is tensor or
+//! data parallelism, as params or rows are split; several are a pipeline with replicas of its stages. The line alone knows
+//! pipelines.
+
+use std::ops::Range;
 
 use crate::graph::{Graph, Lane, Model};
-use crate::plan::{Place, ShardId};
 
-/// Where a lane goes: lanes are shared out evenly, and neighbours stay together.
-pub(super) fn shard(lane: Lane, n_shards: usize) -> ShardId {
-    ShardId((u64::from(lane.index) * n_shards as u64 / u64::from(lane.of.max(1))) as u32)
+/// How shards share out lanes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::plan) struct Spread {
+    /// By border between two shards: the first lane of the one behind it, where both share a stage; `None` where one stage
+    /// ends and the next begins.
+    pub seams: Vec<Option<u32>>,
+    /// Lanes of what is split into most parts; others are laid over these.
+    n_lanes: u32,
+}
+
+impl Spread {
+    /// Every shard is a stage.
+    pub fn along(n_shards: usize) -> Self {
+        Self { seams: vec![None; n_shards.saturating_sub(1)], n_lanes: 1 }
+    }
+
+    /// Stages of neighbouring shards, which share out their lanes by speed.
+    ///
+    /// # Shapes
+    /// `speeds`: by shard, positive. `ends`: by border, whether a stage ends there.
+    /// # Complexity
+    /// O(lanes · shards).
+    pub fn new(ends: &[bool], speeds: &[f64], n_lanes: u32) -> Self {
+        let mut seams = vec![None; ends.len()];
+        let spread = Self { seams: ends.iter().map(|end| (!end).then_some(0)).collect(), n_lanes };
+        let mut first = 0;
+        while first < speeds.len() {
+            let stage = spread.stage(first);
+            // Each lane to the shard that is done with it first, which is as even as it can be.
+            let mut n = vec![0u32; stage.len()];
+            for _ in 0..n_lanes {
+                let time = |i: usize| f64::from(n[i] + 1) / speeds[stage.start + i];
+                let next = (0..n.len()).min_by(|&a, &b| time(a).total_cmp(&time(b)));
+                next.into_iter().for_each(|i| n[i] += 1);
+            }
+            let mut begin = 0;
+            for (i, n) in n.iter().enumerate().take(stage.len() - 1) {
+                begin += n;
+                seams[stage.start + i] = Some(begin);
+            }
+            first = stage.end;
+        }
+        Self { seams, n_lanes }
+    }
+
+    /// One with these seams.
+    pub fn with(seams: Vec<Option<u32>>, n_lanes: u32) -> Self {
+        Self { seams, n_lanes }
+    }
+
+    pub fn is_along(&self) -> bool {
+        self.seams.iter().all(Option::is_none)
+    }
+
+    /// Whether all shards share one stage.
+    pub fn is_across(&self) -> bool {
+        self.seams.iter().all(Option::is_some)
+    }
+
+    /// Shards of the stage that a shard is in.
+    pub fn stage(&self, shard: usize) -> Range<usize> {
+        let first = self.seams[..shard].iter().rposition(Option::is_none).map_or(0, |end| end + 1);
+        let last = self.seams[shard..].iter().position(Option::is_none).map_or(self.seams.len(), |end| shard + end);
+        first..last + 1
+    }
+
+    /// The shard of a lane, by the shard that the line puts it on.
+    pub fn shard(&self, on_line: usize, lane: Lane) -> usize {
+        let stage = self.stage(on_line);
+        let at = u64::from(lane.index) * u64::from(self.n_lanes) / u64::from(lane.of.max(1));
+        let seams = &self.seams[stage.start..stage.end - 1];
+        stage.start + seams.partition_point(|first| u64::from(first.unwrap_or(0)) <= at)
+    }
+
+    /// Whether lanes are in order, and all there.
+    pub fn is_valid(&self) -> bool {
+        let in_order = |w: &[Option<u32>]| !matches!((w[0], w[1]), (Some(a), Some(b)) if a > b);
+        self.seams.windows(2).all(in_order) && self.seams.iter().flatten().all(|&first| first <= self.n_lanes)
+    }
 }
 
 /// The lane of a state tensor.
@@ -22,19 +101,6 @@ pub(super) fn of_state(model: &Model, tensor: usize) -> Option<Lane> {
 /// Lanes by op.
 pub(super) fn of_ops(graph: &Graph) -> Vec<Option<Lane>> {
     graph.ops().map(|(_, op)| op.lane).collect()
-}
-
-/// Whether these owners put every part on the shard of its lane.
-pub(super) fn is_wide(model: &Model, owners: &[Place], n_shards: usize) -> bool {
-    let mut any = false;
-    let fits = (0..model.n_params).all(|p| match of_state(model, p) {
-        Some(lane) => {
-            any = true;
-            owners.get(p) == Some(&Place::Shard(shard(lane, n_shards)))
-        }
-        None => true,
-    });
-    any && fits && n_shards > 1
 }
 
 #[cfg(test)]
@@ -51,7 +117,7 @@ mod tests {
     fn lanes_run_at_the_same_time() {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/char_gpt.bundle");
         let whole = Model::import(&mut |file| std::fs::read(directory.join(file))).unwrap();
-        let split = |name: &str, axis| Split { tensor: format!("blocks.*.{name}"), axis, parts: 2 };
+        let split = |name: &str, axis| Split::Params { tensor: format!("blocks.*.{name}"), axis, parts: 2 };
         let columns = ["mlp.up", "attn.wq", "attn.wk", "attn.wv"].map(|name| split(name, 1));
         let rows = ["mlp.up_bias", "mlp.down", "attn.wo"].map(|name| split(name, 0));
         let model = whole.split(&[&columns[..], &rows[..]].concat()).unwrap();

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::lanes;
+use super::lanes::{self, Spread};
 use super::orders::device_orders;
 use super::outline::Outline;
 use super::search::Start;
 use super::{again, blank, check_memory, finish};
-use crate::graph::{GradGraph, Graph, Model};
+use crate::graph::passes::is_elementwise;
+use crate::graph::{GradGraph, Graph, Lane, Model};
 use crate::plan::coordinate::Coordinates;
 use crate::plan::fixed::{Target, Wish};
 use crate::plan::predict::{Costs, predict};
@@ -19,6 +20,8 @@ use crate::units::{Bytes, Seconds};
 
 /// Most parts the line is coarsened into.
 const PARTS: usize = 384;
+/// One of so many ops of lanes may stand elsewhere than its lane does.
+const MOVED: usize = 20;
 
 /// A wish, and by variant the first and the last coordinate of its ops.
 type Placed = (Wish, Vec<Option<(u32, u32)>>);
@@ -194,16 +197,14 @@ impl<'a> Line<'a> {
     }
 
     /// Where an earlier plan of this schedule cuts this line; `None` for one that does not.
-    pub(super) fn start_of(&self, model: &Model, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
+    pub(super) fn start_of(&self, plan: &Plan, variants: &[&GradGraph]) -> Option<Start> {
         let order: Vec<usize> = plan.shards.iter().filter_map(|s| Some(s.devices.first()?.index())).collect();
         let mut sorted = order.clone();
         sorted.sort_unstable();
         if !sorted.into_iter().eq(0..plan.shards.len()) {
             return None;
         }
-        let wide = self.has_lanes() && lanes::is_wide(model, &plan.owners, plan.shards.len());
         let Outline { coordinates, main, lanes, .. } = self.outline;
-        let in_lane = |op: usize| wide && lanes[*main][op].is_some();
         // By shard: the first coordinate of the forward half that is there. Gradients may lie with their params.
         let line = &coordinates[*main];
         let assignment = plan.grads.get(&variants[*main].name)?;
@@ -214,19 +215,69 @@ impl<'a> Line<'a> {
         };
         if plan.schedule == ScheduleKind::Interleaved {
             let borders = self.rounds(plan.shards.len(), &assignment.0)?.iter().map(border).collect();
-            let start = Start { borders, order, rule: None, wide: false };
+            let spread = Spread::along(plan.shards.len());
+            let start = Start { borders, order, rule: None, spread };
             return start.is_valid(self.begins.len()).then_some(start);
         }
-        let mut first = vec![u32::MAX; plan.shards.len()];
-        for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
-            if let (Some(at), true, Place::Shard(s)) = (at, *forward && !in_lane(op), place) {
-                let first = first.get_mut(s.index())?;
-                *first = (*first).min(*at);
+        let start_by = |spread: Spread| {
+            let mut first = vec![u32::MAX; plan.shards.len()];
+            for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
+                let (Some(at), true, Place::Shard(s)) = (at, *forward, place) else { continue };
+                first.get(s.index())?;
+                // What is in a lane tells where its stage begins.
+                let in_lane = !spread.is_along() && lanes[*main][op].is_some();
+                let shard = if in_lane { spread.stage(s.index()).start } else { s.index() };
+                first[shard] = first[shard].min(*at);
             }
+            // A shard that has lanes alone is given the end of what is before it.
+            for shard in (1..first.len()).rev().filter(|s| !spread.is_along() && spread.seams[s - 1].is_some()) {
+                first[shard] = first[shard].min(first.get(shard + 1).copied().unwrap_or(u32::MAX));
+            }
+            let borders: Vec<usize> = first[1..].iter().map(border).collect();
+            let start = Start { borders, order: order.clone(), rule: None, spread };
+            (start.is_valid(self.begins.len()) && self.has_lanes_of(&start, &assignment.0)).then_some(start)
+        };
+        self.spreads_of(plan.shards.len(), &assignment.0).into_iter().find_map(start_by)
+    }
+
+    /// What shards may share out of the lanes, by where a plan has them.
+    fn spreads_of(&self, n: usize, places: &[Place]) -> Vec<Spread> {
+        if !self.has_lanes() {
+            return vec![Spread::along(n)];
         }
-        let borders: Vec<usize> = first[1..].iter().map(border).collect();
-        let start = Start { borders, order, rule: None, wide };
-        start.is_valid(self.begins.len()).then_some(start)
+        let Outline { coordinates, main, lanes, n_lanes, .. } = self.outline;
+        // By shard: its first and last lane, and where on the line it has any.
+        let mut has: Vec<Option<[u32; 4]>> = vec![None; n];
+        for ((place, lane), at) in places.iter().zip(&lanes[*main]).zip(&coordinates[*main].of) {
+            let (Place::Shard(shard), Some(lane), Some(at)) = (place, lane, at) else { continue };
+            let lane = (u64::from(lane.index) * u64::from(*n_lanes) / u64::from(lane.of.max(1))) as u32;
+            let Some(has) = has.get_mut(shard.index()) else { return Vec::new() };
+            let [least, most, from, to] = has.unwrap_or([lane, lane, *at, *at]);
+            *has = Some([least.min(lane), most.max(lane), from.min(*at), to.max(*at)]);
+        }
+        let seam = |pair: &[Option<[u32; 4]>]| match (pair[0], pair[1]) {
+            (Some([_, most, _, to]), Some([least, _, from, _])) if most < least && from < to => Some(least),
+            _ => None,
+        };
+        let stages = Spread::with(has.windows(2).map(seam).collect(), *n_lanes);
+        let first = |has: &Option<[u32; 4]>| Some(has.map_or(*n_lanes, |[least, ..]| least));
+        let across = Spread::with(has[1..].iter().map(first).collect(), *n_lanes);
+        vec![stages, across, Spread::along(n)]
+    }
+
+    /// Whether a start puts lanes where these places have them; a few go with their tuple or with their param.
+    fn has_lanes_of(&self, start: &Start, places: &[Place]) -> bool {
+        let Outline { coordinates, main, lanes, .. } = self.outline;
+        let Some(lanes) = lanes.get(*main).filter(|_| !start.spread.is_along()) else { return true };
+        let cuts = &self.cuts(&start.borders)[*main];
+        let (mut n, mut n_elsewhere) = (0, 0);
+        for ((place, lane), at) in places.iter().zip(lanes).zip(&coordinates[*main].of) {
+            let (Place::Shard(shard), Some(lane), Some(at)) = (place, lane, at) else { continue };
+            n += 1;
+            let here = start.spread.shard(cuts.partition_point(|c| c <= at), *lane);
+            n_elsewhere += usize::from(here != shard.index());
+        }
+        n_elsewhere * MOVED <= n
     }
 
     /// Coordinates at which the forward half goes from shard to shard, in turn; `None` where it goes otherwise.
@@ -252,8 +303,7 @@ impl<'a> Line<'a> {
         (begins.len() > 1 && begins.len() % n_shards == 0).then(|| begins.split_off(1))
     }
 
-    /// The plan whose shards begin at `cuts`, by variant, in as many rounds as there are; with `wide`, lanes are not cut but
-    /// shared out.
+    /// The plan whose shards begin at `cuts`, by variant, in as many rounds as there are; lanes are shared out by `spread`.
     pub(crate) fn plan(
         &self,
         problem: &Problem<'_>,
@@ -261,19 +311,22 @@ impl<'a> Line<'a> {
         variants: &[&GradGraph],
         cuts: &[Vec<u32>],
         order: &[usize],
-        wide: bool,
+        spread: &Spread,
     ) -> Result<Plan, Infeasible> {
-        let wide = wide && self.has_lanes();
+        let is_shared = self.has_lanes() && !spread.is_along();
         let Outline { coordinates, main, lanes, .. } = self.outline;
         let main = *main;
         // Owners by the main variant; the others use the same owners.
         let model = problem.model;
         let n = problem.n_shards as usize;
-        let shard_of = |cuts: &[u32], at: u32| ShardId((cuts.partition_point(|&c| c <= at) % n) as u32);
+        let shard_of = |cuts: &[u32], at: u32, lane: Option<Lane>| {
+            let on_line = cuts.partition_point(|&c| c <= at) % n;
+            ShardId(lane.filter(|_| is_shared).map_or(on_line, |lane| spread.shard(on_line, lane)) as u32)
+        };
         let main_graph = &variants[main].graph;
-        let param_owner = |p: usize| match lanes::of_state(model, p).filter(|_| wide) {
-            Some(lane) => lanes::shard(lane, n),
-            None => shard_of(&cuts[main], coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0)),
+        let param_owner = |p: usize| {
+            let at = coordinates[main].of[main_graph.parameters()[p].index()].unwrap_or(0);
+            shard_of(&cuts[main], at, lanes::of_state(model, p))
         };
         let owners: Vec<Place> = (0..model.state.len())
             .map(|i| match model.state[i].param {
@@ -284,13 +337,15 @@ impl<'a> Line<'a> {
             .collect();
         let mut grads = BTreeMap::new();
         for (v, ((variant, coordinates), cuts)) in variants.iter().zip(coordinates).zip(cuts).enumerate() {
-            let lane = |op: usize| lanes.get(v).and_then(|lanes| lanes[op]).filter(|_| wide);
-            let place = |(op, at): (usize, &Option<u32>)| match (at, lane(op)) {
-                (None, _) => Place::Everywhere,
-                (Some(_), Some(lane)) => Place::Shard(lanes::shard(lane, n)),
-                (Some(at), None) => Place::Shard(shard_of(cuts, *at)),
+            let lane = |op: usize| lanes.get(v).and_then(|lanes| lanes[op]);
+            let place = |(op, at): (usize, &Option<u32>)| match at {
+                None => Place::Everywhere,
+                Some(at) => Place::Shard(shard_of(cuts, *at, lane(op))),
             };
             let mut places: Vec<Place> = coordinates.of.iter().enumerate().map(place).collect();
+            if is_shared {
+                sum_up(&variant.graph, &mut places);
+            }
             settle(model, &variant.graph, &owners, &mut places);
             grads.insert(variant.name.clone(), Assignment(places));
         }
@@ -320,6 +375,20 @@ fn wishes(problem: &Problem<'_>, variants: &[&GradGraph], outline: &Outline) -> 
         (wish, ranges)
     };
     Ok(problem.fixed.wishes(problem, variants)?.into_iter().map(placed).collect())
+}
+
+/// Sums of terms that one shard makes are made there: one value leaves it, not several.
+fn sum_up(graph: &Graph, places: &mut [Place]) {
+    let mut is_term: Vec<bool> = graph.ops().map(|(_, op)| op.lane.is_some()).collect();
+    for (id, op) in graph.ops() {
+        let Some(&first) = op.operands.first() else { continue };
+        let here = places[first.index()];
+        let is_sum = op.lane.is_none() && op.operands.len() == 2 && is_elementwise(&op.opcode);
+        if is_sum && op.operands.iter().all(|o| is_term[o.index()] && places[o.index()] == here) {
+            is_term[id.index()] = true;
+            places[id.index()] = here;
+        }
+    }
 }
 
 /// Puts params and the ops that make their gradients on the owner, and elements with their tuples.

@@ -25,6 +25,7 @@ use super::{Assignment, Place, Plan, ShardPlan};
 use crate::topology::{Device, DeviceId, Link, Topology};
 use crate::units::{Bytes, Seconds};
 
+pub(super) use lanes::Spread;
 pub(super) use orders::device_orders;
 pub use prepared::Prepared;
 use search::Search;
@@ -137,7 +138,7 @@ impl Prepared {
             };
             let search = Search { problem, line: &line, microbatch: *microbatch, variants, go_on };
             if let Some(kept) = &kept
-                && let Some(start) = line.start_of(problem.model, kept, variants)
+                && let Some(start) = line.start_of(kept, variants)
             {
                 best = Some(search.again(kept, start));
                 continue;

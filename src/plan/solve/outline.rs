@@ -27,6 +27,8 @@ pub(crate) struct Outline {
     pub(super) residuals: Vec<f64>,
     /// Lanes of ops, by variant; empty where nothing is split.
     pub(super) lanes: Vec<Vec<Option<Lane>>>,
+    /// Of what is split into most parts.
+    pub(super) n_lanes: u32,
     layers: OnceLock<Vec<Vec<u32>>>,
 }
 
@@ -59,9 +61,12 @@ impl Outline {
             }
         }
         let crossing = crossing(graph, coordinates);
-        let is_split = model.state.iter().any(|t| t.part.is_some());
-        let lanes = if is_split { variants.iter().map(|v| lanes::of_ops(&v.graph)).collect() } else { Vec::new() };
-        Self { coordinates: all, main, crossing, state, residuals, lanes, layers: OnceLock::new() }
+        let lanes = match model.split.is_empty() {
+            true => Vec::new(),
+            false => variants.iter().map(|v| lanes::of_ops(&v.graph)).collect(),
+        };
+        let n_lanes = lanes.iter().flatten().flatten().map(|lane: &Lane| lane.of).max().unwrap_or(1);
+        Self { coordinates: all, main, crossing, state, residuals, lanes, n_lanes, layers: OnceLock::new() }
     }
 
     /// Coordinates at which layers begin, by variant: those [blocks](Blocks) that all variants have in the same order. What

@@ -1,5 +1,6 @@
 //! Which cut of the line, on which devices in which order.
 
+use super::lanes::Spread;
 use super::line::Line;
 use super::orders::{alike, device_orders};
 use super::partition::Rule;
@@ -15,6 +16,8 @@ const SHORT: u32 = 32;
 const AGAIN: usize = 10;
 /// Ranges of the model on each shard that are tried for an interleaved schedule.
 const ROUNDS: [usize; 3] = [2, 3, 4];
+/// Borders up to which all ways to put shards together to stages are tried.
+const MANY: usize = 3;
 /// Parts that a border jumps over at first.
 const WIDE: usize = 16;
 
@@ -27,15 +30,27 @@ pub(super) struct Start {
     pub order: Vec<usize>,
     /// That it is best by; `None` for one from an earlier plan.
     pub rule: Option<Rule>,
-    /// Lanes are shared out, and only what is in none is cut.
-    pub wide: bool,
+    /// Which shards share a stage: of such a stage only what is in no lane is cut.
+    pub spread: Spread,
 }
 
 impl Start {
     /// Whether every shard has something, as far as borders tell: lanes are something.
     pub fn is_valid(&self, n_parts: usize) -> bool {
         let ends = || [0].into_iter().chain(self.borders.iter().copied()).chain([n_parts]);
-        ends().zip(ends().skip(1)).all(|(a, b)| a < b || a == b && self.wide)
+        let is_shared = |shard: usize| self.spread.stage(shard).len() > 1;
+        let mut ranges = ends().zip(ends().skip(1)).enumerate();
+        ranges.all(|(shard, (a, b))| a < b || a == b && !self.spread.is_along() && is_shared(shard))
+            && self.spread.is_valid()
+    }
+
+    /// How it shares out lanes, roughly: not, all over, or by stages.
+    fn width(&self) -> u8 {
+        match (self.spread.is_along(), self.spread.is_across()) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => 2,
+        }
     }
 
     /// Ranges on each shard.
@@ -87,6 +102,12 @@ impl Search<'_> {
         }
         if let (true, Some(order)) = (self.line.has_lanes(), chosen.first()) {
             self.across(order).into_iter().for_each(|start| found.evaluate(start));
+            // Stages end where the best pipeline has a border: as many shards as are between two have that much work.
+            let along = found.plans.iter().filter(|(_, start)| start.width() == 0 && start.rounds() == 1);
+            let best = along.min_by(|a, b| self.cost(&a.0).total_cmp(&self.cost(&b.0)));
+            let borders = best.map(|(_, start)| (start.order.clone(), start.borders.clone()));
+            let stages = borders.map(|(order, borders)| self.stages(&order, &borders));
+            stages.into_iter().flatten().for_each(|start| found.evaluate(start));
         }
         if found.plans.is_empty() || self.is_for_memory() {
             chosen.iter().for_each(|order| found.cut(order, Rule::Memory, 1));
@@ -95,7 +116,7 @@ impl Search<'_> {
         let mut starts: Vec<(Plan, Start)> = Vec::new();
         found.plans.sort_by(|a, b| self.cost(&a.0).total_cmp(&self.cost(&b.0)));
         for (plan, start) in found.plans {
-            let kind = |s: &Start| (s.rule, s.wide, s.rounds());
+            let kind = |s: &Start| (s.rule, s.width(), s.rounds());
             let known = starts.iter().any(|(_, s)| kind(s) == kind(&start));
             if starts.is_empty() || small && !known {
                 starts.push((plan, start));
@@ -143,20 +164,57 @@ impl Search<'_> {
     /// Cuts across: what is in no lane on the first shards, shared out evenly among all, or something in between.
     fn across(&self, order: &[usize]) -> Vec<Start> {
         let (n_parts, n_shards) = (self.line.begins.len(), self.problem.n_shards as usize);
+        let spread = self.spread(order, &vec![false; n_shards - 1]);
         let of = |eighths: usize| {
             let even = (1..n_shards).map(|i| n_parts * i / n_shards);
             // From even shares to all of it on the first shard.
             let borders = even.map(|even| even + (n_parts - even) * eighths / 8).collect();
-            Start { borders, order: order.to_vec(), rule: None, wide: true }
+            Start { borders, order: order.to_vec(), rule: None, spread: spread.clone() }
         };
         (0..=8).map(of).collect()
+    }
+
+    /// Pipelines whose stages have several shards each: all ways to share out few shards, some for many. What is in no lane
+    /// is shared out within its stage, or all on its first shard.
+    fn stages(&self, order: &[usize], borders: &[usize]) -> Vec<Start> {
+        let n_borders = borders.len();
+        let all: Vec<Vec<bool>> = match n_borders {
+            // One stage, and stages of one shard, are tried anyway.
+            0..=MANY => (1..(1usize << n_borders) - 1)
+                .map(|bits| (0..n_borders).map(|i| bits >> i & 1 == 1).collect())
+                .collect(),
+            _ => {
+                let every = |n: usize| (1..=n_borders).map(|i| i.is_multiple_of(n)).collect();
+                let [half, third] = [2, 3].map(|n: usize| (n_borders + 1).div_ceil(n));
+                [2, 3, 4, third, half].map(every).into()
+            }
+        };
+        let mut starts = Vec::new();
+        for ends in all {
+            let spread = self.spread(order, &ends);
+            let within = Start { borders: borders.to_vec(), order: order.to_vec(), rule: None, spread };
+            let mut first = within.clone();
+            for i in (0..n_borders).rev().filter(|&i| !ends[i]) {
+                first.borders[i] = first.borders.get(i + 1).copied().unwrap_or(self.line.begins.len());
+            }
+            starts.extend([within, first]);
+        }
+        starts
+    }
+
+    /// Lanes shared out by the speed of devices. `ends`: by border, whether a stage ends there.
+    fn spread(&self, order: &[usize], ends: &[bool]) -> Spread {
+        let all = |kind: usize| self.line.work[kind].last().map_or(1.0, |w| w.0).max(f64::MIN_POSITIVE);
+        let speeds: Vec<f64> = order.iter().map(|&device| 1.0 / all(self.line.kind[device])).collect();
+        Spread::new(ends, &speeds, self.line.outline.n_lanes)
     }
 
     /// The plan that needs least memory on its fullest shard, of those that are tried for it.
     pub fn roomiest(&self) -> Option<Plan> {
         let order: Vec<usize> = (0..self.problem.n_shards as usize).collect();
         let cut = self.line.partition(self.problem, &order, Rule::Memory, 1.0);
-        let along = cut.map(|cut| Start { borders: cut.borders, order: order.clone(), rule: None, wide: false });
+        let spread = Spread::along(order.len());
+        let along = cut.map(|cut| Start { borders: cut.borders, order: order.clone(), rule: None, spread });
         let across = if self.line.has_lanes() { self.across(&order) } else { Vec::new() };
         let plans = along.into_iter().chain(across).filter_map(|start| self.plan(&start).ok());
         plans.min_by_key(|plan| plan.shards.iter().map(|s| s.memory).max())
@@ -186,7 +244,7 @@ impl Search<'_> {
 
     pub fn plan(&self, start: &Start) -> Result<Plan, Infeasible> {
         let cuts = self.line.cuts(&start.borders);
-        self.line.plan(self.problem, self.microbatch, self.variants, &cuts, &start.order, start.wide)
+        self.line.plan(self.problem, self.microbatch, self.variants, &cuts, &start.order, &start.spread)
     }
 
     fn cost(&self, plan: &Plan) -> Cost {
@@ -236,6 +294,18 @@ impl Search<'_> {
                     }
                 }
             }
+            // One lane from a shard to its neighbour.
+            for i in 0..at.spread.seams.len() {
+                for up in [true, false] {
+                    let mut tried = at.clone();
+                    let Some(first) = &mut tried.spread.seams[i] else { continue };
+                    *first = if up { *first + 1 } else { first.wrapping_sub(1) };
+                    match better(tried, &mut best, &mut at) {
+                        Some(yes) => moved |= yes,
+                        None => return best,
+                    }
+                }
+            }
             if !moved && stride == 1 {
                 for i in 0..at.order.len() - 1 {
                     let (a, b) = (&devices[at.order[i]], &devices[at.order[i + 1]]);
@@ -280,15 +350,18 @@ impl Found<'_> {
         }
         let stages = order.repeat(rounds);
         let Some(cut) = line.partition(problem, &stages, rule, self.search.n_microbatches()) else { return };
-        let start = Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule), wide: false };
+        let spread = Spread::along(order.len());
+        let start = Start { borders: cut.borders, order: order.to_vec(), rule: Some(rule), spread };
         self.evaluate(start.clone());
         if line.has_lanes() && rounds == 1 {
-            self.evaluate(Start { wide: true, ..start });
+            let spread = self.search.spread(order, &vec![false; order.len() - 1]);
+            self.evaluate(Start { spread, ..start });
         }
     }
 
     fn evaluate(&mut self, start: Start) {
-        if self.tried.iter().any(|s| (&s.borders, &s.order, s.wide) == (&start.borders, &start.order, start.wide)) {
+        let same = |s: &Start| (&s.borders, &s.order, &s.spread) == (&start.borders, &start.order, &start.spread);
+        if self.tried.iter().any(same) {
             return;
         }
         if !self.plans.is_empty() && !(self.search.go_on)() {
