@@ -46,7 +46,10 @@ fn every_step_trains_the_shape_of_its_batch() {
         assert_eq!(losses.len(), STEPS);
         for (step, (found, (length, expected))) in losses.iter().zip(&expected).enumerate() {
             let off = (found - expected).abs();
-            assert!(off < TOLERANCE, "{shards} shards {split}, step {step}, length {length}: {found}, JAX has {expected}");
+            assert!(
+                off < TOLERANCE,
+                "{shards} shards {split}, step {step}, length {length}: {found}, JAX has {expected}"
+            );
         }
     }
 }

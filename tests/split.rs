@@ -622,11 +622,40 @@ fn shards_share_out_rows_by_speed() {
     for (speeds, parts, expected) in [(&[1.0, 1.0][..], 2, [1, 1]), (&[1.0, 0.5], 3, [2, 1])] {
         let (model, topology) = (whole.split(&[rows("*", parts)]).unwrap(), cpus(speeds));
         let (line, shared) = (plan(&whole, &topology), plan(&model, &topology));
-        let found: Vec<usize> = lanes(&model, &shared).iter().map(BTreeSet::len).collect();
-        assert_eq!(found, expected, "{speeds:?}");
+        // By device: the search orders them as it likes.
+        let mut found: Vec<(usize, usize)> = Vec::new();
+        for (shard, lanes) in shared.shards.iter().zip(lanes(&model, &shared)) {
+            found.push((shard.devices[0].index(), lanes.len()));
+        }
+        found.sort_unstable();
+        assert_eq!(found, [(0, expected[0]), (1, expected[1])], "{speeds:?}");
         assert!(shared.step_time.0 < 0.9 * line.step_time.0, "{} and {}", shared.step_time, line.step_time);
-        assert!(most(&shared).0 < most(&line).0 * 3 / 4, "{} and {}", most(&shared), most(&line));
+        assert!(most(&shared).0 < most(&line).0 * 9 / 10, "{} and {}", most(&shared), most(&line));
+        // Asked again, it begins there.
+        let problem = Problem { microbatch: Some(16), ..Problem::new(&model, &topology, 2) };
+        let again = solve(&problem, Some(&shared)).unwrap();
+        assert!(again.grads == shared.grads || again.step_time < shared.step_time, "{} left", shared.step_time);
+        assert!(again.step_time.0 <= shared.step_time.0 && again.step_time.0 > 0.9 * shared.step_time.0);
     }
+}
+
+/// The middle of a convnet takes longer than its ends together: two shards are one stage there, between two of one shard.
+#[test]
+fn a_heavy_layer_gets_two_shards_of_four() {
+    let whole = load("bundles/convnet_digits.bundle");
+    let model = whole.split(&[rows("conv2", 2)]).unwrap();
+    let topology = cpus(&[1.0; 4]);
+    let plan = |model| {
+        let problem = Problem { microbatch: Some(16), ..Problem::new(model, &topology, 4) };
+        let plan = solve(&problem, None).unwrap();
+        verify_plan(model, &topology, &plan).unwrap();
+        plan
+    };
+    let (line, shared) = (plan(&whole), plan(&model));
+    let found = lanes(&model, &shared);
+    let alone = found.iter().filter(|lanes| lanes.len() == 1).count();
+    assert_eq!((alone, found.iter().filter(|lanes| lanes.is_empty()).count()), (2, 2), "{found:?}");
+    assert!(shared.step_time.0 < 0.9 * line.step_time.0, "{} and {}", shared.step_time, line.step_time);
 }
 
 /// Replicas of a whole model and of one stage in jobs. Tolerance: that of splits of params.

@@ -49,7 +49,8 @@ pub struct Args {
     microbatch: Option<u64>,
     #[arg(long, value_enum, default_value = "1f1b")]
     schedule: ScheduleArg,
-    /// Cut where blocks of the model begin only, or between any two ops. What is split inside is said by `--split`.
+    /// Cut where blocks of the model begin only, between any two ops, or inside ops. What is split is said by `--split`, or
+    /// with `op` found.
     #[arg(long, value_enum, default_value = "sublayer", conflicts_with = "cut")]
     granularity: GranularityArg,
     /// Short steps, or much room to spare on the fullest device.

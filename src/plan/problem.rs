@@ -60,10 +60,22 @@ pub enum Infeasible {
     )]
     TooFewLayers { n_shards: u32, n_layers: usize },
     #[error(
-        "no microbatch of {} rows in {n_replicas} replicas: the bundle has microbatches of {known:?} rows, the global batch has {batch_size}; export the bundle with the size you need",
-        asked.map_or("any number of".to_owned(), |m| m.to_string())
+        "no microbatch of {} rows in {n_replicas} replicas: {} {known:?} rows, the global batch has {batch_size}; export the bundle with the size you need",
+        asked.map_or("any number of".to_owned(), |m| m.to_string()),
+        match parts {
+            None => "the bundle has microbatches of".to_owned(),
+            Some(parts) => format!("the bundle has microbatches that can be split into {parts} parts of"),
+        }
     )]
-    NoMicrobatch { asked: Option<u64>, n_replicas: u32, known: Vec<u64>, batch_size: u64 },
+    NoMicrobatch {
+        asked: Option<u64>,
+        n_replicas: u32,
+        known: Vec<u64>,
+        batch_size: u64,
+        /// Into so many parts rows are split: smaller microbatches are left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parts: Option<u32>,
+    },
     #[error(
         "{found} microbatches per step and replica, the limit is {MAX_MICROBATCHES}; export the bundle with larger microbatches"
     )]
@@ -277,7 +289,9 @@ impl<'a> Problem<'a> {
             .collect();
         if usable.is_empty() {
             let (asked, n_replicas) = (self.microbatch, self.n_replicas);
-            return Err(Infeasible::NoMicrobatch { asked, n_replicas, known, batch_size });
+            let of_rows = self.model.split.iter().filter(|s| matches!(s, Split::Rows { .. }));
+            let parts = of_rows.map(Split::parts).max();
+            return Err(Infeasible::NoMicrobatch { asked, n_replicas, known, batch_size, parts });
         }
         let per_replica = |m: u64| batch_size / m / u64::from(self.n_replicas);
         let fewest = usable.last().map_or(0, |(m, _)| per_replica(*m));

@@ -16,8 +16,9 @@ use foreshard::profile::{Calibration, TensorView, profile};
 use foreshard::topology::{Device, DeviceId, Measured, Slowed, Topology};
 use foreshard::units::{Bytes, BytesPerSec, Seconds};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
-use crate::random::{MICROBATCHES, devices, model, recipe, schedules};
+use crate::random::{MICROBATCHES, devices, in_lanes, model, recipe, schedules};
 
 /// A plan can be cut, ordered and run within the memory there is.
 fn sound(problem: &Problem<'_>, plan: &Plan) -> Result<(), TestCaseError> {
@@ -221,6 +222,34 @@ proptest! {
             Err(Infeasible::TooFewOps { .. }) => prop_assert!(n_shards > 1, "one shard is no cut"),
             Err(Infeasible::NoMicrobatch { .. }) => prop_assert!(microbatch == Some(8) && n_replicas == 2),
             Err(e) => return Err(TestCaseError::fail(e.to_string())),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Shards share stages in all ways that the search comes to.
+    #[test]
+    fn lanes_of_any_model_get_a_sound_plan(
+        recipe in recipe(),
+        lanes in prop::collection::vec(any::<Index>(), 7..31),
+        of in 2u32..6,
+        topology in devices(),
+        n_shards in 2u32..6,
+        schedule in schedules(),
+        roomy: bool,
+    ) {
+        let model = in_lanes(model(&recipe), &lanes, of);
+        let objective = if roomy { Objective::Memory } else { Objective::Throughput };
+        let aim = Aim { objective, ..Aim::default() };
+        let problem = Problem { schedule, aim, ..Problem::new(&model, &topology, n_shards) };
+        if let Ok(plan) = solve(&problem, None) {
+            sound(&problem, &plan)?;
+            verified(&problem, &plan)?;
+            let again = solve(&problem, Some(&plan)).unwrap();
+            prop_assert!(again == plan || problem.cost(&again) < problem.cost(&plan), "{:?} was left for {:?}", plan, again);
+            knowing_the_model_changes_nothing(&problem, &plan)?;
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use foreshard::graph::cut::{op, parameter};
 use foreshard::graph::proto::{Writer, instruction};
-use foreshard::graph::{ArrayShape, DType, GradGraph, Graph, Manifest, Model, OpId, Shape, StateTensor};
+use foreshard::graph::{
+    ArrayShape, DType, GradGraph, Graph, Lane, Manifest, Model, Op, OpId, Shape, Split, StateTensor,
+};
 use foreshard::plan::ScheduleKind;
 use foreshard::topology::{DeviceId, LOOPBACK, NETWORK, Slowed, Topology, nominal};
 use foreshard::units::{Bytes, BytesPerSec};
@@ -157,6 +159,28 @@ pub fn model(recipe: &Recipe) -> Model {
         split: Vec::new(),
         manifest,
     }
+}
+
+/// The model with some of its ops on parts of something, whatever that is: where they may go is all that counts.
+pub fn in_lanes(mut model: Model, lanes: &[Index], of: u32) -> Model {
+    for grad in &mut model.grads {
+        let mut graph = Graph::new("grad");
+        for (id, op) in grad.graph.ops() {
+            let lane = lanes[id.index() % lanes.len()].index(2 * of as usize) as u32;
+            let is_parameter = &*op.opcode == "parameter";
+            let lane = (lane < of && !is_parameter).then_some(Lane { index: lane, of });
+            let op = Op { lane, ..op.clone() };
+            if is_parameter {
+                graph.push_parameter(op)
+            } else {
+                graph.push(op)
+            };
+        }
+        graph.set_outputs(grad.graph.outputs().to_vec());
+        grad.graph = graph;
+    }
+    model.split = vec![Split::Rows { ops: "*".to_owned(), parts: of }];
+    model
 }
 
 /// Devices of any speed, some with little memory, on up to two nodes, some links slowed.

@@ -105,12 +105,32 @@ pub(super) fn of_ops(graph: &Graph) -> Vec<Option<Lane>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::graph::{Model, Split};
+    use super::Spread;
+    use crate::graph::{Lane, Model, Split};
     use crate::plan::solve::even_topology;
     use crate::plan::verify::verify;
     use crate::plan::{Place, Problem, ScheduleKind, ShardId, solve};
     use crate::topology::{LOOPBACK, nominal};
     use crate::units::Bytes;
+
+    #[test]
+    fn lanes_are_shared_out_by_speed_within_stages() {
+        let lane = |index, of| Lane { index, of };
+        let across = Spread::new(&[false, false], &[2.0, 1.0, 1.0], 8);
+        assert_eq!(across.seams, [Some(4), Some(6)]);
+        assert!(across.is_across() && across.is_valid());
+        // Two parts are laid over eight lanes.
+        let of_two: Vec<usize> = (0..2).map(|i| across.shard(2, lane(i, 2))).collect();
+        assert_eq!(of_two, [0, 1]);
+        let stages = Spread::new(&[true, false, true], &[1.0; 4], 4);
+        assert_eq!(stages.seams, [None, Some(2), None]);
+        assert_eq!((0..4).map(|s| stages.stage(s)).collect::<Vec<_>>(), [0..1, 1..3, 1..3, 3..4]);
+        let on_line = |shard| (0..4).map(|i| stages.shard(shard, lane(i, 4))).collect::<Vec<_>>();
+        assert_eq!((on_line(0), on_line(2), on_line(3)), (vec![0; 4], vec![1, 1, 2, 2], vec![3; 4]));
+        // More shards than lanes: some have none.
+        assert_eq!(Spread::new(&[false, false], &[1.0; 3], 2).seams, [Some(1), Some(2)]);
+        assert!(!Spread::with(vec![Some(2), Some(1)], 4).is_valid() && !Spread::with(vec![Some(5)], 4).is_valid());
+    }
 
     /// With one microbatch a pipeline is idle on all shards but one. Parts of products run on two at once.
     #[test]

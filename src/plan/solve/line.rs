@@ -347,6 +347,9 @@ impl<'a> Line<'a> {
                 sum_up(&variant.graph, &mut places);
             }
             settle(model, &variant.graph, &owners, &mut places);
+            if is_shared && !has_all(&variant.graph, &places, n) {
+                return Err(Infeasible::TooFewOps { n_shards: problem.n_shards, n_parts: self.begins.len() });
+            }
             grads.insert(variant.name.clone(), Assignment(places));
         }
         let devices: Vec<Vec<DeviceId>> = (0..n)
@@ -375,6 +378,17 @@ fn wishes(problem: &Problem<'_>, variants: &[&GradGraph], outline: &Outline) -> 
         (wish, ranges)
     };
     Ok(problem.fixed.wishes(problem, variants)?.into_iter().map(placed).collect())
+}
+
+/// Whether every shard has an op: in a stage that several share, one may have neither lanes nor a range.
+fn has_all(graph: &Graph, places: &[Place], n_shards: usize) -> bool {
+    let mut has = vec![false; n_shards];
+    for ((_, op), place) in graph.ops().zip(places) {
+        if let (Place::Shard(shard), false) = (place, &*op.opcode == "parameter") {
+            has[shard.index()] = true;
+        }
+    }
+    has.iter().all(|has| *has)
 }
 
 /// Sums of terms that one shard makes are made there: one value leaves it, not several.
