@@ -87,6 +87,20 @@ const BROKEN: &[(&str, &str, &str, bool, &str)] = &[
     (
         JOB,
         "  resources: {memory",
+        "  partition: {split: [{ops: a, axis: 0, parts: 2}]}\n  resources: {memory",
+        false,
+        "give each either tensor and axis, or ops",
+    ),
+    (
+        JOB,
+        "  resources: {memory",
+        "  partition: {split: [{ops: a, parts: 2}, {ops: a, parts: 3}]}\n  resources: {memory",
+        false,
+        "name each tensor and each pattern of ops once",
+    ),
+    (
+        JOB,
+        "  resources: {memory",
         "  partition: {pins: [{ops: a, device: cpu0}]}\n  resources: {memory",
         false,
         "devices get their names later",
