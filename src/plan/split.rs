@@ -132,7 +132,9 @@ fn rows(problem: &Problem<'_>) -> Vec<Vec<Split>> {
     let Some(parts) = parts(devices, variant.microbatch) else { return Vec::new() };
     let of = |ops: &str| Split::Rows { ops: ops.to_owned(), parts };
     let saved = 1.0 - 1.0 / devices.len() as f64;
-    let pays = |layer: &Layer| layer.work * saved > problem.topology.local.time(layer.bytes);
+    let is_near = devices.iter().all(|d| d.node == device.node);
+    let link = if is_near { problem.topology.local } else { problem.topology.remote };
+    let pays = |layer: &Layer| layer.work * saved > link.time(layer.bytes);
     let light: Vec<Split> = layers.iter().filter(|(_, l)| pays(l)).map(|(name, _)| of(name)).collect();
     let heaviest = layers.iter().max_by(|a, b| a.1.work.0.total_cmp(&b.1.work.0)).map(|(name, _)| vec![of(name)]);
     let mut found = vec![vec![of("*")]];

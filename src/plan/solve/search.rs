@@ -369,6 +369,8 @@ impl Found<'_> {
         }
         match self.search.plan(&start) {
             Ok(plan) => self.plans.push((plan, start.clone())),
+            // That one way leaves a shard without ops says nothing of the others.
+            Err(Infeasible::TooFewOps { .. }) if self.refusal.is_some() => {}
             Err(e) => self.refusal = Some(e),
         }
         self.tried.push(start);
