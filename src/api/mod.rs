@@ -7,6 +7,7 @@ mod partition;
 mod placement;
 mod profile;
 mod resources;
+mod split;
 mod status;
 mod stored;
 mod volume;
@@ -16,7 +17,7 @@ use kube::CustomResourceExt;
 pub use feeder::Feeder;
 pub use job::{
     CONTROLLER, Checkpoint, Data, FailurePolicy, Format, Granularity, Objective, Parallelism, Partition, Schedule,
-    Shuffle, Split, TrainingJob, TrainingJobSpec, check, parse,
+    Shuffle, TrainingJob, TrainingJobSpec, check, parse,
 };
 pub use partition::{
     Explanation, Observed, PartitionPlan, PartitionPlanSpec, PartitionPlanStatus, Predicted, PredictedShard, Seat,
@@ -24,6 +25,7 @@ pub use partition::{
 pub use placement::{Placement, Pods, Toleration};
 pub use profile::{Costs, ModelProfile, ModelProfileSpec};
 pub use resources::{CPU, Devices, Resources};
+pub use split::Split;
 pub use status::{Condition, ConditionStatus, TrainingJobStatus, condition};
 pub use stored::{Stored, Unreadable};
 pub use volume::{Archive, Claim, ConfigMap, Image, Item, Volume};
