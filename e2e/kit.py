@@ -258,6 +258,9 @@ def install(*more, chart=ROOT / "charts/foreshard"):
     values = [*image, "--set", "resources=null", "--set", "log=info"]
     command = ["upgrade", "--install", "foreshard", chart, "-n", SYSTEM, "--create-namespace"]
     helm(*command, *values, *more, "--wait", "--timeout", "60s")
+    # One that is told to go still decides for a moment, by what it was told when it came.
+    gone = lambda: all("deletionTimestamp" not in pod["metadata"] for pod in items("pods", SYSTEM))  # noqa: E731
+    wait("the operators of before are gone", 60, gone)
 
 
 def explain():

@@ -3,7 +3,7 @@
 import contextlib
 import json
 
-from kit import SYSTEM, apply, cluster, condition, get, install, items, kubectl, namespace, replaced, state, uids, wait
+from kit import apply, cluster, condition, get, install, items, kubectl, namespace, replaced, state, uids, wait
 from scenarios import scenario
 
 # Room for one job of two workers, on nodes of which Kueue knows more than the operator.
@@ -155,9 +155,6 @@ def gpu_node():
 def plugin(file):
     """The operator believes this file of its image to drive GPUs."""
     install("--set", f"image.plugins.nvidia\\.com/gpu=/usr/local/lib/foreshard/{file}")
-    # One that is told to go still decides for a moment, by what it knows.
-    gone = lambda: all("deletionTimestamp" not in pod["metadata"] for pod in items("pods", SYSTEM))  # noqa: E731
-    wait("the operators of before are gone", 60, gone)
 
 
 def on_gpus(name, steps, least=1):

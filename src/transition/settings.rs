@@ -29,11 +29,12 @@ pub struct Settings {
     pub threshold: f64,
     /// How far ahead gains are summed up and forecasts are believed.
     pub horizon: Seconds,
-    /// A new plan has to save this share of time; half as much again for each of the last three moves that did not pay.
+    /// A new plan has to save this share of time; half as much again for each of the last three moves that did not pay, if
+    /// that was in the last twelve horizons.
     pub min_gain: f64,
     /// What was observed has to stay away this long.
     pub dwell: Seconds,
-    /// Least time from one cutover to the next; twice that when one of the last three moves did not pay.
+    /// Least time from one cutover to the next; twice that when one of those three did not pay.
     pub cooldown: Seconds,
     /// A move has to save (1 + hysteresis) times what it costs.
     pub hysteresis: f64,

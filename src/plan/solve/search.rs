@@ -40,8 +40,7 @@ impl Start {
         let ends = || [0].into_iter().chain(self.borders.iter().copied()).chain([n_parts]);
         let is_shared = |shard: usize| self.spread.stage(shard).len() > 1;
         let mut ranges = ends().zip(ends().skip(1)).enumerate();
-        ranges.all(|(shard, (a, b))| a < b || a == b && !self.spread.is_along() && is_shared(shard))
-            && self.spread.is_valid()
+        ranges.all(|(shard, (a, b))| a < b || a == b && is_shared(shard)) && self.spread.is_valid()
     }
 
     /// How it shares out lanes, roughly: not, all over, or by stages.
