@@ -38,9 +38,10 @@ impl Start {
     /// Whether every shard has something, as far as borders tell: lanes are something.
     pub fn is_valid(&self, n_parts: usize) -> bool {
         let ends = || [0].into_iter().chain(self.borders.iter().copied()).chain([n_parts]);
-        let is_shared = |shard: usize| self.spread.stage(shard).len() > 1;
+        // In turns there are more ranges than shards, and no lanes.
+        let is_shared = |range: usize| !self.spread.is_along() && self.spread.stage(range).len() > 1;
         let mut ranges = ends().zip(ends().skip(1)).enumerate();
-        ranges.all(|(shard, (a, b))| a < b || a == b && is_shared(shard)) && self.spread.is_valid()
+        ranges.all(|(i, (a, b))| a < b || a == b && is_shared(i)) && self.spread.is_valid()
     }
 
     /// How it shares out lanes, roughly: not, all over, or by stages.
