@@ -1,7 +1,8 @@
-"""Who may run, and where: a queue of Kueue, and nodes with GPUs."""
+"""Who may run, and where: a queue of Kueue, and nodes with GPUs or TPUs."""
 
 import contextlib
 import json
+from typing import NamedTuple
 
 from kit import apply, cluster, condition, get, install, items, kubectl, namespace, replaced, state, uids, wait
 from scenarios import scenario
@@ -127,80 +128,124 @@ def queue():
         wait("pods and workloads are gone", 150, gone)
 
 
-GPU = "nvidia.com/gpu"
+class Accelerator(NamedTuple):
+    """A kind of device, as a cloud tells of it. There is none here: a node claims to have it."""
+
+    namespace: str
+    resource: str
+    # Of its nodes; the first says what the devices are.
+    labels: dict[str, str]
+    # The plug-in that would drive it, which the image lacks.
+    plugin: str
+
+    @property
+    def product(self):
+        return next(iter(self.labels.values()))
 
 
-def offer(n):
+GPU = Accelerator("gpus", "nvidia.com/gpu", {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}, "xla_cuda_pjrt.so")
+# As GKE's nodes are.
+TPU = Accelerator(
+    "tpus",
+    "google.com/tpu",
+    {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "2x4"},
+    "libtpu.so",
+)
+
+
+def offer(kind, n):
     """So many on the second node, as its device plug-in would tell; `None`: not even a place for them."""
-    amount = {GPU: n if n is None else str(n)}
+    amount = {kind.resource: n if n is None else str(n)}
     patch = json.dumps({"status": {"capacity": amount, "allocatable": amount}})
     kubectl("patch", "node", "node-2", "--subresource=status", "--type=merge", "-p", patch)
 
 
 @contextlib.contextmanager
-def gpu_node():
-    """The second node has a GPU, and the vendor's label and taint. Nothing computes there but its cores."""
-    offer(1)
-    kubectl("label", "node", "node-2", f"{GPU}.product=NVIDIA-A100-SXM4-80GB")
-    kubectl("taint", "node", "node-2", f"{GPU}=present:NoSchedule")
+def node_with(kind):
+    """The second node has one of the devices, and the labels and the taint that come with it. Nothing computes there but its
+    cores."""
+    offer(kind, 1)
+    kubectl("label", "node", "node-2", *[f"{label}={value}" for label, value in kind.labels.items()])
+    kubectl("taint", "node", "node-2", f"{kind.resource}=present:NoSchedule")
     try:
         yield
     finally:
-        kubectl("taint", "node", "node-2", f"{GPU}-")
-        kubectl("label", "node", "node-2", f"{GPU}.product-")
-        offer(None)
+        kubectl("taint", "node", "node-2", f"{kind.resource}-")
+        kubectl("label", "node", "node-2", *[f"{label}-" for label in kind.labels])
+        offer(kind, None)
         install()
 
 
-def plugin(file):
-    """The operator believes this file of its image to drive GPUs."""
-    install("--set", f"image.plugins.nvidia\\.com/gpu=/usr/local/lib/foreshard/{file}")
+def plugin(kind, file):
+    """The operator believes this file of its image to drive the devices."""
+    name = kind.resource.replace(".", "\\.")
+    install("--set", f"image.plugins.{name}=/usr/local/lib/foreshard/{file}")
 
 
-def on_gpus(name, steps, least=1):
-    devices = f"    cores: 1\n    devices: [{{name: {GPU}, min: {least}, max: 4}}]\n"
+def on(kind, name, steps, least=1):
+    devices = f"    cores: 1\n    devices: [{{name: {kind.resource}, min: {least}, max: 4}}]\n"
     return digits(name, steps, ("  parallelism:\n    shards: 2\n", ""), ("    cores: 1\n", devices))
 
 
-def failed(job, reason):
-    found = condition(state("gpus", job, "Failed", 120), "Failed")
+def failed(kind, job, reason):
+    found = condition(state(kind.namespace, job, "Failed", 120), "Failed")
     print(f"{found['reason']}: {found['message']}")
     assert found["reason"] == reason, found
     return found["message"]
 
 
-@scenario(50)
-def gpus():
-    """Jobs on GPUs get the node that has them, and no more than there are; without a plug-in they say what is missing."""
-    namespace("gpus")
-    with gpu_node():
-        apply("gpus", "digits", on_gpus("unknown", 200))
-        assert f"has no PJRT plug-in for {GPU}" in failed("unknown", "NoPlugin")
+def claimed(kind):
+    """Jobs get the node that claims to have the devices, and no more than there are; without a plug-in they say what is
+    missing."""
+    namespace(kind.namespace)
+    resource = kind.resource
+    with node_with(kind):
+        apply(kind.namespace, "digits", on(kind, "unknown", 200))
+        assert f"has no PJRT plug-in for {resource}" in failed(kind, "unknown", "NoPlugin")
 
         # The one for CPUs stands in: where pods run and what they ask for is as with any other.
-        plugin("xla_cpu_pjrt.so")
-        apply("gpus", "digits", on_gpus("first", 1_000_000))
-        job = state("gpus", "first", "Running", 120)
-        [pod] = items("pods", "gpus", "first")
+        plugin(kind, "xla_cpu_pjrt.so")
+        apply(kind.namespace, "digits", on(kind, "first", 1_000_000))
+        job = state(kind.namespace, "first", "Running", 120)
+        [pod] = items("pods", kind.namespace, "first")
         assert pod["spec"]["nodeName"] == "node-2", pod["spec"]["nodeName"]
-        assert {"key": GPU, "operator": "Exists"} in pod["spec"]["tolerations"], pod["spec"]["tolerations"]
+        assert {"key": resource, "operator": "Exists"} in pod["spec"]["tolerations"], pod["spec"]["tolerations"]
         containers = {c["name"]: c["resources"] for c in pod["spec"]["initContainers"] + pod["spec"]["containers"]}
         worker = containers.pop("runtime")
-        assert worker["requests"][GPU] == worker["limits"][GPU] == "1", worker
-        assert GPU not in json.dumps(containers), containers
-        [seat] = get("partitionplan", job["status"]["plan"], "gpus")["spec"]["shards"]
-        assert (seat["device"], seat["product"]) == (GPU, "NVIDIA-A100-SXM4-80GB"), seat
+        assert worker["requests"][resource] == worker["limits"][resource] == "1", worker
+        assert resource not in json.dumps(containers), containers
+        [seat] = get("partitionplan", job["status"]["plan"], kind.namespace)["spec"]["shards"]
+        assert (seat["device"], seat["product"]) == (resource, kind.product), seat
 
-        apply("gpus", "digits", on_gpus("second", 1_000_000))
-        said = condition(state("gpus", "second", "Waiting", 30), "Placed")["message"]
+        apply(kind.namespace, "digits", on(kind, "second", 1_000_000))
+        said = condition(state(kind.namespace, "second", "Waiting", 30), "Placed")["message"]
         print(said)
-        assert f"one {GPU} each: there is room for 0 on 1 nodes" in said and f"and 0 {GPU}" in said, said
-        offer(2)
-        state("gpus", "second", "Running", 120)
+        assert f"one {resource} each: there is room for 0 on 1 nodes" in said and f"and 0 {resource}" in said, said
+        offer(kind, 2)
+        state(kind.namespace, "second", "Running", 120)
 
-        kubectl("delete", "trainingjobs", "--all", "-n", "gpus", "--wait=false")
-        wait("both are gone", 150, lambda: items("pods", "gpus") == [])
-        plugin("xla_cuda_pjrt.so")
-        apply("gpus", "digits", on_gpus("missing", 200, least=2))
-        said = failed("missing", "NoDevice")
-        assert f"on node node-2 cannot use {GPU}, its plug-in is not there" in said and "xla_cuda_pjrt.so" in said, said
+        kubectl("delete", "trainingjobs", "--all", "-n", kind.namespace, "--wait=false")
+        wait("both are gone", 150, lambda: items("pods", kind.namespace) == [])
+        offer(kind, None)
+        apply(kind.namespace, "digits", on(kind, "nowhere", 200))
+        said = condition(state(kind.namespace, "nowhere", "Waiting", 30), "Placed")["message"]
+        print(said)
+        assert f"no node has {resource}" in said, said
+        kubectl("delete", "trainingjob", "nowhere", "-n", kind.namespace, "--wait=false")
+        offer(kind, 2)
+        plugin(kind, kind.plugin)
+        apply(kind.namespace, "digits", on(kind, "missing", 200, least=2))
+        said = failed(kind, "missing", "NoDevice")
+        assert f"on node node-2 cannot use {resource}, its plug-in is not there" in said and kind.plugin in said, said
+
+
+@scenario(50)
+def gpus():
+    """Jobs on GPUs, on a node with the label and the taint of their vendor's plug-in."""
+    claimed(GPU)
+
+
+@scenario(50)
+def tpus():
+    """Jobs on TPUs, on a node as GKE makes them."""
+    claimed(TPU)
