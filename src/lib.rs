@@ -24,6 +24,8 @@ pub mod device;
 pub mod telemetry;
 pub mod tls;
 
+pub mod rpc;
+
 pub mod fetch;
 pub mod operator;
 pub mod runtime;

@@ -56,6 +56,17 @@ fn alike(a: &serde_yaml::Value, b: &serde_yaml::Value) -> bool {
     }
 }
 
+/// Code of the service between operator and head, from its `.proto`: no build needs a compiler for that.
+#[test]
+fn rpc_code_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = protox::compile([root.join("proto/foreshard/v1/head.proto")], [root.join("proto")]).unwrap();
+    let made = tempfile::tempdir().unwrap();
+    let code = tonic_prost_build::configure().build_transport(false).emit_rerun_if_changed(false).out_dir(made.path());
+    code.btree_map(".").compile_fds(files).unwrap();
+    same("src/rpc/foreshard.v1.rs", &std::fs::read_to_string(made.path().join("foreshard.v1.rs")).unwrap());
+}
+
 #[test]
 fn command_reference_is_up_to_date() {
     same("docs/cli.md", &foreshard::cli::reference());

@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["transition"],
     &["api", "wire"],
     &["telemetry", "device", "tls"],
+    &["rpc"],
     &["fetch", "operator", "runtime", "trainer"],
     &["bench", "local"],
     &["cli"],

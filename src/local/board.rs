@@ -1,22 +1,24 @@
 //! What a running job shows: the head of a job answers questions with it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::sync::watch;
 
-use super::control::{Answer, Asked, Request};
+use super::control::Asked;
+use super::desk::Desk;
 use crate::plan::explain::Short;
 use crate::plan::{Place, Plan, ShardId};
-use crate::runtime::{StepReport, same_token};
+use crate::rpc;
+use crate::runtime::StepReport;
 use crate::telemetry::Health;
-use crate::tls::{Identity, Name, Stream};
+use crate::tls::Identity;
 use crate::units::Seconds;
-use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, Recommended, ShardReport};
+use crate::wire::report::{JobReport, JobState, PlanReport, Recommended, ShardReport};
 
 /// The report of a job, as far as it has come. What is written on it is logged, too: a line per event, and one for steps
 /// now and then.
@@ -24,7 +26,7 @@ use crate::wire::report::{AUTHORIZATION, JobReport, JobState, PlanReport, Recomm
 pub struct Board {
     /// Name of the job, for the log.
     job: String,
-    report: Mutex<JobReport>,
+    report: watch::Sender<JobReport>,
     /// When a step was last logged.
     logged: Mutex<Option<Instant>>,
     health: Arc<Health>,
@@ -42,11 +44,21 @@ impl Board {
     }
 
     pub fn read(&self) -> JobReport {
-        self.report.lock().unwrap_or_else(|p| p.into_inner()).clone()
+        self.report.borrow().clone()
     }
 
     pub fn write(&self, change: impl FnOnce(&mut JobReport)) {
-        change(&mut self.report.lock().unwrap_or_else(|p| p.into_inner()));
+        self.report.send_modify(change);
+    }
+
+    /// The report, and whether it has changed since.
+    pub fn follow(&self) -> watch::Receiver<JobReport> {
+        self.report.subscribe()
+    }
+
+    /// Takes requests, once the job trains.
+    pub fn control(&self) -> Option<Sender<Asked>> {
+        self.control.lock().unwrap_or_else(|p| p.into_inner()).clone()
     }
 
     /// Hands requests on from now on.
@@ -69,7 +81,7 @@ impl Board {
 
     /// The plan in force and the steps done.
     fn at(&self) -> (Option<u64>, u64) {
-        let report = self.report.lock().unwrap_or_else(|p| p.into_inner());
+        let report = self.report.borrow();
         (report.plan.as_ref().map(|p| p.revision), report.step)
     }
 
@@ -140,69 +152,22 @@ impl Board {
         });
     }
 
-    /// Answers `GET /status` and takes `POST /approve/REVISION` from those who know the token; with an identity, from the
-    /// operator alone.
+    /// Answers those who know the token, with an identity the operator alone, from a thread that does nothing else.
+    ///
+    /// # Errors
+    /// It cannot listen there, or have a thread.
     pub fn serve(self: &Arc<Self>, at: SocketAddr, token: String, identity: Option<Identity>) -> anyhow::Result<()> {
         let listener = TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot wait for connections")?;
         let board = self.clone();
         let serve = move || {
-            // One after the other: there is one operator.
-            for stream in listener.incoming() {
-                let Ok(stream) = stream else { continue };
-                // Whoever went away asks again.
-                if let Err(e) = board.answer(stream, &token, identity.as_ref()) {
-                    tracing::warn!(job = board.job, why = e.to_string(), "a question for the status is not answered");
-                }
+            if let Err(e) = runtime.block_on(rpc::serve(listener, token, identity, Desk(board.clone()))) {
+                tracing::error!(job = board.job, error = %e, "nobody can ask how far the job is");
             }
         };
         std::thread::Builder::new().name("status".to_owned()).spawn(serve).context("cannot start a thread")?;
         Ok(())
-    }
-
-    fn answer(&self, socket: TcpStream, token: &str, identity: Option<&Identity>) -> std::io::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        const MAX_REQUEST: u64 = 16 << 10;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        let stream = Stream::accept(socket, identity)?;
-        stream.is(Name::Operator)?;
-        let Stream { reader, mut writer } = stream;
-        let mut lines = BufReader::new(reader.take(MAX_REQUEST)).lines();
-        let request = lines.next().transpose()?.unwrap_or_default();
-        let mut shown = None;
-        for line in lines {
-            let line = line?;
-            let Some((key, value)) = line.split_once(':') else { break };
-            if key.eq_ignore_ascii_case(AUTHORIZATION) {
-                shown = value.trim().strip_prefix("Bearer ").map(str::to_owned);
-            }
-        }
-        let mut words = request.split_whitespace();
-        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let approved = path.strip_prefix("/approve/").and_then(|n| n.parse().ok());
-        let known = shown.is_some_and(|s| same_token(&s, token));
-        let (status, body) = match (method, path, approved) {
-            ("GET", "/status", _) | ("POST", _, Some(_)) if !known => ("401 Unauthorized", String::new()),
-            ("GET", "/status", _) => ("200 OK", serde_json::to_string(&self.read())?),
-            ("POST", _, Some(revision)) => match self.approve(revision, PATIENCE) {
-                Ok(done) => ("200 OK", serde_json::to_string(&done)?),
-                Err(why) => ("409 Conflict", serde_json::to_string(&why)?),
-            },
-            _ => ("404 Not Found", String::new()),
-        };
-        let length = body.len();
-        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n");
-        writer.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes())?;
-        writer.close()
-    }
-
-    fn approve(&self, revision: u64, patience: Duration) -> Answer {
-        let (answer, answers) = channel();
-        let control = self.control.lock().unwrap_or_else(|p| p.into_inner()).clone();
-        let request = Request::Approve { revision: Some(revision) };
-        let asked = control.and_then(|control| control.send(Asked { request, answer }).ok());
-        let answered = asked.and_then(|()| answers.recv_timeout(patience).ok());
-        answered.unwrap_or_else(|| Err("the job has no time for that now".to_owned()))
     }
 
     /// Leaves the report behind, cut short where the place is small: Kubernetes keeps 4 KiB of a container's last words.
@@ -228,52 +193,6 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ask(at: SocketAddr, path: &str, token: &str) -> String {
-        say(at, "GET", path, token)
-    }
-
-    fn say(at: SocketAddr, method: &str, path: &str, token: &str) -> String {
-        let mut stream = TcpStream::connect(at).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    #[test]
-    fn tells_its_report_to_those_who_know_the_token() {
-        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let board = Arc::new(Board::default());
-        board.write(|r| r.step = 7);
-        board.serve(at, "secret".to_owned(), None).unwrap();
-        let answer = ask(at, "/status", "secret");
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
-        assert_eq!(serde_json::from_str::<JobReport>(body).unwrap().step, 7);
-        assert!(ask(at, "/status", "guess").starts_with("HTTP/1.1 401"));
-        assert!(ask(at, "/etc/passwd", "secret").starts_with("HTTP/1.1 404"));
-    }
-
-    #[test]
-    fn hands_approvals_on_to_the_job() {
-        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let board = Arc::new(Board::default());
-        board.serve(at, "secret".to_owned(), None).unwrap();
-        let post = |path: &str, token: &str| say(at, "POST", path, token);
-        assert!(post("/approve/3", "secret").starts_with("HTTP/1.1 409"), "it does not train yet");
-        let (ask, asked) = channel();
-        board.hand_on(ask);
-        assert!(post("/approve/3", "guess").starts_with("HTTP/1.1 401"));
-        assert!(post("/approve/x", "secret").starts_with("HTTP/1.1 404"));
-        std::thread::scope(|threads| {
-            threads.spawn(move || {
-                let Asked { request, answer } = asked.recv().unwrap();
-                assert_eq!(request, Request::Approve { revision: Some(3) });
-                answer.send(Ok("done".to_owned())).unwrap();
-            });
-            assert!(post("/approve/3", "secret").starts_with("HTTP/1.1 200"));
-        });
-    }
 
     #[test]
     fn last_words_stay_short() {

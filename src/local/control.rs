@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::plan::Plan;
 
@@ -39,10 +40,13 @@ pub enum Request {
 /// The answer: what has been done, or why not.
 pub type Answer = Result<String, String>;
 
+/// Where an answer goes: threads wait for it, and tasks.
+pub type Reply = oneshot::Sender<Answer>;
+
 /// A request and where its answer goes.
 pub struct Asked {
     pub request: Request,
-    pub answer: Sender<Answer>,
+    pub answer: Reply,
 }
 
 /// Requests to a job, wherever they come from.
@@ -115,9 +119,9 @@ fn converse(stream: UnixStream, to_job: &Sender<Asked>) {
             Ok(request) => request,
             Err(e) => return Ok(Err(format!("not a request of this version: {e}"))),
         };
-        let (answer, answers) = channel();
+        let (answer, answered) = oneshot::channel();
         to_job.send(Asked { request, answer })?;
-        Ok(answers.recv().unwrap_or_else(|_| Err("the job ended before it could do that".to_owned())))
+        Ok(answered.blocking_recv().unwrap_or_else(|_| Err("the job ended before it could do that".to_owned())))
     };
     // A caller that hangs up gets no answer.
     if let Ok(answer) = heard()

@@ -5,6 +5,7 @@ mod board;
 pub mod bundle;
 mod charts;
 pub mod control;
+mod desk;
 pub mod head;
 pub mod inputs;
 pub mod json_lines;

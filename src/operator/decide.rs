@@ -32,8 +32,10 @@ pub struct Snapshot<'a> {
     pub plans: &'a [PartitionPlan],
     /// What jobs of this namespace have learned.
     pub profiles: &'a [ModelProfile],
-    /// What the head answered, if it did.
+    /// What the head has said last, while it can be heard.
     pub report: Option<&'a JobReport>,
+    /// Why nothing will be heard of the head, although it is there.
+    pub deaf: Option<String>,
     pub now: Timestamp,
     pub site: &'a Site,
 }
@@ -119,7 +121,7 @@ mod reason {
     pub const FAILED: &str = "Failed";
 }
 
-/// How often a running job is asked how far it is.
+/// How often a running job is looked at: nodes are lost, and deadlines pass, without a word of the head or of pods.
 const LOOK: u64 = 5;
 /// Seconds that pods have to end by themselves when their job is complete.
 const LINGER: i64 = 30;
@@ -495,7 +497,7 @@ fn run(s: &Snapshot<'_>, d: &mut Desired, plan: &PartitionPlanSpec) {
     set(s, &mut d.status, condition::PLACED, ConditionStatus::True, "Planned", &text);
     let known = d.status.condition(condition::TRAINING).filter(|c| c.reason == reason::RUNNING && unheard(s, plan));
     let (status, state, text) = match known {
-        Some(known) => (known.status, reason::RUNNING, known.message.clone()),
+        Some(known) => (known.status, reason::RUNNING, s.deaf.clone().unwrap_or_else(|| known.message.clone())),
         None => progress(s, plan),
     };
     let known = d.status.condition(condition::TRAINING).is_some_and(|c| c.reason == state);
@@ -533,7 +535,7 @@ fn progress(s: &Snapshot<'_>, plan: &PartitionPlanSpec) -> (ConditionStatus, &'s
         (Some((pod, why)), _) => format!("pod {pod}: {why}"),
         (None, Some(report)) if !report.message.is_empty() => report.message.clone(),
         (None, Some(_)) => "the head waits for workers, which then compile".to_owned(),
-        (None, None) => format!("{running} of {} pods run", plan.shards.len()),
+        (None, None) => s.deaf.clone().unwrap_or_else(|| format!("{running} of {} pods run", plan.shards.len())),
     };
     (ConditionStatus::False, reason::STARTING, text)
 }

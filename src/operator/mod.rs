@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! watch    jobs, their pods and plans, nodes, all pods       [`reconcile`]
+//! listen   to the heads of jobs that run                     [`heads`]
 //! observe  Kubernetes objects -> [`Snapshot`]                [`observe`], [`inventory`]
 //! decide   Snapshot -> Desired, pure                         [`decide`], [`place`]
 //! render   plan -> objects, pure                             [`render`]
@@ -11,9 +12,9 @@
 //! devices it was given (docs/decisions/0012). With the operator gone, training goes on: everything it knows stands in
 //! the API server and in the head's report. `operator` knows nothing of graphs, sockets of workers or plug-ins.
 
-mod ask;
 mod changes;
 pub mod decide;
+pub mod heads;
 pub mod inventory;
 mod key;
 mod lease;

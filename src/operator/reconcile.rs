@@ -9,20 +9,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::channel::mpsc::unbounded;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 
 use self::fulfil::api_error;
-use super::ask::Head;
 use super::decide::{Desired, PodSeen, Snapshot, decide};
+use super::heads::{Head, Heads, Key, Which};
 use super::inventory::Taken;
 use super::lease::Leader;
 use super::ledger::Ledger;
@@ -35,8 +36,9 @@ use super::{Class, OperatorError, key, unreadable};
 use crate::api::{
     CONTROLLER, CPU, Condition, ModelProfile, PartitionPlan, Seat, Stored, TrainingJob, TrainingJobStatus, condition,
 };
+use crate::rpc;
+use crate::telemetry::chain;
 use crate::tls::{Authority, Name, TlsError};
-use crate::wire::report::JobReport;
 
 /// How an operator runs.
 #[derive(Clone, Debug)]
@@ -65,8 +67,9 @@ struct Context {
     plans: Store<Stored<PartitionPlan>>,
     profiles: Store<Stored<ModelProfile>>,
     recorder: Recorder,
+    heads: Arc<Heads>,
     /// Seats given away that the pods in the cache do not show yet, by job.
-    promised: Mutex<BTreeMap<(String, String), Vec<Seat>>>,
+    promised: Mutex<BTreeMap<Key, Vec<Seat>>>,
     /// Of each job that is there.
     memory: Arc<Mutex<BTreeMap<String, Memory>>>,
     /// Fields of jobs that this version does not know, and that were told of.
@@ -83,8 +86,6 @@ struct Memory {
     written: Option<Instant>,
     /// How often a look failed in a row.
     failures: u32,
-    /// Why the head did not answer, as it stands in the log.
-    silence: Option<String>,
     recent: Recent,
 }
 
@@ -144,13 +145,18 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
     )
     .applied_objects();
     let recorder = Recorder::new(client.clone(), Reporter { controller: "foreshard".to_owned(), instance: None });
+    let (news, told_of) = unbounded();
+    let heads = Arc::new(Heads::new(news));
+    let forgotten = heads.clone();
+    let told_of = told_of.map(|(namespace, name): Key| ObjectRef::new(&name).within(&namespace));
     let context = Arc::new(Context {
         client: client.clone(),
         nodes,
         pods,
         plans,
         profiles,
-        recorder,
+        recorder: recorder.clone(),
+        heads: heads.clone(),
         promised: Mutex::default(),
         memory: memory.clone(),
         left_out: Mutex::default(),
@@ -159,18 +165,19 @@ async fn work(client: Client, config: Config, counts: Arc<Counts>) -> Result<(),
         config: config.clone(),
     });
     tokio::spawn(node_stream.for_each(|seen| heard("nodes", seen.err())));
-    let told = context.clone();
-    tokio::spawn(profile_stream.for_each(move |seen| profile_seen(seen, told.clone())));
+    tokio::spawn(profile_stream.for_each(move |seen| profile_seen(seen, recorder.clone())));
     Controller::for_stream(job_stream, jobs)
         .with_config(kube::runtime::controller::Config::default().concurrency(config.concurrency))
         .owns_stream(pod_stream)
         .owns_stream(plan_stream)
+        .reconcile_on(told_of)
         .shutdown_on_signal()
         .run(reconcile, requeue, context)
         .for_each(|result| {
             if let Err(ControllerError::ObjectNotFound(job)) = &result {
-                let key = format!("{}/{}", job.namespace.as_deref().unwrap_or_default(), job.name);
-                memory.lock().unwrap_or_else(|p| p.into_inner()).remove(&key);
+                let namespace = job.namespace.clone().unwrap_or_default();
+                memory.lock().unwrap_or_else(|p| p.into_inner()).remove(&format!("{namespace}/{}", job.name));
+                forgotten.forget(&(namespace, job.name.clone()));
             }
             match result {
                 // Nothing is seen until this ends.
@@ -193,12 +200,12 @@ async fn heard(what: &str, error: Option<watcher::Error>) {
 }
 
 /// Jobs go on without a profile that cannot be read.
-async fn profile_seen(seen: Result<Stored<ModelProfile>, watcher::Error>, context: Arc<Context>) {
+async fn profile_seen(seen: Result<Stored<ModelProfile>, watcher::Error>, recorder: Recorder) {
     match seen {
         Err(e) => heard("profiles", Some(e)).await,
         Ok(profile) => {
             if let Err(e) = &profile.object {
-                unreadable::tell(&context.recorder, &profile, &unreadable::text(&e.why)).await;
+                unreadable::tell(&recorder, &profile, &unreadable::text(&e.why)).await;
             }
         }
     }
@@ -248,14 +255,19 @@ async fn reconcile(job: Arc<Stored<TrainingJob>>, context: Arc<Context>) -> Resu
 async fn look(stored: Arc<Stored<TrainingJob>>, context: Arc<Context>) -> Result<Action, OperatorError> {
     Counts::add(&context.counts.reconciles);
     let began = Instant::now();
+    let key = (stored.namespace().unwrap_or_default(), stored.name_any());
     if stored.meta().deletion_timestamp.is_some() {
+        context.heads.forget(&key);
         // Everything of a job is owned by it: the garbage collector takes it away.
         return Ok(Action::await_change());
     }
     let namespace = stored.namespace().ok_or_else(|| OperatorError::Incomplete(stored.name_any(), "namespace"))?;
     let job = match &stored.object {
         Ok(job) => job,
-        Err(e) if e.managed_by.as_ref().is_some_and(|by| by != CONTROLLER) => return Ok(Action::await_change()),
+        Err(e) if e.managed_by.as_ref().is_some_and(|by| by != CONTROLLER) => {
+            context.heads.forget(&key);
+            return Ok(Action::await_change());
+        }
         Err(e) => return not_understood(&context, &stored, &namespace, e.training.as_ref(), &e.why).await,
     };
     context.tell_left_out(&stored);
@@ -271,16 +283,14 @@ async fn look(stored: Arc<Stored<TrainingJob>>, context: Arc<Context>) -> Result
         return not_understood(&context, &stored, &work.namespace, said, &why).await;
     }
     let pods = work.pods();
-    let head = work.head(&pods);
-    let report = match &head {
-        Some(head) => work.report(head).await,
-        None => None,
-    };
-    let desired = work.decide(&pods, report.as_ref());
+    let head = work.head(&key, &pods);
+    let desired = work.decide(&pods, head.as_deref());
     let again = desired.again;
-    if let (Some(head), Some(revision)) = (&head, desired.approve) {
-        let done = head.approve(revision).await;
-        tracing::info!(job = work.key(), plan = revision, taken = matches!(done, Ok(true)), "told of an approval");
+    if let (Some(head), Some(revision)) = (&head, desired.approve)
+        && let Some(answer) = head.approve(revision).await
+    {
+        let answer = answer.unwrap_or_else(|e| chain(&e));
+        tracing::info!(job = work.key(), plan = revision, answer, "told of an approval");
     }
     work.fulfil(desired).await?;
     context.counts.took(began.elapsed());
@@ -298,6 +308,7 @@ async fn not_understood(
     said: Option<&Condition>,
     why: &str,
 ) -> Result<Action, OperatorError> {
+    context.heads.forget(&(namespace.to_owned(), job.name_any()));
     let text = unreadable::text(why);
     let Some(status) = unreadable::status(job.meta().generation, said, &text, Timestamp::now()) else {
         return Ok(Action::await_change());
@@ -370,36 +381,26 @@ impl Work<'_> {
     }
 
     /// The head, where its pod runs.
-    fn head(&self, pods: &[PodSeen]) -> Option<Head> {
-        let pod = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
-        let identity = self.authority().and_then(|a| a.identity(Name::Operator, self.valid()));
-        let identity = identity.map_err(|e| tracing::warn!(job = self.key(), error = %e, "cannot ask a head")).ok()?;
-        let ip: IpAddr = pod.ip.as_ref()?.parse().ok()?;
-        Some(Head { at: (ip, STATUS_PORT).into(), token: self.token(), identity })
+    fn head(&self, key: &Key, pods: &[PodSeen]) -> Option<Arc<Head>> {
+        let Some(which) = self.which(pods) else {
+            self.context.heads.forget(key);
+            return None;
+        };
+        let at = which.at;
+        let find = || {
+            let identity = self.authority().and_then(|a| a.identity(Name::Operator, self.valid()))?;
+            Ok::<_, TlsError>(rpc::Head { at, token: self.token(), identity: Some(identity) })
+        };
+        let head = self.context.heads.follow(key, which, find);
+        head.map_err(|e| tracing::warn!(job = self.key(), error = chain(&e), "cannot ask a head")).ok()
     }
 
-    async fn report(&self, head: &Head) -> Option<JobReport> {
-        match head.report().await {
-            Ok(report) => {
-                if let Some(memory) = self.context.memory.lock().unwrap_or_else(|p| p.into_inner()).get_mut(&self.key())
-                {
-                    memory.silence = None;
-                }
-                report
-            }
-            // One that does not listen yet is nothing new.
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => None,
-            Err(e) => {
-                let error = e.to_string();
-                let mut memory = self.context.memory.lock().unwrap_or_else(|p| p.into_inner());
-                let said = &mut memory.entry(self.key()).or_default().silence;
-                if said.as_ref() != Some(&error) {
-                    tracing::warn!(job = self.key(), error, "the head does not answer");
-                    *said = Some(error);
-                }
-                None
-            }
-        }
+    fn which(&self, pods: &[PodSeen]) -> Option<Which> {
+        let pod = pods.iter().find(|p| p.worker == 0 && p.phase == "Running")?;
+        let ip: IpAddr = pod.ip.as_ref()?.parse().ok()?;
+        let restarts = pod.head.as_ref().map_or(0, |h| h.restarts);
+        let uid = self.job.metadata.uid.clone().unwrap_or_default();
+        Some(Which { uid, at: (ip, STATUS_PORT).into(), restarts })
     }
 
     /// The certificate authority of the job.
@@ -421,7 +422,7 @@ impl Work<'_> {
     }
 
     /// Looks and decides with nobody else deciding meanwhile: what is promised to one job is not there for another.
-    fn decide(&self, pods: &[PodSeen], report: Option<&JobReport>) -> Desired {
+    fn decide(&self, pods: &[PodSeen], head: Option<&Head>) -> Desired {
         let context = self.context;
         let mut promised = context.promised.lock().unwrap_or_else(|p| p.into_inner());
         let key = (self.namespace.clone(), self.job.name_any());
@@ -447,8 +448,18 @@ impl Work<'_> {
         let profiles: Vec<ModelProfile> = profiles.iter().filter_map(|p| p.object.as_ref().ok().cloned()).collect();
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
         let site = &context.config.site;
-        let snapshot =
-            Snapshot { job: self.job, rooms: &rooms, pods, plans: &plans, profiles: &profiles, report, now, site };
+        let report = head.and_then(Head::report);
+        let snapshot = Snapshot {
+            job: self.job,
+            rooms: &rooms,
+            pods,
+            plans: &plans,
+            profiles: &profiles,
+            report: report.as_deref(),
+            deaf: head.and_then(Head::deaf),
+            now,
+            site,
+        };
         let desired = decide(&snapshot);
         if let Some(plan) = &desired.plan {
             promised.insert(key, plan.shards.clone());

@@ -43,6 +43,7 @@ struct World {
     plans: Vec<PartitionPlan>,
     profiles: Vec<ModelProfile>,
     report: Option<JobReport>,
+    deaf: Option<String>,
     now: i64,
 }
 
@@ -55,6 +56,7 @@ impl World {
             plans: Vec::new(),
             profiles: Vec::new(),
             report: None,
+            deaf: None,
             now: 1_800_000_000,
         }
     }
@@ -73,6 +75,7 @@ impl World {
             plans: &self.plans,
             profiles: &self.profiles,
             report: self.report.as_ref(),
+            deaf: self.deaf.clone(),
             now: Timestamp::from_second(self.now).unwrap(),
             site: &site(),
         })
@@ -574,6 +577,28 @@ fn a_head_that_is_silent_for_a_moment_is_not_said_to_start() {
     world.pods[0].head = Some(HeadSeen { restarts: 1, last_words: Some(Err("killed".into())), ..HeadSeen::default() });
     world.turn();
     assert_eq!(world.state(), "Starting", "one that was started again is not where it was");
+}
+
+/// An operator that is newer than the head goes on with what the head has said before, and says why nothing comes.
+#[test]
+fn a_head_that_cannot_be_heard_is_told_and_its_job_stays_as_it_was() {
+    let mut world = World::new(&[room("n1", 1, 8), room("n2", 1, 8)]);
+    world.settle();
+    world.deaf = Some("it is too old".to_owned());
+    world.turn();
+    let message = |world: &World| {
+        let status = world.job.status.as_ref().unwrap();
+        status.condition(condition::TRAINING).unwrap().message.clone()
+    };
+    assert_eq!((world.state(), message(&world).as_str()), ("Starting", "it is too old"));
+    world.deaf = None;
+    world.report = Some(JobReport { state: JobState::Training, step: 3, ..JobReport::default() });
+    world.turn();
+    assert_eq!((world.state(), message(&world).as_str()), ("Running", "steps go on over 0 shards"));
+    (world.deaf, world.report) = (Some("it is too old".to_owned()), None);
+    let desired = world.turn();
+    assert_eq!((world.state(), message(&world).as_str()), ("Running", "it is too old"));
+    assert!(desired.apply.is_empty() && desired.delete.is_empty() && desired.events.is_empty());
 }
 
 #[test]

@@ -40,21 +40,3 @@ pub fn parse<T: serde::de::DeserializeOwned>(kind: Kind, message: &[u8], from: &
     }
     serde_json::from_slice(message).map_err(|e| protocol(format!("not a control message of this version: {e}")))
 }
-
-/// Compares without telling by its duration how much was right.
-pub fn same_token(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |d, (x, y)| d | (x ^ y)) == 0
-}
-
-/// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        if !text.contains(&e.to_string()) {
-            text = format!("{text}: {e}");
-        }
-        cause = e.source();
-    }
-    text
-}

@@ -7,9 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::RuntimeError;
-use super::control::{chain, parse, same_token};
+use super::control::parse;
 use super::link::whom;
-use crate::tls::{Identity, Name, Stream};
+use crate::telemetry::chain;
+use crate::tls::{Identity, Name, Stream, same_token};
 use crate::wire::control::{MAX_HELLO, Peer, WorkerId};
 use crate::wire::frame::read_message;
 

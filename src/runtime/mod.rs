@@ -116,5 +116,4 @@ pub enum Fenced {
     Twice { from: u32, channel: u32, step: u64, microbatch: u32 },
 }
 
-pub use control::same_token;
 pub use session::{Notice, Session, StepReport, WorkerReport};

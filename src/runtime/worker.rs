@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::RuntimeError;
 use super::checkpoint::Checkpoint;
-use super::control::{Control, chain};
+use super::control::Control;
 use super::depart::Departure;
 use super::doors::Doors;
 use super::executor::{Executor, Half};
@@ -22,7 +22,7 @@ use super::switch::{Outcome, Retired, Switch};
 use crate::device::cache::{ExecutableCache, Origin};
 use crate::device::{Device, affinity, heap};
 use crate::graph::{Model, Split};
-use crate::telemetry::Health;
+use crate::telemetry::{Health, chain};
 use crate::tls::{Identity, Name, Reader, Stream, is_refusal};
 use crate::units::Bytes;
 use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};

@@ -38,3 +38,16 @@ impl JobMetrics {
         text
     }
 }
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        if !text.contains(&e.to_string()) {
+            text = format!("{text}: {e}");
+        }
+        cause = e.source();
+    }
+    text
+}

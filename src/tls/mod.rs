@@ -17,10 +17,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, RootCertStore, ServerConfig};
 
 pub use self::issue::{Authority, Certificate};
 pub use self::stream::{Reader, Stream, Writer};
@@ -123,6 +124,27 @@ pub fn is_refusal(e: &std::io::Error) -> bool {
     e.get_ref().is_some_and(|inner| inner.is::<Refusal>())
 }
 
+/// A failed handshake, with a [`Refusal`] inside where one end does not trust the other.
+pub fn refusal(e: std::io::Error) -> std::io::Error {
+    match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(inner) => Refusal::from(inner.clone()).into(),
+        None => e,
+    }
+}
+
+/// Whether the peer's certificate is that of `name`.
+pub fn shows(connection: &CommonState, name: Name) -> Result<(), Refusal> {
+    let shown = connection.peer_certificates().and_then(|c| c.first()).ok_or(Refusal::Nameless)?;
+    let parsed = ParsedCertificate::try_from(shown).map_err(Refusal::from)?;
+    let same = rustls::client::verify_server_name(&parsed, &name.server());
+    same.map_err(|_| Refusal::OtherName { expected: name.to_string() })
+}
+
+/// Compares without telling by its duration how much was right.
+pub fn same_token(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |d, (x, y)| d | (x ^ y)) == 0
+}
+
 /// What a part of a job shows to the others, and how it knows them.
 #[derive(Clone)]
 pub struct Identity {
@@ -156,7 +178,7 @@ impl Identity {
         let mut roots = RootCertStore::empty();
         roots.add(authority).map_err(TlsError::Unusable)?;
         let roots = Arc::new(roots);
-        let client = ClientConfig::builder_with_provider(provider.clone())
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(TlsError::Unusable)?
             .with_root_certificates(roots.clone())
@@ -172,11 +194,21 @@ impl Identity {
             .map_err(TlsError::Unusable)?;
         // Nobody comes back: connections last as long as a plan.
         server.send_tls13_tickets = 0;
+        client.resumption = Resumption::disabled();
         Ok(Self { client: Arc::new(client), server: Arc::new(server) })
     }
 
-    /// For an asynchronous client.
-    pub fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+    /// For an asynchronous client that speaks one of these protocols (ALPN).
+    pub fn client(&self, protocols: &[&[u8]]) -> Arc<ClientConfig> {
+        let mut config = (*self.client).clone();
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// For an asynchronous server that speaks one of these protocols, and whatever a client speaks that names none.
+    pub fn server(&self, protocols: &[&[u8]]) -> Arc<ServerConfig> {
+        let mut config = (*self.server).clone();
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        Arc::new(config)
     }
 }

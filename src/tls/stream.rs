@@ -9,10 +9,9 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use rustls::server::ParsedCertificate;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
-use super::{Identity, Name, Refusal};
+use super::{Identity, Name, Refusal, is_refusal, refusal, shows};
 
 /// Bytes that are encrypted, and read from the socket, at once.
 const BLOCK: usize = 256 << 10;
@@ -87,10 +86,11 @@ impl Stream {
             match tls.complete_io(&mut &socket) {
                 Ok(_) => {}
                 Err(e) => {
-                    let refusal = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).cloned();
-                    let Some(refusal) = refusal else { return Err(e) };
-                    part(&socket);
-                    return Err(Refusal::from(refusal).into());
+                    let e = refusal(e);
+                    if is_refusal(&e) {
+                        part(&socket);
+                    }
+                    return Err(e);
                 }
             }
         }
@@ -104,11 +104,7 @@ impl Stream {
     /// Whether the peer's certificate is that of `name`; always so without an identity.
     pub fn is(&self, name: Name) -> io::Result<()> {
         let Some(tls) = &self.reader.tls else { return Ok(()) };
-        let state = tls.state.lock();
-        let shown = state.peer_certificates().and_then(|c| c.first()).ok_or(Refusal::Nameless)?;
-        let parsed = ParsedCertificate::try_from(shown).map_err(Refusal::from)?;
-        let same = rustls::client::verify_server_name(&parsed, &name.server());
-        Ok(same.map_err(|_| Refusal::OtherName { expected: name.to_string() })?)
+        Ok(shows(&tls.state.lock(), name)?)
     }
 
     /// The socket below: for timeouts and for ending both directions.

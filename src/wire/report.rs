@@ -1,4 +1,4 @@
-//! What the head of a job says of it: its answer to whoever asks, and its last words.
+//! What the head of a job says of it: to whoever asks, and as its last words.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::explain::Short;
 use crate::topology::Measured;
-
-/// Longest report: one line per shard and worker.
-pub const MAX_REPORT: usize = 4 << 20;
-/// Header line that carries the job's secret: `Authorization: Bearer TOKEN`.
-pub const AUTHORIZATION: &str = "authorization";
 
 /// Exit code of a worker that cannot use its device, and will not with the same image on the same node.
 pub const NO_DEVICE: u8 = 3;

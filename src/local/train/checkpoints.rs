@@ -10,6 +10,7 @@ use super::{Fault, Training};
 use crate::api;
 use crate::local::inputs::Inputs;
 use crate::runtime::checkpoint::{CheckpointError, Draft, Keep, Milestone, ShardEntry, prune};
+use crate::telemetry::chain;
 
 /// So many times as long as a step may take before it hangs, a checkpoint may: disks are slow now and then.
 const PATIENCE: u32 = 5;
@@ -165,14 +166,4 @@ impl Training<'_> {
         self.event("checkpoint failed", json!({"at": step, "why": why}));
         Ok(())
     }
-}
-
-fn chain(e: &CheckpointError) -> String {
-    let mut text = e.to_string();
-    let mut cause = std::error::Error::source(e);
-    while let Some(e) = cause {
-        text = format!("{text}: {e}");
-        cause = e.source();
-    }
-    text
 }

@@ -1,13 +1,13 @@
 //! A plan on its way in: found, prepared beside the training, committed between two feeds.
 
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use anyhow::anyhow;
 use serde_json::json;
 
 use super::{Fault, SILENCE, Training, background, seats};
-use crate::local::control::{Answer, Asked, Request};
+use crate::local::control::{Asked, Reply, Request};
 use crate::local::inputs::Ask;
 use crate::plan::verify::verify;
 use crate::plan::{Infeasible, Plan, check};
@@ -24,7 +24,7 @@ pub struct Recut {
     /// Why it is done, for the record.
     why: String,
     /// Who asked, if somebody did.
-    answer: Option<Sender<Answer>>,
+    answer: Option<Reply>,
     /// It will be called off when it is ready: only its executables are wanted.
     rehearsal: bool,
 }
@@ -47,7 +47,7 @@ enum Phase {
 }
 
 impl Recut {
-    fn new(phase: Phase, why: String, answer: Option<Sender<Answer>>) -> Self {
+    fn new(phase: Phase, why: String, answer: Option<Reply>) -> Self {
         let began = Instant::now();
         Self { phase, began, last_sign: began, why, answer, rehearsal: false }
     }
@@ -140,7 +140,7 @@ impl Training<'_> {
     }
 
     /// Sets out for a plan.
-    pub(super) fn begin_recut(&mut self, plan: Plan, why: String, answer: Option<Sender<Answer>>) {
+    pub(super) fn begin_recut(&mut self, plan: Plan, why: String, answer: Option<Reply>) {
         self.call_off_rehearsal();
         self.recut = Some(Recut::new(Phase::Gathering(plan.clone()), why, answer));
         self.gather_for(plan);

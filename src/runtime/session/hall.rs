@@ -6,9 +6,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use crate::runtime::RuntimeError;
-use crate::runtime::control::{chain, parse, same_token};
+use crate::runtime::control::parse;
 use crate::runtime::link::Stamp;
-use crate::tls::{Identity, Name, Stream};
+use crate::telemetry::chain;
+use crate::tls::{Identity, Name, Stream, same_token};
 use crate::wire::control::{FailureClass, MAX_CONTROL, MAX_HELLO, ToParent, WorkerId};
 use crate::wire::frame::{FrameError, Header, Kind, read_message, write_message};
 
