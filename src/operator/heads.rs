@@ -19,6 +19,9 @@ use crate::wire::report::{JobReport, JobState};
 
 /// Pauses between two tries, twice as long each time.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
+/// Longest pause while nobody listens there yet: a refused connection costs next to nothing, and a head is to be heard soon
+/// after it has begun.
+const SOON: Duration = Duration::from_secs(4);
 
 /// Namespace and name of a job.
 pub type Key = (String, String);
@@ -138,14 +141,15 @@ async fn follow(job: Key, at: rpc::Head, head: Arc<Head>, news: UnboundedSender<
         if before.report.is_some() {
             (pause, said) = (shortest, None);
         }
-        if let Some(error) = ended.err().filter(|e| !e.is_absent()).map(|e| chain(&e))
+        let is_absent = ended.as_ref().is_err_and(AskError::is_absent);
+        if let Some(error) = ended.err().filter(|_| !is_absent).map(|e| chain(&e))
             && said.as_ref() != Some(&error)
         {
             tracing::warn!(job = format!("{}/{}", job.0, job.1), error, "the head is not heard");
             said = Some(error);
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
+        pause = (pause * 2).min(if is_absent { SOON } else { longest });
     }
 }
 
