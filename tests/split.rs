@@ -586,6 +586,40 @@ fn a_layer_too_large_for_a_worker_trains_on_two() {
     assert!(whole.contains("has 128.0 MiB") && !whole.contains("or split it"), "{whole}");
 }
 
+/// What is predicted of a split is not relied on where it can be measured: the job runs some steps both ways, takes the one
+/// that was faster, whichever that is, and learns what it would have learned without these steps.
+#[test]
+fn a_split_is_measured_before_a_job_trains() {
+    let scratch = tempfile::tempdir().unwrap();
+    let bundle = Path::new("bundles/convnet_digits.bundle");
+    let train = |name: &str, steps: u32, partition: &str, parallelism: &str| {
+        let more = format!("steps: {steps}\n  resources: {{cores: 1}}\n  parallelism: {{shards: 2{parallelism}}}");
+        let yaml = spec(bundle, DIGITS, &[], &more).replace("split: []", partition);
+        let directory = scratch.path().join(name);
+        let found = run(&directory, &yaml, &[]).unwrap();
+        let events = std::fs::read_to_string(directory.join("events.jsonl")).unwrap();
+        let mut events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        (found, events.find(|event| event["event"] == "trial"))
+    };
+    let (tried, trial) = train("tried", 320, "granularity: op", "");
+    let trial = trial.expect("both ways are measured");
+    let [split, whole] = ["split_seconds", "whole_seconds"].map(|key| trial[key].as_f64().unwrap());
+    assert!(split > 0.0 && whole > 0.0 && split.is_finite() && whole.is_finite(), "{trial}");
+    assert_eq!(!tried.plan.split.is_empty(), split < 0.95 * whole, "{trial}");
+
+    let splits: Vec<String> = tried.plan.split.iter().map(ToString::to_string).collect();
+    let partition = format!("granularity: sublayer, split: [{}]", splits.join(", "));
+    let parallelism = format!(", microbatch: {}", tried.plan.microbatch);
+    let (alone, trial) = train("alone", 320, &partition, &parallelism);
+    assert!(trial.is_none(), "there is nothing to choose");
+    assert_eq!(tried.plan.grads, alone.plan.grads);
+    assert_eq!(tried.losses, alone.losses);
+
+    // One that is over before a trial would pay takes the planner at its word.
+    let (short, trial) = train("short", 8, "granularity: op", "");
+    assert!(trial.is_none() && !short.plan.split.is_empty());
+}
+
 /// By shard: which parts of a microbatch's rows ops of the largest variant work on there.
 fn lanes(model: &Model, plan: &Plan) -> Vec<BTreeSet<u32>> {
     let mut lanes = vec![BTreeSet::new(); plan.shards.len()];

@@ -16,7 +16,7 @@ use crate::graph::{self, Model};
 use crate::plan::count::{self, Offer};
 use crate::plan::split::choose;
 use crate::plan::verify::{Fault, verify};
-use crate::plan::{self, Aim, Fixed, Infeasible, Plan, Prepared};
+use crate::plan::{self, Aim, Fixed, Infeasible, Objective, Plan, Prepared};
 use crate::runtime::checkpoint::{Checkpoint, Depth};
 use crate::topology::{Device, LOOPBACK, Measured, Topology, nominal};
 use crate::units::Bytes;
@@ -37,6 +37,8 @@ pub struct Inputs {
     pub prepared: Arc<Prepared>,
     pub machine: Machine,
     pub plan: Plan,
+    /// What the plan has to be faster than, once that can be measured.
+    pub rival: Option<Rival>,
     /// What the planner has to say of it.
     pub note: Option<String>,
     /// Of the whole job; see [`Inputs::settle`].
@@ -47,6 +49,14 @@ pub struct Inputs {
     source: &'static str,
     /// Credentials and endpoints of object stores.
     pub storage: Vec<(String, String)>,
+}
+
+/// The same job with its model in other parts.
+pub struct Rival {
+    pub digest: String,
+    pub model: Arc<Model>,
+    pub prepared: Arc<Prepared>,
+    pub plan: Plan,
 }
 
 impl Inputs {
@@ -110,8 +120,8 @@ impl Inputs {
         let prepared = Prepared::new(&model);
         let may_split = splits.is_empty() && spec.parallelism.cuts.is_empty();
         let (aim, fixed) = (Aim::from(&spec.partition), Fixed::from(&spec.partition));
-        // The plan, and where the planner splits tensors the model; and why.
-        type Solved = (Plan, Option<Model>, Option<String>);
+        // The plan, and where the planner splits ops the model and the plan without that; and why.
+        type Solved = (Plan, Option<(Model, Option<Plan>)>, Option<String>);
         let best = |microbatch, splits: bool| -> Result<Solved, Infeasible> {
             let counted = count::best(counts.clone(), spec.partition.wanted(), |n_shards| {
                 let (ask, topology) = (Ask { n_shards, microbatch }, &topologies[&n_shards]);
@@ -119,7 +129,10 @@ impl Inputs {
                     let chosen = choose(&ask.problem(spec, &fixed, &model, topology))?;
                     holds(chosen.model.as_ref().unwrap_or(&model), topology, &chosen.plan)?;
                     let why = chosen.why();
-                    (chosen.plan, chosen.model, why)
+                    // Where room is what it is for, a split need not be faster.
+                    let without = chosen.without.ok().filter(|_| aim.objective == Objective::Throughput);
+                    let without = without.filter(|plan| holds(&model, topology, plan).is_ok());
+                    (chosen.plan, chosen.model.map(|split| (split, without)), why)
                 } else {
                     (ask.solve(spec, &model, &prepared, topology, None)?, None, None)
                 };
@@ -154,15 +167,14 @@ impl Inputs {
             (asked, _) => solve(asked),
         };
         let (plan, split, note) = solved.map_err(|e: Infeasible| input(e))?;
-        let (model, prepared) = match split {
-            Some(split) => {
-                let prepared = Prepared::new(&split);
-                (split, prepared)
+        let whole = |plan| Rival { digest: of_ops(&model), model: Arc::new(model), prepared: Arc::new(prepared), plan };
+        let (Rival { digest, model, prepared, plan }, rival) = match split {
+            Some((split, without)) => {
+                let (digest, prepared) = (of_ops(&split), Arc::new(Prepared::new(&split)));
+                (Rival { digest, model: Arc::new(split), prepared, plan }, without.map(whole))
             }
-            None => (model, prepared),
+            None => (whole(plan), None),
         };
-        let prepared = Arc::new(prepared);
-        let (digest, model) = (of_ops(&model), Arc::new(model));
         let steps = options.steps.unwrap_or(spec.steps);
         let storage = options.storage.clone();
         Ok(Self {
@@ -175,6 +187,7 @@ impl Inputs {
             prepared,
             machine,
             plan,
+            rival,
             note,
             steps,
             checkpoint,
@@ -196,6 +209,16 @@ impl Inputs {
             return Err(input(anyhow!("{source}: the checkpoint is at step {done}, the job ends after {steps}")));
         }
         Ok(())
+    }
+
+    /// Goes on with the rival's model and plan; the rival has those of before.
+    pub fn change_places(&mut self) {
+        if let Some(Rival { digest, model, prepared, plan }) = &mut self.rival {
+            std::mem::swap(digest, &mut self.digest);
+            std::mem::swap(model, &mut self.model);
+            std::mem::swap(prepared, &mut self.prepared);
+            std::mem::swap(plan, &mut self.plan);
+        }
     }
 
     /// Step and data position at which training starts.

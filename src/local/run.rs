@@ -140,7 +140,7 @@ pub fn run(options: &Options) -> Result<Ending, Problem> {
         progress.say(&format!("recuts by hand are not possible: {e:#}"));
     }
     let began = Instant::now();
-    let mut training = Training::new(&inputs, &mut dir, &mut progress, &mut workers, session, batches, options);
+    let mut training = Training::new(&mut inputs, &mut dir, &mut progress, &mut workers, session, batches, options);
     let outcome = training.run(&control);
     drop(socket);
     let (record, finished) = training.finish(outcome.is_ok());

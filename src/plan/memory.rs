@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::segment::Segmentation;
+use super::segment::{Segment, Segmentation};
 use super::{Place, Plan, ShardId, Task};
 use crate::graph::{Graph, Model, OpId};
 use crate::topology::Device;
@@ -208,14 +208,12 @@ impl Residuals {
     }
 }
 
-/// By shard: values inside its segments.
-pub(super) fn temporaries(graph: &Graph, cut: &Segmentation, n_shards: usize) -> Vec<Bytes> {
-    let mut of = vec![Bytes(0); n_shards];
+/// By segment: values inside it. `known`: that of a segment, if it is.
+pub(super) fn inside(graph: &Graph, cut: &Segmentation, known: &dyn Fn(usize) -> Option<Bytes>) -> Vec<Bytes> {
     let mut position = vec![NOWHERE; graph.n_ops()];
-    for segment in &cut.segments {
-        of[segment.shard.index()] += transient(graph, &segment.ops, &mut position);
-    }
-    of
+    let of =
+        |(i, segment): (usize, &Segment)| known(i).unwrap_or_else(|| transient(graph, &segment.ops, &mut position));
+    cut.segments.iter().enumerate().map(of).collect()
 }
 
 /// Not among the values that are looked at.

@@ -64,12 +64,12 @@ fn moves(
     after: &Plan,
     near: &dyn Fn(DeviceId, DeviceId) -> bool,
 ) -> BTreeMap<(DeviceId, DeviceId), Bytes> {
-    let devices = |plan: &Plan, owner: Place| -> Vec<DeviceId> {
+    fn devices(plan: &Plan, owner: Place) -> &[DeviceId] {
         match owner {
-            Place::Shard(s) => plan.shards[s.index()].devices.clone(),
-            Place::Everywhere => Vec::new(),
+            Place::Shard(s) => &plan.shards[s.index()].devices,
+            Place::Everywhere => &[],
         }
-    };
+    }
     let mut moves: BTreeMap<(DeviceId, DeviceId), Bytes> = BTreeMap::new();
     for (i, tensor) in model.state.iter().enumerate() {
         let (old, new) = (devices(before, before.owners[i]), devices(after, after.owners[i]));

@@ -50,7 +50,7 @@ impl Costs {
 /// # Complexity
 /// O(ops · log ops + tasks).
 pub fn predict(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Result<Prediction, SegmentError> {
-    Ok(Cuts::new(model, topology, plan, known)?.predict(model, topology, plan, known))
+    Ok(Cuts::new(model, topology, plan, known, None)?.predict(model, topology, plan, known))
 }
 
 /// All graphs of a plan, cut: what a prediction needs of them, however fast devices and links are.
@@ -64,15 +64,22 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// Cuts the model.
+    /// Cuts the model. `like`: another plan's cuts of it, with which these may have segments in common.
     ///
     /// # Complexity
     /// O(ops · log ops).
-    pub(super) fn new(model: &Model, topology: &Topology, plan: &Plan, known: &Costs) -> Result<Self, SegmentError> {
+    pub(super) fn new(
+        model: &Model,
+        topology: &Topology,
+        plan: &Plan,
+        known: &Costs,
+        like: Option<&Self>,
+    ) -> Result<Self, SegmentError> {
         let mut mirrored: BTreeMap<(usize, ShardId), Bytes> = BTreeMap::new();
         let mut variants = Vec::with_capacity(plan.grads.len());
         for (variant, assignment) in &plan.grads {
-            let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant)? else { continue };
+            let like = like.and_then(|like| Some(&like.variants.iter().find(|(name, ..)| name == variant)?.1));
+            let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant, like)? else { continue };
             for (op, reader) in cut.segmentation.mirrors(graph, assignment) {
                 // Parameters stand in ascending order.
                 if let Ok(param) = graph.parameters().binary_search(&op) {
@@ -82,7 +89,9 @@ impl Cuts {
             let flow = Flow::new(graph, &cut.segmentation, plan.shards.len());
             variants.push((variant.clone(), cut, flow));
         }
-        let update = Cut::new(&model.update, update_cut(model, plan)?, &devices(topology, plan), &known.update, false);
+        let (update, devices) = (update_cut(model, plan)?, devices(topology, plan));
+        let like = like.map(|like| &like.update);
+        let update = Cut::new(&model.update, update, &devices, &known.update, false, like);
         let mirrored = mirrored.into_iter().map(|((param, reader), bytes)| (param, reader, bytes)).collect();
         Ok(Self { variants, update, mirrored })
     }
@@ -189,6 +198,8 @@ struct Cut {
     segmentation: Segmentation,
     /// Size of each message.
     messages: Vec<Bytes>,
+    /// By segment: values inside it.
+    inside: Vec<Bytes>,
     /// By shard: values inside its segments.
     temporaries: Vec<Bytes>,
     /// By segment: what it takes at speed 1, for each of its shard's devices that differ in their rates.
@@ -198,23 +209,50 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(graph: &Graph, segmentation: Segmentation, devices: &[Vec<&Device>], costs: &[OpCost], sums: bool) -> Self {
-        let terms = |segment: &Segment| {
+    /// `like`: a cut of the same graph, with the same costs.
+    fn new(
+        graph: &Graph,
+        segmentation: Segmentation,
+        devices: &[Vec<&Device>],
+        costs: &[OpCost],
+        sums: bool,
+        like: Option<&Self>,
+    ) -> Self {
+        // Most of a model is where it was when a border moves: what is known of a segment need not be counted again.
+        let same: Vec<Option<usize>> = segmentation.segments.iter().map(|s| like?.position(s)).collect();
+        let known_terms = like.filter(|like| like.sums == sums).map(|like| &like.terms);
+        let terms = |(segment, same): (&Segment, &Option<usize>)| {
+            let known = same.and_then(|i| known_terms?.get(i)).map_or(&[][..], Vec::as_slice);
             let mut of: Vec<(Rates, Terms)> = Vec::with_capacity(1);
             for rates in devices[segment.shard.index()].iter().map(|d| d.rates()) {
                 if of.iter().all(|(known, _)| *known != rates) {
-                    of.push((rates, segment_terms(graph, segment, costs, &rates, sums)));
+                    let terms = known.iter().find(|(of, _)| *of == rates).map(|(_, terms)| *terms);
+                    of.push((rates, terms.unwrap_or_else(|| segment_terms(graph, segment, costs, &rates, sums))));
                 }
             }
             of
         };
+        let known = |i: usize| Some(like?.inside[same[i]?]);
+        let inside = memory::inside(graph, &segmentation, &known);
+        let mut temporaries = vec![Bytes(0); devices.len()];
+        for (segment, inside) in segmentation.segments.iter().zip(&inside) {
+            temporaries[segment.shard.index()] += *inside;
+        }
         Self {
             messages: (0..segmentation.messages.len()).map(|i| segmentation.bytes(graph, i)).collect(),
-            temporaries: memory::temporaries(graph, &segmentation, devices.len()),
-            terms: segmentation.segments.iter().map(terms).collect(),
+            terms: segmentation.segments.iter().zip(&same).map(terms).collect(),
+            inside,
+            temporaries,
             segmentation,
             sums,
         }
+    }
+
+    /// Where the same segment stands here.
+    fn position(&self, segment: &Segment) -> Option<usize> {
+        let segments = &self.segmentation.segments;
+        let at = segments.binary_search_by_key(&(segment.level, segment.shard), |s| (s.level, s.shard)).ok()?;
+        (segments[at] == *segment).then_some(at)
     }
 
     /// One variant with its graph; `None` for one that the model does not have.
@@ -224,12 +262,13 @@ impl Cut {
         plan: &Plan,
         known: &Costs,
         variant: &str,
+        like: Option<&Self>,
     ) -> Result<Option<(&'a Graph, Self)>, SegmentError> {
         let (Some(grad), Some(costs)) = (model.variant(variant), known.grads.get(variant)) else { return Ok(None) };
         let Some(assignment) = plan.grads.get(variant) else { return Ok(None) };
         let (graph, devices) = (&grad.graph, devices(topology, plan));
         let cut = plan.cut(model, graph, assignment)?;
-        Ok(Some((graph, Self::new(graph, cut, &devices, costs, plan.n_microbatches > 1))))
+        Ok(Some((graph, Self::new(graph, cut, &devices, costs, plan.n_microbatches > 1, like))))
     }
 
     /// One run of each segment. Devices of other rates than those that it was cut for are priced anew.
@@ -294,7 +333,7 @@ pub(super) fn timed<'a>(
     known: &Costs,
     variant: &str,
 ) -> Result<Option<Timed<'a>>, SegmentError> {
-    let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant)? else { return Ok(None) };
+    let Some((graph, cut)) = Cut::of_variant(model, topology, plan, known, variant, None)? else { return Ok(None) };
     let durations = cut.durations(graph, &devices(topology, plan), &known.grads[variant]);
     let tasks = cut.tasks(&Flow::new(graph, &cut.segmentation, plan.shards.len()), topology, plan, &durations);
     Ok(Some(Timed { graph, cut: cut.segmentation, tasks }))
@@ -307,7 +346,7 @@ pub(super) fn update_busy(
     devices: &[Vec<&Device>],
     costs: &[OpCost],
 ) -> Result<Vec<Seconds>, SegmentError> {
-    let cut = Cut::new(&model.update, update_cut(model, plan)?, devices, costs, false);
+    let cut = Cut::new(&model.update, update_cut(model, plan)?, devices, costs, false, None);
     Ok(cut.busy(&cut.durations(&model.update, devices, costs), devices.len()))
 }
 

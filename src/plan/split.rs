@@ -23,7 +23,7 @@ const LANES: u32 = 3;
 /// Ops of a model beyond which none is: each try plans anew.
 const LARGE: usize = 100_000;
 /// A split has to leave less than this share of the cost: it is more to exchange, and more to go wrong.
-const GAIN: f64 = 0.95;
+pub const GAIN: f64 = 0.95;
 
 /// What [`choose`] has found.
 #[derive(Debug)]

@@ -78,12 +78,12 @@ fn log<D: Device>(config: &WorkerConfig, part: &Shared<D>, what: &str) {
     tracing::info!(job = config.job, worker = config.worker, plan = part.stamp.revision, stage, rank, "{what}");
 }
 
-/// Runs a worker to its end. `device` and `load` are called with the first plan; the error returned has been reported
-/// to the parent where that was possible.
+/// Runs a worker to its end. `device` is called with the first plan, `load` with that and with each that is of another
+/// split than the one before; the error returned has been reported to the parent where that was possible.
 pub fn run<D: Device>(
     config: &WorkerConfig,
     device: impl FnOnce() -> Result<D, RuntimeError>,
-    load: impl FnOnce(&Path, &[Split]) -> Result<Model, RuntimeError>,
+    load: impl Fn(&Path, &[Split]) -> Result<Model, RuntimeError>,
 ) -> Result<(), RuntimeError> {
     let doors = Doors::open(config.listen, config.token.clone(), config.identity.clone())?;
     let Stream { reader, writer } = dial(config).map_err(|source| {
@@ -186,7 +186,7 @@ impl<D: Device> Worker<'_, D> {
         &mut self,
         stream: Reader,
         device: impl FnOnce() -> Result<D, RuntimeError>,
-        load: impl FnOnce(&Path, &[Split]) -> Result<Model, RuntimeError>,
+        load: impl Fn(&Path, &[Split]) -> Result<Model, RuntimeError>,
     ) -> Result<(), RuntimeError> {
         let (orders, inbox) = channel();
         let (revisions, control) = (self.revisions.clone(), self.control.clone());
@@ -199,7 +199,7 @@ impl<D: Device> Worker<'_, D> {
         };
         let broken = |e: std::io::Error| RuntimeError::Link { whom: "the parent".to_owned(), source: e.into() };
         std::thread::Builder::new().name("from-parent".to_owned()).spawn(read).map_err(broken)?;
-        let mut start = Some((device, load));
+        let mut device = Some(device);
         loop {
             idle.store(true, Ordering::SeqCst);
             let began = Instant::now();
@@ -209,11 +209,15 @@ impl<D: Device> Worker<'_, D> {
             let closed = || RuntimeError::Link { whom: "the parent".to_owned(), source: FrameError::Closed };
             match order.unwrap_or_else(|_| Err(closed()))? {
                 ToWorker::Prepare(order) => {
-                    if let Some((device, load)) = start.take() {
+                    if let Some(device) = device.take() {
                         let device = Arc::new(device()?);
                         let cache = self.config.cache.as_ref().and_then(|c| open_cache(c, &*device)).map(Arc::new);
                         let model = Arc::new(load(&order.bundle, &order.plan.split)?);
                         self.site = Some(Site { device, model, cache, kept: Arc::default() });
+                    }
+                    // Before it trains in earnest a job may try the model in other parts.
+                    if let Some(site) = self.site.as_mut().filter(|site| site.model.split != order.plan.split) {
+                        site.model = Arc::new(load(&order.bundle, &order.plan.split)?);
                     }
                     self.prepare(*order)?;
                 }

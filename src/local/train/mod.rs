@@ -7,6 +7,7 @@ mod propose;
 mod recover;
 mod recut;
 mod rehearse;
+mod trial;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -84,7 +85,7 @@ pub struct Counts {
 
 /// A job in training.
 pub struct Training<'a> {
-    inputs: &'a Inputs,
+    inputs: &'a mut Inputs,
     dir: &'a mut RunDir,
     progress: &'a mut Progress,
     workers: &'a mut Workers,
@@ -139,7 +140,7 @@ impl From<anyhow::Error> for Fault {
 
 impl<'a> Training<'a> {
     pub fn new(
-        inputs: &'a Inputs,
+        inputs: &'a mut Inputs,
         dir: &'a mut RunDir,
         progress: &'a mut Progress,
         workers: &'a mut Workers,
@@ -147,7 +148,7 @@ impl<'a> Training<'a> {
         batches: Batches,
         options: &Options,
     ) -> Self {
-        let (first, _) = inputs.start();
+        let ((first, _), steps) = (inputs.start(), inputs.steps);
         let checkpoints = Checkpoints::new(inputs, dir.checkpoints());
         let now = Instant::now();
         let record = Record {
@@ -174,7 +175,7 @@ impl<'a> Training<'a> {
             first,
             fed: first,
             reported: first,
-            steps: inputs.steps,
+            steps,
             last_report: now,
             last_sign: now,
             checkpoints,
@@ -195,7 +196,6 @@ impl<'a> Training<'a> {
             }
             return Err(Problem::Failed(self.workers.explain(fault).into()));
         }
-        self.record.compiled = self.began.elapsed();
         self.progress.say(&format!("compiled in {:.1} s, training", self.record.compiled.as_secs_f64()));
         (self.last_report, self.last_sign) = (Instant::now(), Instant::now());
         let mut ending = Ending::Done;
@@ -236,6 +236,8 @@ impl<'a> Training<'a> {
 
     /// Starts workers for the first plan and lets it begin.
     fn start(&mut self) -> Result<(), RuntimeError> {
+        self.try_out()?;
+        let began = Instant::now();
         let plan = Plan { revision: self.take_revision(), ..self.inputs.plan.clone() };
         let checkpoint = self.inputs.checkpoint.as_ref().map(|c| c.path().to_owned());
         self.show(&plan, "the first plan");
@@ -247,7 +249,9 @@ impl<'a> Training<'a> {
         let record = self.dir.path().join("decisions.jsonl");
         let adapt = Adapt::new(self.inputs, &plan, base, &record);
         self.adapt = Some(adapt.map_err(|e| RuntimeError::Stopped(format!("{e:#}")))?);
-        self.launch(plan, self.first, checkpoint)
+        self.launch(plan, self.first, checkpoint)?;
+        self.record.compiled = began.elapsed();
+        Ok(())
     }
 
     /// Puts a plan into force where none is: missing workers are started, and the state comes from a checkpoint or from

@@ -11,7 +11,7 @@ use crate::topology::DeviceId;
 use crate::wire::control::WorkerId;
 
 /// How long workers may take to let go of what they were doing; a compiler cannot be interrupted.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an answer to "are you there" may take.
 const ANSWER: Duration = Duration::from_secs(2);
 

@@ -1,6 +1,7 @@
 //! The model as a line of parts, and plans that cut it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::lanes::{self, Spread};
 use super::orders::device_orders;
@@ -11,7 +12,7 @@ use crate::graph::passes::is_elementwise;
 use crate::graph::{GradGraph, Graph, Lane, Model};
 use crate::plan::coordinate::Coordinates;
 use crate::plan::fixed::{Target, Wish};
-use crate::plan::predict::{Costs, predict};
+use crate::plan::predict::{Costs, Cuts};
 use crate::plan::problem::{Infeasible, Problem};
 use crate::plan::{Assignment, Granularity, Place, Plan, ScheduleKind, ShardId};
 use crate::profile::Terms;
@@ -29,6 +30,8 @@ type Placed = (Wish, Vec<Option<(u32, u32)>>);
 /// The model as a line of parts.
 pub(crate) struct Line<'a> {
     pub(super) costs: &'a Costs,
+    /// The plan in force, cut: others have much in common with it.
+    in_force: Option<Arc<Cuts>>,
     pub outline: &'a Outline,
     /// Coordinates where parts begin; the first is 0.
     pub(super) begins: Vec<u32>,
@@ -52,11 +55,12 @@ pub(crate) struct Line<'a> {
 impl<'a> Line<'a> {
     /// # Complexity
     /// O(ops · devices that differ in their rates + parts · kinds of devices).
-    pub(crate) fn new(
+    pub(super) fn new(
         problem: &Problem<'_>,
         variants: &[&GradGraph],
         outline: &'a Outline,
         known: &'a Costs,
+        in_force: Option<Arc<Cuts>>,
     ) -> Result<Self, Infeasible> {
         let costs = &known.grads[&variants[outline.main].name];
         let (kinds, kind) = kinds(&problem.topology.devices);
@@ -107,8 +111,20 @@ impl<'a> Line<'a> {
         let crossing = begins.iter().map(|&b| outline.crossing[b as usize]).collect();
         // Lanes run through layers.
         let has_lanes = !outline.lanes.is_empty() && n_shards > 1 && layers.is_none();
-        let line =
-            Self { costs: known, outline, begins, work, kind, crossing, state, residuals, has_lanes, layers, wishes };
+        let line = Self {
+            costs: known,
+            in_force,
+            outline,
+            begins,
+            work,
+            kind,
+            crossing,
+            state,
+            residuals,
+            has_lanes,
+            layers,
+            wishes,
+        };
         line.check_wishes(problem).map(|()| line)
     }
 
@@ -221,11 +237,12 @@ impl<'a> Line<'a> {
         }
         let start_by = |spread: Spread| {
             let mut first = vec![u32::MAX; plan.shards.len()];
+            let is_shared = !spread.is_along();
             for (op, ((at, forward), place)) in line.of.iter().zip(&line.forward).zip(&assignment.0).enumerate() {
                 let (Some(at), true, Place::Shard(s)) = (at, *forward, place) else { continue };
                 first.get(s.index())?;
                 // What is in a lane tells where its stage begins.
-                let in_lane = !spread.is_along() && lanes[*main][op].is_some();
+                let in_lane = is_shared && lanes[*main][op].is_some();
                 let shard = if in_lane { spread.stage(s.index()).start } else { s.index() };
                 first[shard] = first[shard].min(*at);
             }
@@ -356,7 +373,10 @@ impl<'a> Line<'a> {
             .map(|s| (0..problem.n_replicas as usize).map(|r| DeviceId((r * n + order[s]) as u32)).collect())
             .collect();
         let with = |recomputes: &[bool]| {
-            let predict = |plan: &Plan| predict(model, problem.topology, plan, self.costs).ok();
+            let predict = |plan: &Plan| {
+                let cuts = Cuts::new(model, problem.topology, plan, self.costs, self.in_force.as_deref()).ok()?;
+                Some(cuts.predict(model, problem.topology, plan, self.costs))
+            };
             finish(problem, microbatch, grads.clone(), owners.clone(), blank(&devices, recomputes), predict)
         };
         let plan = again::choose(problem, &with)

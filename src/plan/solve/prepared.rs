@@ -41,7 +41,7 @@ struct InForce {
     schedule: ScheduleKind,
     /// By shard, as that does.
     recomputes: Vec<bool>,
-    cuts: Cuts,
+    cuts: Arc<Cuts>,
 }
 
 impl InForce {
@@ -78,7 +78,7 @@ impl Prepared {
             return;
         }
         // A plan that cannot be cut is none to begin with.
-        let Ok(cuts) = Cuts::new(model, topology, plan, &self.costs) else { return };
+        let Ok(cuts) = Cuts::new(model, topology, plan, &self.costs, None) else { return };
         *in_force = Some(Arc::new(InForce {
             grads: plan.grads.clone(),
             owners: plan.owners.clone(),
@@ -86,7 +86,7 @@ impl Prepared {
             n_microbatches: plan.n_microbatches,
             schedule: plan.schedule,
             recomputes: plan.recomputes(),
-            cuts,
+            cuts: Arc::new(cuts),
         }));
     }
 
@@ -121,13 +121,17 @@ impl Prepared {
         variants: &[&GradGraph],
     ) -> Result<Line<'_>, Infeasible> {
         let outline = self.outlines[&microbatch].get_or_init(|| Outline::new(problem.model, variants, &self.costs));
-        Line::new(problem, variants, outline, &self.costs)
+        let in_force = self.in_force().map(|known| known.cuts.clone());
+        Line::new(problem, variants, outline, &self.costs, in_force)
+    }
+
+    fn in_force(&self) -> Option<Arc<InForce>> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Simulates one step; `None` for a plan of another model.
     pub(super) fn predict(&self, problem: &Problem<'_>, plan: &Plan) -> Option<Prediction> {
-        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match in_force.filter(|known| known.is_of(plan)) {
+        match self.in_force().filter(|known| known.is_of(plan)) {
             Some(known) => Some(known.cuts.predict(problem.model, problem.topology, plan, &self.costs)),
             None => predict(problem.model, problem.topology, plan, &self.costs).ok(),
         }

@@ -170,6 +170,12 @@ impl Session {
         })
     }
 
+    /// Goes on with the bundle's model in other parts. Nothing runs: see [`Self::reset`].
+    pub fn set_model(&mut self, model: Arc<Model>) {
+        debug_assert!(self.current.is_none() && self.coming.is_none(), "a plan of the model before is in force");
+        self.job.model = model;
+    }
+
     /// Where workers dial: `foreshard worker --connect ADDRESS --worker N`, token in the environment.
     pub fn address(&self) -> SocketAddr {
         self.hall.address
