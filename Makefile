@@ -13,7 +13,7 @@ PLUGIN := .foreshard/plugins/xla_plugins/xla_cpu_pjrt/xla_cpu_pjrt.so
 # Rust from rustup may be installed but not on the PATH of a fresh shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo demo-recut build plugin venv test soak e2e manifests lint bench fuzz bundles
+.PHONY: demo demo-recut build plugin venv test soak e2e manifests proto lint bench fuzz bundles
 
 demo: build plugin
 	target/debug/foreshard local run manifests/charlm.yaml
@@ -49,6 +49,10 @@ e2e: build plugin
 	e2e/cluster/cluster image
 	e2e/run.py
 
+# The code of the service between operator and heads, from its .proto.
+proto:
+	cargo run --quiet --locked --manifest-path proto/Cargo.toml
+
 # The plain install, from the chart.
 manifests:
 	e2e/cluster/build helm
@@ -57,6 +61,7 @@ manifests:
 lint:
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path proto/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 
 bench: plugin venv

@@ -17,7 +17,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-/// Messages and both ends of the service, made from the `.proto` by `tests/generated.rs`.
+/// Messages and both ends of the service, made from the `.proto` by `make proto`.
 #[allow(clippy::all, rust_2018_idioms)]
 pub mod v1 {
     include!("foreshard.v1.rs");
