@@ -204,6 +204,7 @@ impl Adapt {
         let seen = learned.as_deref().unwrap_or_default();
         self.priced.learn(&mut self.calibration, variant, report.revision, seen, duration);
         self.step_times.push(duration, seconds);
+        self.rehearsals.step();
         for (tracker, worker) in self.busy.iter_mut().zip(&report.workers) {
             tracker.push(duration, worker.busy_s);
         }

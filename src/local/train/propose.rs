@@ -237,7 +237,7 @@ impl Question {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rehearse::Rehearsals;
+    use super::super::rehearse::{APART, Rehearsals};
     use super::*;
 
     use crate::plan::solve::even_topology;
@@ -354,6 +354,28 @@ mod tests {
         let offered = plans(&q);
         let again = offered.iter().find(|(plan, _)| same(plan, &q.known[0])).unwrap();
         assert_eq!(total(&again.1), total(&slow.1));
+    }
+
+    /// A device that becomes slow while a plan is compiled for later is seen before the next one is.
+    #[test]
+    fn between_two_rehearsals_steps_are_seen() {
+        let q = question(BTreeMap::new());
+        let ask = Ask { n_shards: 2, microbatch: Some(2) };
+        let slow = |device: usize| {
+            let mut base = q.base.clone();
+            base.devices[device].speed = 0.5;
+            ask.solve(&q.spec, &q.model, &q.prepared, &base, None).unwrap()
+        };
+        let mut rehearsals = Rehearsals::waiting(vec![q.running.clone(), slow(0), slow(1)]);
+        for device in 0..2 {
+            for _ in 0..APART {
+                assert!(rehearsals.due(&q.running).is_none(), "too little has been seen");
+                rehearsals.step();
+            }
+            assert!(rehearsals.due(&q.running).is_some_and(|plan| same(&plan, &slow(device))));
+            assert!(rehearsals.due(&q.running).is_none(), "one is under way");
+            rehearsals.over();
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ const SPEEDS: [f64; 4] = [0.5, 0.75, 0.6, 0.87];
 /// Plans that are prepared for at most, and those that are remembered.
 const MOST: usize = 8;
 const MOST_KNOWN: usize = 16;
+/// Steps to be seen before each. Steps beside a compiler say nothing about devices: one that has become slow meanwhile would
+/// not be seen if rehearsals followed each other at once, and on a device that has, they take long.
+pub const APART: u32 = 10;
 
 /// What is compiled, and what will be.
 ///
@@ -25,6 +28,8 @@ pub struct Rehearsals {
     /// Workers of the plans looked for.
     n_workers: usize,
     under_way: bool,
+    /// Steps seen since the last one.
+    seen: u32,
     /// Plans whose executables are on disk, the latest last.
     known: Vec<Plan>,
 }
@@ -59,17 +64,19 @@ impl Rehearsals {
 
     /// The one under way is over, whatever has come of it.
     pub fn over(&mut self) {
-        self.under_way = false;
+        (self.under_way, self.seen) = (false, 0);
     }
 
-    /// The next plan to prepare, if there is one and none is under way.
+    /// A step was taken with nothing beside it.
+    pub fn step(&mut self) {
+        self.seen = self.seen.saturating_add(1);
+    }
+
+    /// The next plan to prepare, if there is one and it is time for it.
     pub fn next(&mut self, inputs: &Inputs, running: &Plan, base: &Topology) -> anyhow::Result<Option<Plan>> {
         let n_workers = running.shards.len() * running.n_replicas as usize;
         if self.n_workers != n_workers {
             (self.state, self.n_workers) = (State::Fresh, n_workers);
-        }
-        if self.under_way {
-            return Ok(None);
         }
         match &mut self.state {
             State::Fresh => {
@@ -91,15 +98,28 @@ impl Rehearsals {
                 Err(TryRecvError::Disconnected) => self.state = State::Waiting(VecDeque::new()),
                 Err(TryRecvError::Empty) => {}
             },
-            State::Waiting(plans) => {
-                while let Some(plan) = plans.pop_front() {
-                    if !same(&plan, running) && !self.known.iter().any(|k| same(k, &plan)) {
-                        self.under_way = true;
-                        return Ok(Some(plan));
-                    }
-                }
-            }
+            State::Waiting(_) => return Ok(self.due(running)),
         }
         Ok(None)
+    }
+
+    /// The next of the plans that wait, if it is time for one.
+    pub fn due(&mut self, running: &Plan) -> Option<Plan> {
+        let State::Waiting(plans) = &mut self.state else { return None };
+        if self.under_way || self.seen < APART {
+            return None;
+        }
+        while let Some(plan) = plans.pop_front() {
+            if !same(&plan, running) && !self.known.iter().any(|k| same(k, &plan)) {
+                self.under_way = true;
+                return Some(plan);
+            }
+        }
+        None
+    }
+
+    #[cfg(test)]
+    pub fn waiting(plans: Vec<Plan>) -> Self {
+        Self { state: State::Waiting(plans.into()), ..Self::default() }
     }
 }
