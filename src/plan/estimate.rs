@@ -254,7 +254,9 @@ impl Priced {
             }
         }
         let [explained, later] = explained;
-        let (step, messages) = (explained * calibration.stretch(), (later - explained) / LATE);
+        // Where messages share a NIC, one that is later may leave it to another that a step waits for: the step is shorter,
+        // and waits for none.
+        let (step, messages) = (explained * calibration.stretch(), ((later - explained) / LATE).max(0.0));
         Some(BatchEstimate { variant: variant.to_owned(), step, explained, messages, late, workers })
     }
 
