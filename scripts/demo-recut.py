@@ -18,6 +18,8 @@ VICTIM = "1"
 SCHEDULE = [(5, 40)] + 6 * [(20, 20)]
 # So many at a time: what they leave to the worker is a fifth of its core.
 COMPETITORS = 4
+# After the last of them: so long, and the demo is over, however far the job has come.
+REST = 40
 
 
 def burn(cores: set[int], seconds: float) -> int:
@@ -65,10 +67,10 @@ class Run:
         return shards.count(int(VICTIM)) / len(shards)
 
     def rehearsed(self) -> None:
-        """Waits until no more plans are compiled for later."""
+        """Waits until no more plans are compiled for later: one takes up to half a minute, steps between two a few seconds."""
         seen, since = -1, time.monotonic()
         began = since
-        while not self.ended() and time.monotonic() - since < 15 and time.monotonic() - began < 120:
+        while not self.ended() and time.monotonic() - since < 40 and time.monotonic() - began < 240:
             if (now := len(self.events("rehearsal"))) != seen:
                 seen, since = now, time.monotonic()
             time.sleep(0.2)
@@ -98,7 +100,10 @@ def main() -> int:
             if ended:
                 break
             print("--- the competitors are gone", file=sys.stderr)
-        code = run.job.wait()
+        if not run.wait(REST):
+            run.job.send_signal(signal.SIGINT)
+        # It ends as asked.
+        code = run.job.wait() % (128 + signal.SIGINT)
     except KeyboardInterrupt:
         code = run.job.wait()
     finally:
