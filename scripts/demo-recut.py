@@ -15,7 +15,7 @@ from pathlib import Path
 FORESHARD = ["target/debug/foreshard"]
 VICTIM = "1"
 # (idle seconds before, busy seconds), once plans for slow devices have been compiled.
-SCHEDULE = [(5, 40)] + 6 * [(20, 20)]
+SCHEDULE = [(5, 40)] + 8 * [(20, 20)]
 # So many at a time: what they leave to the worker is a fifth of its core.
 COMPETITORS = 4
 # After the last of them: so long, and the demo is over, however far the job has come.

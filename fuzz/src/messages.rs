@@ -32,6 +32,7 @@ pub fn frames(model: &Model) -> Vec<Vec<u8>> {
         moves: vec![Move { state: 1, from: 0, to: 1 }],
         summed: 2,
         fresh: true,
+        spell_s: Some(seconds),
     };
     let span =
         Span { kind: "compute".to_owned(), name: "s".to_owned(), microbatch: Some(0), start_us: 1, duration_us: 2 };

@@ -51,6 +51,8 @@ pub enum RuntimeError {
     Module { module: String, source: GraphError },
     #[error("{at}")]
     Device { at: String, source: DeviceError },
+    #[error("compiling was stopped: {compiled} modules are ready that were not before, {left} are left")]
+    Unfinished { compiled: u32, left: u32 },
     /// No other try on this node would go better.
     #[error("cannot use {device}{hint}")]
     NoDevice { device: String, hint: &'static str, source: DeviceError },

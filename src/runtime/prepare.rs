@@ -12,7 +12,7 @@ use super::executor::{Links, peak_rss, reset_peak_rss};
 use super::kept::Kept;
 use super::link::{Link, Shared, Stamp, Traffic, whom};
 use super::mailbox::Mailbox;
-use super::program::{Compiler, Programs, mirrors_of};
+use super::program::{Compiler, Limits, Programs, mirrors_of};
 use super::weights::StartWeights;
 use super::wiring::{Rank, Wiring};
 use crate::device::cache::ExecutableCache;
@@ -65,7 +65,8 @@ impl<D: Device> Workshop<'_, D> {
     /// Connects, then compiles.
     ///
     /// # Errors
-    /// Whatever went wrong concerns this plan only: nothing that runs has been touched.
+    /// [`RuntimeError::Unfinished`] after [`Prepare::spell_s`]. Whatever went wrong concerns this plan only: nothing that
+    /// runs has been touched.
     pub fn prepare(mut self, order: Prepare) -> Result<(Prepared<D>, ReadyReport), RuntimeError> {
         let began = Instant::now();
         let wiring = Wiring::new(self.model, &order.plan)?;
@@ -98,7 +99,10 @@ impl<D: Device> Workshop<'_, D> {
                 let mut progress = |compiled, of| (self.progress)(compiled, of);
                 let compiler =
                     Compiler::new(&**self.device, self.model, &shared.plan, &shared.wiring, me, &mut progress);
-                let compiler = compiler.with_cache(self.cache).with_kept(self.kept);
+                let until =
+                    order.spell_s.and_then(|s| Instant::now().checked_add(Duration::try_from_secs_f64(s).ok()?));
+                let limits = Limits { cancelled: Some(self.cancelled), until };
+                let compiler = compiler.with_cache(self.cache).with_kept(self.kept).with_limits(limits);
                 let programs = compiler.compile(order.fresh.then_some(&given))?;
                 for trouble in &programs.cache.troubles {
                     tracing::warn!("{trouble}");

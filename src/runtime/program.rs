@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::RuntimeError;
 use super::kept::{self, Compiled, Kept};
@@ -108,6 +110,22 @@ pub struct Init<D: Device> {
     pub yields: Vec<usize>,
 }
 
+/// Where a compiler stops: between two modules, for one cannot be interrupted.
+#[derive(Clone, Copy, Default)]
+pub struct Limits<'a> {
+    /// Set when nobody wants the result any more.
+    pub cancelled: Option<&'a AtomicBool>,
+    /// No module is begun after this, but for the first one: each try comes further.
+    pub until: Option<Instant>,
+}
+
+impl Limits<'_> {
+    fn reached(&self, compiled: u32) -> bool {
+        self.cancelled.is_some_and(|c| c.load(Ordering::SeqCst))
+            || compiled > 0 && self.until.is_some_and(|until| Instant::now() > until)
+    }
+}
+
 /// Compiles what one rank needs.
 pub struct Compiler<'a, D: Device> {
     pub device: &'a D,
@@ -121,6 +139,7 @@ pub struct Compiler<'a, D: Device> {
     cache: Option<&'a ExecutableCache>,
     /// Those of the process that are loaded already.
     kept: Option<&'a Kept<D>>,
+    limits: Limits<'a>,
     cache_use: CacheUse,
     /// Equal modules are compiled once.
     compiled: BTreeMap<kept::Key, Compiled<D>>,
@@ -151,6 +170,7 @@ impl<'a, D: Device> Compiler<'a, D> {
             progress,
             cache: None,
             kept: None,
+            limits: Limits::default(),
             cache_use: CacheUse::default(),
             compiled: BTreeMap::new(),
             n_compiled: 0,
@@ -168,7 +188,15 @@ impl<'a, D: Device> Compiler<'a, D> {
         Self { kept: Some(kept), ..self }
     }
 
+    /// Stops where it is no longer wanted.
+    pub fn with_limits(self, limits: Limits<'a>) -> Self {
+        Self { limits, ..self }
+    }
+
     /// `given`: state tensors that start weights hold; `None` when the state is not made from the seed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unfinished`] at the limits; what has been compiled lies in the caches.
     pub fn compile(mut self, given: Option<&BTreeSet<usize>>) -> Result<Programs<D>, RuntimeError> {
         self.n_modules += u32::from(given.is_some());
         let owned: Vec<usize> =
@@ -215,6 +243,11 @@ impl<'a, D: Device> Compiler<'a, D> {
         if let Some(kept) = self.kept.and_then(|kept| kept.get(key)) {
             self.cache_use.hits += 1;
             return Ok(kept);
+        }
+        if self.limits.reached(self.cache_use.misses) {
+            let left = self.n_modules.saturating_sub(self.n_compiled).max(1);
+            let compiled = self.cache_use.misses;
+            return Err(RuntimeError::Unfinished { compiled, left });
         }
         let at = |source| RuntimeError::Device { at: format!("compiling {name}"), source };
         let executable = match self.cache {

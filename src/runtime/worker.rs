@@ -25,7 +25,7 @@ use crate::graph::{Model, Split};
 use crate::telemetry::{Health, chain};
 use crate::tls::{Identity, Name, Reader, Stream, is_refusal};
 use crate::units::Bytes;
-use crate::wire::control::{FailureClass, Prepare, StepDone, ToParent, ToWorker, WorkerId};
+use crate::wire::control::{FailureClass, Prepare, ReadyReport, StepDone, ToParent, ToWorker, WorkerId};
 use crate::wire::frame::{FrameError, Kind};
 
 /// What a worker is told on its command line.
@@ -315,6 +315,9 @@ impl<D: Device> Worker<'_, D> {
                     }
                     log(&config, &shared, "prepared");
                     ToParent::Ready { revision, report }
+                }
+                Err(RuntimeError::Unfinished { compiled, left }) => {
+                    ToParent::Ready { revision, report: ReadyReport { compiled, left, ..ReadyReport::default() } }
                 }
                 Err(fault) => {
                     let (job, worker, why) = (&config.job, config.worker, chain(&fault));

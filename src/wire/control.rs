@@ -183,6 +183,8 @@ pub struct Prepare {
     pub summed: u32,
     /// The state will be made from the seed, not taken from a checkpoint or another plan.
     pub fresh: bool,
+    /// For later: no module is begun after so many seconds of compiling. `None`: it will run, so all of them are needed.
+    pub spell_s: Option<f64>,
 }
 
 /// What failed: tells the parent whose story to believe.
@@ -217,6 +219,8 @@ pub struct ReadyReport {
     pub cached: u32,
     /// Executables compiled anew.
     pub compiled: u32,
+    /// Modules that [`Prepare::spell_s`] was too short for: the plan cannot run yet.
+    pub left: u32,
 }
 
 /// One worker's part of a step.

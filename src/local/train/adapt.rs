@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use super::background;
 use super::propose::{Preparing, Proposed, Question, propose, same, trained};
-use super::rehearse::Rehearsals;
+use super::rehearse::{Rehearsals, Rehearsed};
 use super::watch::{Watch, What};
 use crate::forecast::Forecast;
 use crate::local::inputs::Inputs;
@@ -518,12 +518,11 @@ impl Adapt {
     }
 
     /// A plan was prepared for later, or could not be.
-    pub fn rehearsed(&mut self, plan: Option<(Plan, Seconds, u32)>) {
-        self.rehearsals.over();
-        if let Some((plan, prepare, compiled)) = plan {
-            self.took(prepare, compiled);
-            self.rehearsals.add(plan);
+    pub fn rehearsed(&mut self, rehearsed: Option<Rehearsed>) {
+        if let Some(Rehearsed { prepared, compiled, .. }) = &rehearsed {
+            self.took(*prepared, *compiled);
         }
+        self.rehearsals.over(rehearsed);
     }
 
     fn took(&mut self, prepare: Seconds, compiled: u32) {

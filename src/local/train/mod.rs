@@ -264,7 +264,7 @@ impl<'a> Training<'a> {
             check_interrupts(interrupts, tolerated)?;
             workers.check()
         })?;
-        self.session.prepare(plan.clone(), seats, checkpoint.is_none())?;
+        self.session.prepare(plan.clone(), seats, checkpoint.is_none(), None)?;
         self.wait_for(|n| matches!(n, Notice::Ready(_)))?;
         self.session.begin(step, checkpoint.as_deref());
         self.wait_for(|n| matches!(n, Notice::Begun))?;

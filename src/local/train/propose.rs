@@ -237,7 +237,7 @@ impl Question {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rehearse::{APART, Rehearsals};
+    use super::super::rehearse::{APART, Rehearsals, Rehearsed};
     use super::*;
 
     use crate::plan::solve::even_topology;
@@ -356,35 +356,51 @@ mod tests {
         assert_eq!(total(&again.1), total(&slow.1));
     }
 
+    /// The plan for a device of half the speed.
+    fn for_slow(q: &Question, device: usize) -> Plan {
+        let mut base = q.base.clone();
+        base.devices[device].speed = 0.5;
+        let ask = Ask { n_shards: 2, microbatch: Some(2) };
+        ask.solve(&q.spec, &q.model, &q.prepared, &base, None).unwrap()
+    }
+
     /// A device that becomes slow while a plan is compiled for later is seen before the next one is.
     #[test]
     fn between_two_rehearsals_steps_are_seen() {
         let q = question(BTreeMap::new());
-        let ask = Ask { n_shards: 2, microbatch: Some(2) };
-        let slow = |device: usize| {
-            let mut base = q.base.clone();
-            base.devices[device].speed = 0.5;
-            ask.solve(&q.spec, &q.model, &q.prepared, &base, None).unwrap()
-        };
-        let mut rehearsals = Rehearsals::waiting(vec![q.running.clone(), slow(0), slow(1)]);
+        let mut rehearsals = Rehearsals::waiting(vec![q.running.clone(), for_slow(&q, 0), for_slow(&q, 1)]);
         for device in 0..2 {
             for _ in 0..APART {
                 assert!(rehearsals.due(&q.running).is_none(), "too little has been seen");
                 rehearsals.step();
             }
-            assert!(rehearsals.due(&q.running).is_some_and(|plan| same(&plan, &slow(device))));
+            assert!(rehearsals.due(&q.running).is_some_and(|plan| same(&plan, &for_slow(&q, device))));
             assert!(rehearsals.due(&q.running).is_none(), "one is under way");
-            rehearsals.over();
+            rehearsals.over(None);
+        }
+    }
+
+    /// A rehearsal goes on after a while, until all is compiled or it comes no further.
+    #[test]
+    fn a_rehearsal_is_taken_up_again() {
+        let q = question(BTreeMap::new());
+        for (spells, known) in [(&[3, 1, 0][..], true), (&[3, 3][..], false)] {
+            let mut rehearsals = Rehearsals::waiting(vec![for_slow(&q, 1)]);
+            for &left in spells {
+                (0..APART).for_each(|_| rehearsals.step());
+                let plan = rehearsals.due(&q.running).unwrap();
+                rehearsals.over(Some(Rehearsed { plan, prepared: Seconds(5.0), compiled: 2, left }));
+            }
+            (0..APART).for_each(|_| rehearsals.step());
+            assert!(rehearsals.due(&q.running).is_none());
+            assert_eq!(!rehearsals.known().is_empty(), known);
         }
     }
 
     #[test]
     fn the_way_back_to_the_first_plan_is_short() {
         let mut q = question(BTreeMap::new());
-        let ask = Ask { n_shards: 2, microbatch: Some(2) };
-        let mut slow = q.base.clone();
-        slow.devices[1].speed = 0.5;
-        let to = ask.solve(&q.spec, &q.model, &q.prepared, &slow, None).unwrap();
+        let to = for_slow(&q, 1);
         let mut rehearsals = Rehearsals::default();
         rehearsals.moved(q.running.clone(), to.clone());
         q.known = rehearsals.known().to_vec();

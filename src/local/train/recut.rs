@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use serde_json::json;
 
+use super::rehearse::Rehearsed;
 use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Asked, Reply, Request};
 use crate::local::inputs::Ask;
@@ -14,6 +15,9 @@ use crate::plan::{Infeasible, Plan, check};
 use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{ReadyReport, Switched, WorkerId};
+
+/// So long workers compile for later in one go: what becomes of devices meanwhile is not seen.
+const SPELL: Seconds = Seconds(4.0);
 
 /// One move from plan to plan.
 pub struct Recut {
@@ -125,17 +129,17 @@ impl Training<'_> {
         }
     }
 
-    fn end_rehearsal(&mut self, plan: Option<(Plan, Seconds, u32)>) {
+    fn end_rehearsal(&mut self, rehearsed: Option<Rehearsed>) {
         self.session.abort();
-        let facts = match &plan {
-            Some((plan, prepared, compiled)) => {
-                json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled})
+        let facts = match &rehearsed {
+            Some(Rehearsed { plan, prepared, compiled, left }) => {
+                json!({"plan": plan.revision, "prepare_seconds": prepared.0, "compiled": compiled, "left": left})
             }
             None => json!({"called_off": true}),
         };
         self.event("rehearsal", facts);
         if let Some(adapt) = &mut self.adapt {
-            adapt.rehearsed(plan);
+            adapt.rehearsed(rehearsed);
         }
     }
 
@@ -204,7 +208,8 @@ impl Training<'_> {
                 let seats = seats(plan);
                 if seats.iter().all(|&w| self.session.has(w)) {
                     let plan = plan.clone();
-                    match self.session.prepare(plan.clone(), seats, false) {
+                    let spell = recut.rehearsal.then_some(SPELL);
+                    match self.session.prepare(plan.clone(), seats, false, spell) {
                         Ok(()) => {
                             recut.heard();
                             recut.phase = Phase::Preparing(plan);
@@ -238,15 +243,16 @@ impl Training<'_> {
         let prepared = Seconds(began.elapsed().as_secs_f64());
         let compiled = reports.iter().map(|(_, r)| r.compiled).sum();
         if *rehearsal {
+            let left = reports.iter().map(|(_, r)| r.left).sum();
             self.recut = None;
-            self.end_rehearsal(Some((plan, prepared, compiled)));
+            self.end_rehearsal(Some(Rehearsed { plan, prepared, compiled, left }));
             return Ok(());
         }
         if self.adapt.as_ref().is_some_and(|a| a.comes_late(plan.revision, prepared)) {
             // It is known from now on: if it still pays, it is back within a moment.
             self.call_off_recut(&format!("revision {} took {prepared} to prepare; it is weighed again", plan.revision));
             if let Some(adapt) = &mut self.adapt {
-                adapt.rehearsed(Some((plan, prepared, compiled)));
+                adapt.rehearsed(Some(Rehearsed { plan, prepared, compiled, left: 0 }));
             }
             return Ok(());
         }

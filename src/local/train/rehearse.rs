@@ -9,37 +9,52 @@ use super::propose::same;
 use crate::local::inputs::{Ask, Inputs};
 use crate::plan::Plan;
 use crate::topology::Topology;
+use crate::units::Seconds;
 
 /// Speeds of a device that are prepared for, the others being as fast as ever: the most telling first.
 const SPEEDS: [f64; 4] = [0.5, 0.75, 0.6, 0.87];
 /// Plans that are prepared for at most, and those that are remembered.
 const MOST: usize = 8;
 const MOST_KNOWN: usize = 16;
-/// Steps to be seen before each. Steps beside a compiler say nothing about devices: one that has become slow meanwhile would
-/// not be seen if rehearsals followed each other at once, and on a device that has, they take long.
+/// Steps to be seen before each, and before it goes on. Steps beside a compiler say nothing about devices: one that has become
+/// slow meanwhile would not be seen if rehearsals followed each other at once, and on a device that has, they take long.
 pub const APART: u32 = 10;
 
 /// What is compiled, and what will be.
 ///
 /// Rehearsed plans are made from nominal figures: they come out the same in every run, whose executables then lie on disk.
-#[derive(Default)]
 pub struct Rehearsals {
     state: State,
     /// Workers of the plans looked for.
     n_workers: usize,
     under_way: bool,
+    /// Modules that the first of the waiting plans lacked when it was looked at last.
+    left: u32,
     /// Steps seen since the last one.
     seen: u32,
     /// Plans whose executables are on disk, the latest last.
     known: Vec<Plan>,
 }
 
-#[derive(Default)]
+/// What has come of preparing a plan for later.
+pub struct Rehearsed {
+    pub plan: Plan,
+    pub prepared: Seconds,
+    /// Modules, on all workers, and those that it did not come to.
+    pub compiled: u32,
+    pub left: u32,
+}
+
 enum State {
-    #[default]
     Fresh,
     Solving(Receiver<Vec<Plan>>),
     Waiting(VecDeque<Plan>),
+}
+
+impl Default for Rehearsals {
+    fn default() -> Self {
+        Self { state: State::Fresh, n_workers: 0, under_way: false, left: u32::MAX, seen: 0, known: Vec::new() }
+    }
 }
 
 impl Rehearsals {
@@ -62,9 +77,19 @@ impl Rehearsals {
         self.add(to);
     }
 
-    /// The one under way is over, whatever has come of it.
-    pub fn over(&mut self) {
+    /// The one under way is over, or goes on another time; `None` when it was called off.
+    pub fn over(&mut self, rehearsed: Option<Rehearsed>) {
         (self.under_way, self.seen) = (false, 0);
+        let left = std::mem::replace(&mut self.left, u32::MAX);
+        match (rehearsed, &mut self.state) {
+            (Some(Rehearsed { plan, left: 0, .. }), _) => self.add(plan),
+            // Without room for executables it would come no further, ever.
+            (Some(r), State::Waiting(plans)) if r.left < left => {
+                self.left = r.left;
+                plans.push_front(r.plan);
+            }
+            _ => {}
+        }
     }
 
     /// A step was taken with nothing beside it.

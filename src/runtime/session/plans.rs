@@ -7,15 +7,23 @@ use super::crew::Crew;
 use super::{Coming, Phase, Session, union};
 use crate::plan::Plan;
 use crate::runtime::RuntimeError;
+use crate::units::Seconds;
 use crate::wire::control::{Move, Prepare, Seat, ToWorker, WorkerId};
 
 impl Session {
     /// Lets workers get ready for a plan, each on a seat (by rank), while what runs goes on. [`Notice::Ready`] or
-    /// [`Notice::Refused`] follows. `fresh`: its state will be made from the seed.
+    /// [`Notice::Refused`] follows. `fresh`: its state will be made from the seed. `spell`: it is for later, and compiled no
+    /// longer than that in one go.
     ///
     /// # Errors
     /// [`RuntimeError::Busy`] while another plan is on its way; nothing has been sent then.
-    pub fn prepare(&mut self, plan: Plan, seats: Vec<WorkerId>, fresh: bool) -> Result<(), RuntimeError> {
+    pub fn prepare(
+        &mut self,
+        plan: Plan,
+        seats: Vec<WorkerId>,
+        fresh: bool,
+        spell: Option<Seconds>,
+    ) -> Result<(), RuntimeError> {
         if let Some(coming) = &self.coming {
             return Err(RuntimeError::Busy { revision: coming.crew.plan.revision });
         }
@@ -47,6 +55,7 @@ impl Session {
                     moves: moves.iter().filter(mine).copied().collect(),
                     summed,
                     fresh,
+                    spell_s: spell.map(|s| s.0),
                 })),
             );
         }
