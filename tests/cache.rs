@@ -5,8 +5,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use foreshard::device::cache::{Cached, ExecutableCache, Origin, Trouble};
 use foreshard::device::{Arg, Device, DeviceError, ExecutableMemory, affinity};
@@ -15,7 +15,8 @@ use foreshard::graph::export::{Alias, to_hlo};
 use foreshard::graph::import::from_hlo;
 use foreshard::graph::{ArrayShape, DType};
 use foreshard::plan::{Problem, ScheduleKind, ShardId, solve};
-use foreshard::runtime::program::{CacheUse, Compiler};
+use foreshard::runtime::RuntimeError;
+use foreshard::runtime::program::{CacheUse, Compiler, Limits};
 use foreshard::runtime::wiring::{Rank, Wiring};
 use foreshard::topology::parse_devices;
 use foreshard::units::Bytes;
@@ -288,7 +289,7 @@ fn a_loaded_executable_computes_what_the_compiled_one_does() {
     }
 }
 
-/// All that a worker compiles comes from the cache the second time.
+/// What a worker compiles comes from the cache the second time, be it all or as much as there was time for.
 #[test]
 fn a_shard_that_was_compiled_before_is_loaded() {
     let device = support::cpu();
@@ -298,15 +299,35 @@ fn a_shard_that_was_compiled_before_is_loaded() {
     let plan = solve(&problem, None).unwrap();
     let wiring = Wiring::new(&model, &plan).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let cache = ExecutableCache::open(directory.path(), Bytes(1 << 30), device, ORIGIN).unwrap();
-    let compile = |cache: Option<&ExecutableCache>| {
+    let open = |name| ExecutableCache::open(&directory.path().join(name), Bytes(1 << 30), device, ORIGIN).unwrap();
+    let compile = |cache: Option<&ExecutableCache>, limits: Limits<'_>| {
         let rank = Rank { shard: ShardId(0), replica: 0 };
         let progress = &mut |_, _| {};
         let compiler = Compiler::new(device, &model, &plan, &wiring, rank, progress).with_cache(cache);
-        compiler.compile(Some(&BTreeSet::new())).unwrap().cache
+        Ok(compiler.with_limits(limits).compile(Some(&BTreeSet::new()))?.cache)
     };
-    let first = compile(Some(&cache));
+    let whole =
+        |cache: Option<&ExecutableCache>| -> Result<CacheUse, RuntimeError> { compile(cache, Limits::default()) };
+    let cache = open("whole");
+    let first = whole(Some(&cache)).unwrap();
     assert!(first.hits == 0 && first.misses > 3 && first.troubles.is_empty(), "{first:?}");
-    assert_eq!(compile(Some(&cache)), CacheUse { hits: first.misses, misses: 0, troubles: Vec::new() });
-    assert_eq!(compile(None), CacheUse::default());
+    assert_eq!(whole(Some(&cache)).unwrap(), CacheUse { hits: first.misses, misses: 0, troubles: Vec::new() });
+    assert_eq!(whole(None).unwrap(), CacheUse { hits: 0, ..first });
+
+    // With time for no more than one, each go has one more.
+    let cache = open("by spells");
+    let spell = Limits { until: Some(Instant::now()), cancelled: None };
+    let mut before = u32::MAX;
+    for _ in 1..first.misses {
+        match compile(Some(&cache), spell) {
+            Err(RuntimeError::Unfinished { compiled: 1, left }) if left < before => before = left,
+            other => panic!("{:?}", other.map(|_| "all")),
+        }
+    }
+    assert_eq!(
+        compile(Some(&cache), spell).unwrap(),
+        CacheUse { hits: first.misses - 1, misses: 1, troubles: Vec::new() }
+    );
+    let called_off = Limits { cancelled: Some(&AtomicBool::new(true)), until: None };
+    assert!(matches!(compile(None, called_off), Err(RuntimeError::Unfinished { compiled: 0, .. })));
 }

@@ -251,7 +251,10 @@ impl<'a, D: Device> Compiler<'a, D> {
         }
         let at = |source| RuntimeError::Device { at: format!("compiling {name}"), source };
         let executable = match self.cache {
-            None => self.device.compile(name, hlo, aliases).map_err(at)?,
+            None => {
+                self.cache_use.misses += 1;
+                self.device.compile(name, hlo, aliases).map_err(at)?
+            }
             Some(cache) => {
                 let cached = cache.compile(self.device, name, hlo, aliases).map_err(at)?;
                 self.cache_use.hits += u32::from(cached.hit);

@@ -106,15 +106,16 @@ impl Chart {
         let _ = write!(self.body, "<path class=\"band {class}\" d=\"M{}Z\"/>", corners.join("L"));
     }
 
-    /// A moment: a line from top to bottom, a letter above it, and a text for whoever points at it.
+    /// A moment: a line from top to bottom, a letter above it or a word right of it, and a text for whoever points at it.
     pub fn mark(&mut self, class: &str, x: f64, letter: &str, text: &str) {
         if !(self.x.0..=self.x.1).contains(&x) {
             return;
         }
         let at = LEFT + self.to_x(x);
+        let anchor = if letter.len() > 1 { "start" } else { "middle" };
         let _ = write!(
             self.axes,
-            "<g class=\"mark {class}\"><title>{}</title><path d=\"M{at:.1} {TOP}V{:.1}\"/><text x=\"{at:.1}\" y=\"13\" text-anchor=\"middle\">{}</text></g>",
+            "<g class=\"mark {class}\"><title>{}</title><path d=\"M{at:.1} {TOP}V{:.1}\"/><text x=\"{at:.1}\" y=\"13\" text-anchor=\"{anchor}\">{}</text></g>",
             escape(text),
             self.height - BOTTOM,
             escape(letter)
