@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Trains a GPT in two workers while real processes compete for the core of one of them.
 
-First once, as a surprise; then again and again, as something that can be foreseen. Everything ends with the job.
+First once, as a surprise; then again and again, as something that can be foreseen. A while after the last time the job
+is stopped, and all ends with it.
 """
 
 import json
@@ -67,7 +68,7 @@ class Run:
         return shards.count(int(VICTIM)) / len(shards)
 
     def rehearsed(self) -> None:
-        """Waits until no more plans are compiled for later: one takes up to half a minute, steps between two a few seconds."""
+        """Waits until no more plans are compiled for later. That is done in spells, of up to half a minute on a slow core."""
         seen, since = -1, time.monotonic()
         began = since
         while not self.ended() and time.monotonic() - since < 40 and time.monotonic() - began < 240:
@@ -100,10 +101,13 @@ def main() -> int:
             if ended:
                 break
             print("--- the competitors are gone", file=sys.stderr)
-        if not run.wait(REST):
+        if run.wait(REST):
+            code = run.job.returncode
+        else:
             run.job.send_signal(signal.SIGINT)
-        # It ends as asked.
-        code = run.job.wait() % (128 + signal.SIGINT)
+            code = run.job.wait()
+            if code == 128 + signal.SIGINT:  # as asked
+                code = 0
     except KeyboardInterrupt:
         code = run.job.wait()
     finally:
