@@ -395,6 +395,19 @@ mod tests {
             assert!(rehearsals.due(&q.running).is_none());
             assert_eq!(!rehearsals.known().is_empty(), known);
         }
+
+        // The job has moved to the plan that was half done: nothing is asked of the next for that.
+        let mut rehearsals = Rehearsals::waiting(vec![for_slow(&q, 0), for_slow(&q, 1)]);
+        let mut running = q.running.clone();
+        for left in [1, 7, 0] {
+            (0..APART).for_each(|_| rehearsals.step());
+            let plan = rehearsals.due(&running).unwrap();
+            if left == 1 {
+                running = plan.clone();
+            }
+            rehearsals.over(Some(Rehearsed { plan, prepared: Seconds(5.0), compiled: 2, left }));
+        }
+        assert!(rehearsals.known().iter().any(|known| same(known, &for_slow(&q, 1))));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use serde_json::json;
 
-use super::rehearse::Rehearsed;
+use super::rehearse::{Rehearsed, SPELL};
 use super::{Fault, SILENCE, Training, background, seats};
 use crate::local::control::{Asked, Reply, Request};
 use crate::local::inputs::Ask;
@@ -15,9 +15,6 @@ use crate::plan::{Infeasible, Plan, check};
 use crate::topology::{DeviceId, Topology};
 use crate::units::{Bytes, Seconds};
 use crate::wire::control::{ReadyReport, Switched, WorkerId};
-
-/// So long workers compile for later in one go: what becomes of devices meanwhile is not seen.
-const SPELL: Seconds = Seconds(4.0);
 
 /// One move from plan to plan.
 pub struct Recut {

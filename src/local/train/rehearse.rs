@@ -16,6 +16,8 @@ const SPEEDS: [f64; 4] = [0.5, 0.75, 0.6, 0.87];
 /// Plans that are prepared for at most, and those that are remembered.
 const MOST: usize = 8;
 const MOST_KNOWN: usize = 16;
+/// So long workers compile for later in one go.
+pub const SPELL: Seconds = Seconds(4.0);
 /// Steps to be seen before each, and before it goes on. Steps beside a compiler say nothing about devices: one that has become
 /// slow meanwhile would not be seen if rehearsals followed each other at once, and on a device that has, they take long.
 pub const APART: u32 = 10;
@@ -23,13 +25,13 @@ pub const APART: u32 = 10;
 /// What is compiled, and what will be.
 ///
 /// Rehearsed plans are made from nominal figures: they come out the same in every run, whose executables then lie on disk.
+#[derive(Default)]
 pub struct Rehearsals {
     state: State,
     /// Workers of the plans looked for.
     n_workers: usize,
-    under_way: bool,
-    /// Modules that the first of the waiting plans lacked when it was looked at last.
-    left: u32,
+    /// Modules that the one being prepared lacked before.
+    under_way: Option<u32>,
     /// Steps seen since the last one.
     seen: u32,
     /// Plans whose executables are on disk, the latest last.
@@ -45,16 +47,17 @@ pub struct Rehearsed {
     pub left: u32,
 }
 
+#[derive(Default)]
 enum State {
+    #[default]
     Fresh,
     Solving(Receiver<Vec<Plan>>),
-    Waiting(VecDeque<Plan>),
+    /// With the modules that each still lacks, as far as that is known.
+    Waiting(VecDeque<(Plan, u32)>),
 }
 
-impl Default for Rehearsals {
-    fn default() -> Self {
-        Self { state: State::Fresh, n_workers: 0, under_way: false, left: u32::MAX, seen: 0, known: Vec::new() }
-    }
+fn waiting(plans: Vec<Plan>) -> State {
+    State::Waiting(plans.into_iter().map(|plan| (plan, u32::MAX)).collect())
 }
 
 impl Rehearsals {
@@ -79,14 +82,13 @@ impl Rehearsals {
 
     /// The one under way is over, or goes on another time; `None` when it was called off.
     pub fn over(&mut self, rehearsed: Option<Rehearsed>) {
-        (self.under_way, self.seen) = (false, 0);
-        let left = std::mem::replace(&mut self.left, u32::MAX);
+        let before = self.under_way.take();
+        self.seen = 0;
         match (rehearsed, &mut self.state) {
             (Some(Rehearsed { plan, left: 0, .. }), _) => self.add(plan),
             // Without room for executables it would come no further, ever.
-            (Some(r), State::Waiting(plans)) if r.left < left => {
-                self.left = r.left;
-                plans.push_front(r.plan);
+            (Some(r), State::Waiting(plans)) if before.is_some_and(|before| r.left < before) => {
+                plans.push_front((r.plan, r.left));
             }
             _ => {}
         }
@@ -119,7 +121,7 @@ impl Rehearsals {
                 })?);
             }
             State::Solving(plans) => match plans.try_recv() {
-                Ok(plans) => self.state = State::Waiting(plans.into()),
+                Ok(plans) => self.state = waiting(plans),
                 Err(TryRecvError::Disconnected) => self.state = State::Waiting(VecDeque::new()),
                 Err(TryRecvError::Empty) => {}
             },
@@ -131,12 +133,12 @@ impl Rehearsals {
     /// The next of the plans that wait, if it is time for one.
     pub fn due(&mut self, running: &Plan) -> Option<Plan> {
         let State::Waiting(plans) = &mut self.state else { return None };
-        if self.under_way || self.seen < APART {
+        if self.under_way.is_some() || self.seen < APART {
             return None;
         }
-        while let Some(plan) = plans.pop_front() {
+        while let Some((plan, left)) = plans.pop_front() {
             if !same(&plan, running) && !self.known.iter().any(|k| same(k, &plan)) {
-                self.under_way = true;
+                self.under_way = Some(left);
                 return Some(plan);
             }
         }
@@ -145,6 +147,6 @@ impl Rehearsals {
 
     #[cfg(test)]
     pub fn waiting(plans: Vec<Plan>) -> Self {
-        Self { state: State::Waiting(plans.into()), ..Self::default() }
+        Self { state: waiting(plans), ..Self::default() }
     }
 }
